@@ -1,0 +1,1 @@
+"""The bank: contracts, the chain, and every word that means money. Knows nothing of training."""

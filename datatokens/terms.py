@@ -1,0 +1,274 @@
+"""Job terms: one canonical JSON document, its hash, its on-chain struct, and the EIP-712 words signed about it.
+
+Knows nothing of connections (see chain.py) and nothing of what `spec` says about training: that is for the nodes.
+
+The buyer's whole promise is one JSON document. Its SHA-256 is the `specHash` of the on-chain struct, and the job id
+is a hash over that struct, the contract and the chain. So one changed byte anywhere is another job, which nobody paid.
+
+>>> canonical_json({"b": 1, "a": [1.5, "x"]})
+b'{"a":[1.5,"x"],"b":1}'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eth_abi.abi import encode as abi_encode
+from eth_account import Account
+from eth_account.messages import SignableMessage, encode_typed_data
+from eth_utils.address import is_address, to_checksum_address
+from eth_utils.crypto import keccak
+
+from datatokens.errors import SignatureError, TermsError
+
+MAX_UNITS = 2**96 - 1
+MAX_DATASETS = 64
+DOMAIN_NAME = "datahub"
+DOMAIN_VERSION = "1"
+MAX_TERMS_BYTES = 64 * 1024
+
+
+def canonical_json(value: Any) -> bytes:
+    """`value` as JSON bytes with sorted keys and no blanks; the same value gives the same bytes. Refuses NaN."""
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode()
+    except (TypeError, ValueError) as error:  # UnicodeEncodeError (lone surrogates) is a ValueError
+        raise TermsError(f"not representable as canonical JSON: {error}") from error
+
+
+def parse_canonical_json(raw: bytes) -> Any:
+    """The value of `raw`; raises TermsError unless `raw` is exactly the canonical JSON of that value."""
+
+    def refuse_constant(name: str) -> Any:
+        raise TermsError(f"{name} is not allowed in canonical JSON")
+
+    try:
+        value = json.loads(raw.decode(), parse_constant=refuse_constant)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise TermsError(f"not JSON: {error}") from error
+    if canonical_json(value) != raw:
+        raise TermsError("not canonical JSON: keys must be sorted and unique, with no blanks")
+    return value
+
+
+def whole(field: str, value: object, low: int, high: int) -> int:
+    """`value` if it is an integer in [low, high], else TermsError naming the field."""
+    if type(value) is not int or not low <= value <= high:
+        raise TermsError(f"{field}={value!r} must be a whole number from {low} to {high}")
+    return value
+
+
+def address(field: str, value: object) -> str:
+    """`value` as a checksummed address, else TermsError naming the field."""
+    if not isinstance(value, str) or not is_address(value):
+        raise TermsError(f"{field}={value!r} must be an address of 0x and 40 hexadecimal digits")
+    return to_checksum_address(value)
+
+
+def _exact_keys(what: str, value: object, keys: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TermsError(f"{what} must be an object with the fields {', '.join(keys)}")
+    if wrong := set(value) ^ set(keys):
+        raise TermsError(f"{what} must have exactly the fields {', '.join(keys)}; look at {', '.join(sorted(wrong))}")
+    return value
+
+
+@dataclass(frozen=True)
+class DatasetTerm:
+    """One dataset of a job: who signs for it and what it is paid (price 0 with a voucher, i.e. one datatoken)."""
+
+    dataset_id: int
+    node: str
+    price_units: int
+    voucher: bool = False
+
+    def __post_init__(self) -> None:
+        whole("dataset_id", self.dataset_id, 1, 2**64 - 1)
+        object.__setattr__(self, "node", address("node", self.node))
+        whole("price_units", self.price_units, 0, MAX_UNITS)
+        if type(self.voucher) is not bool:
+            raise TermsError(f"voucher={self.voucher!r} must be true or false")
+        if self.voucher and self.price_units:
+            raise TermsError(f"price_units={self.price_units} must be 0 where a voucher pays")
+
+
+@dataclass(frozen=True)
+class JobTerms:
+    """Everything a buyer promises and everything a node needs to check it.
+
+    Units are base units of the escrow's payment token; `deadline` is unix seconds; `spec` is the training,
+    privacy and purpose part, opaque here. Datasets are kept in ascending order of their node address, as the
+    contract demands (one key can then not be counted twice towards the quorum).
+    """
+
+    chain_id: int
+    market: str
+    buyer: str
+    datasets: tuple[DatasetTerm, ...]
+    reward_units: int
+    fee_units: int
+    deadline: int
+    quorum: int
+    spec: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        whole("chain_id", self.chain_id, 1, 2**64 - 1)
+        object.__setattr__(self, "market", address("market", self.market))
+        object.__setattr__(self, "buyer", address("buyer", self.buyer))
+        object.__setattr__(self, "datasets", tuple(sorted(self.datasets, key=lambda d: int(d.node, 16))))
+        whole("number of datasets", len(self.datasets), 1, MAX_DATASETS)
+        if len({d.node for d in self.datasets}) != len(self.datasets):
+            raise TermsError("node: each dataset of a job needs a node key of its own")
+        if len({d.dataset_id for d in self.datasets}) != len(self.datasets):
+            raise TermsError("dataset_id: a dataset can appear only once in a job")
+        whole("reward_units", self.reward_units, 0, MAX_UNITS)
+        whole("fee_units", self.fee_units, 0, MAX_UNITS)
+        whole("amount_units", self.amount_units, 0, MAX_UNITS)
+        whole("deadline", self.deadline, 1, 2**40 - 1)
+        whole("quorum", self.quorum, 1, len(self.datasets))
+        if not isinstance(self.spec, Mapping):
+            raise TermsError("spec must be an object")
+
+    @property
+    def amount_units(self) -> int:
+        """What the buyer escrows: prices + reward pool + fee."""
+        return sum(d.price_units for d in self.datasets) + self.reward_units + self.fee_units
+
+    def to_json(self) -> bytes:
+        """The canonical JSON document that is hashed, sent and shown."""
+        return canonical_json(
+            {
+                "buyer": self.buyer,
+                "chain_id": self.chain_id,
+                "datasets": [
+                    {"dataset_id": d.dataset_id, "node": d.node, "price_units": d.price_units, "voucher": d.voucher}
+                    for d in self.datasets
+                ],
+                "deadline": self.deadline,
+                "fee_units": self.fee_units,
+                "market": self.market,
+                "quorum": self.quorum,
+                "reward_units": self.reward_units,
+                "spec": self.spec,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> JobTerms:
+        """The terms in `raw`. Raises TermsError for anything but canonical, complete, in-range terms."""
+        if len(raw) > MAX_TERMS_BYTES:
+            raise TermsError(f"terms of {len(raw)} bytes are larger than {MAX_TERMS_BYTES}")
+        fields = (
+            "buyer chain_id datasets deadline fee_units market quorum reward_units spec".split()
+        )  # the whole document, nothing else
+        value = _exact_keys("terms", parse_canonical_json(raw), fields)
+        if not isinstance(value["datasets"], list):
+            raise TermsError("datasets must be a list")
+        lines = [
+            DatasetTerm(**_exact_keys("a dataset line", line, "dataset_id node price_units voucher".split()))
+            for line in value["datasets"]
+        ]
+        terms = cls(**{**value, "datasets": tuple(lines)})
+        if terms.to_json() != raw:
+            raise TermsError("terms are not in canonical form: checksummed addresses, datasets ascending by node")
+        return terms
+
+    @property
+    def spec_hash(self) -> bytes:
+        """SHA-256 of the whole document; the `specHash` on-chain."""
+        return hashlib.sha256(self.to_json()).digest()
+
+    def to_struct(self) -> tuple[Any, ...]:
+        """IJobEscrow.Terms as the nested tuple that the ABI encoder takes."""
+        lines = [(d.dataset_id, d.node, d.price_units, d.voucher) for d in self.datasets]
+        return (self.buyer, self.reward_units, self.fee_units, self.deadline, self.quorum, self.spec_hash, lines)
+
+    @property
+    def job_id(self) -> bytes:
+        """keccak256(abi.encode(chain id, market, keccak256(abi.encode(terms)))), as IJobEscrow.hashTerms."""
+        struct = "(address,uint96,uint96,uint40,uint16,bytes32,(uint64,address,uint96,bool)[])"
+        inner = keccak(abi_encode([struct], [self.to_struct()]))
+        return keccak(abi_encode(["uint256", "address", "bytes32"], [self.chain_id, self.market, inner]))
+
+    def index_of_node(self, node: str) -> int:
+        """Position of the dataset whose node key is `node`. Raises TermsError for a stranger."""
+        for index, line in enumerate(self.datasets):
+            if line.node == node:
+                return index
+        raise TermsError(f"node={node} is not part of this job")
+
+
+@dataclass(frozen=True)
+class Attestation:
+    """What a node signs at the end: this model, this report, who worked, who gets which part of the reward pool."""
+
+    job_id: bytes
+    model_hash: bytes
+    report_hash: bytes
+    worked: int
+    reward_units: tuple[int, ...]
+
+    @property
+    def rewards_hash(self) -> bytes:
+        """keccak256 over the list, each element padded to 32 bytes (Solidity's encodePacked of an array)."""
+        return keccak(b"".join(units.to_bytes(32, "big") for units in self.reward_units))
+
+
+def _typed(chain_id: int, market: str, primary: str, fields: Mapping[str, tuple[str, Any]]) -> SignableMessage:
+    return encode_typed_data(
+        domain_data={
+            "name": DOMAIN_NAME,
+            "version": DOMAIN_VERSION,
+            "chainId": chain_id,
+            "verifyingContract": market,
+        },
+        message_types={primary: [{"name": name, "type": kind} for name, (kind, _) in fields.items()]},
+        message_data={name: value for name, (_, value) in fields.items()},
+    )
+
+
+def attestation_message(terms: JobTerms, attestation: Attestation) -> SignableMessage:
+    """EIP-712 Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint256 worked,bytes32 rewardsHash)."""
+    return _typed(
+        terms.chain_id,
+        terms.market,
+        "Attestation",
+        {
+            "jobId": ("bytes32", attestation.job_id),
+            "modelHash": ("bytes32", attestation.model_hash),
+            "reportHash": ("bytes32", attestation.report_hash),
+            "worked": ("uint256", attestation.worked),
+            "rewardsHash": ("bytes32", attestation.rewards_hash),
+        },
+    )
+
+
+def acceptance_message(terms: JobTerms) -> SignableMessage:
+    """EIP-712 Acceptance(bytes32 jobId): the node has checked everything and will train."""
+    return _typed(terms.chain_id, terms.market, "Acceptance", {"jobId": ("bytes32", terms.job_id)})
+
+
+def rejection_message(terms: JobTerms, reason: str) -> SignableMessage:
+    """EIP-712 Rejection(bytes32 jobId,bytes32 reasonHash), reasonHash = keccak256 of the sentence in UTF-8."""
+    fields = {"jobId": ("bytes32", terms.job_id), "reasonHash": ("bytes32", keccak(text=reason))}
+    return _typed(terms.chain_id, terms.market, "Rejection", fields)
+
+
+def sign(message: SignableMessage, key: str | bytes) -> bytes:
+    """65-byte signature (r, s, v) with low s."""
+    return bytes(Account.sign_message(message, key).signature)
+
+
+def check_signature(message: SignableMessage, signature: bytes, signer: str) -> None:
+    """Raises SignatureError unless `signature` over `message` was made with the key of `signer`."""
+    try:
+        found = Account.recover_message(message, signature=signature)
+    except Exception as error:  # noqa: BLE001 eth_keys raises many kinds on hostile bytes
+        raise SignatureError(f"the signature of {signer} is malformed") from error
+    if found != signer:
+        raise SignatureError(f"the signature was made by {found}, not by {signer}")
