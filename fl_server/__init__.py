@@ -1,0 +1,1 @@
+"""The theatre: Flower runs over many hospitals. Holds no patient data; only settlement.py holds a key."""
