@@ -1,0 +1,194 @@
+"""Datasets, the nodes that serve them, and their contributors: what the chain says, plus public documents.
+
+A document is kept only if its hash is the one on-chain, so nobody needs an account to send one. Knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datatokens.errors import BankError, SignatureError, TermsError
+from datatokens.merkle import Tree, leaf
+from datatokens.terms import address, canonical_json, check_signature, supernode_message, whole
+from fl_client.datasets import Manifest
+from fl_client.errors import DatasetError
+from fl_server.errors import SuperLinkError
+from sqlmodel import col, delete, select
+
+from datahub.desk import Desk
+from datahub.errors import BadRequest, Conflict, NotFound
+from datahub.tables import ContributorRow, DatasetRow, NodeRow
+
+MAX_CONTRIBUTORS = 1_000_000
+
+
+def sync(desk: Desk) -> None:
+    """Bring the dataset table up to the registry (new datasets, changed prices, keys, manifests)."""
+    with desk.session() as session:
+        for dataset in desk.registry.datasets():
+            row = session.get(DatasetRow, dataset.dataset_id) or DatasetRow(
+                dataset_id=dataset.dataset_id, owner="", datatoken="", node="", price_units="0", contributor_bps=0,
+                manifest_hash="",
+            )
+            if row.manifest_hash != dataset.manifest_hash.hex():
+                row.manifest = None
+            row.owner, row.datatoken, row.node = dataset.owner, dataset.datatoken, dataset.node
+            row.price_units, row.contributor_bps = str(dataset.price_units), dataset.contributor_bps
+            row.manifest_hash = dataset.manifest_hash.hex()
+            session.add(row)
+        session.commit()
+
+
+def dataset_row(desk: Desk, dataset_id: int) -> DatasetRow:
+    """The row of a dataset, read from the chain if it is new. Raises NotFound."""
+    with desk.session() as session:
+        row = session.get(DatasetRow, dataset_id)
+    if row is None:
+        sync(desk)
+        with desk.session() as session:
+            row = session.get(DatasetRow, dataset_id)
+    if row is None:
+        raise NotFound(f"dataset_id={dataset_id} is not listed")
+    return row
+
+
+def manifest_of(row: DatasetRow) -> Manifest:
+    """The manifest that the hospital has sent. Raises Conflict where it has not yet."""
+    if row.manifest is None:
+        raise Conflict(f"dataset {row.dataset_id} has no manifest here yet; its hospital must send it")
+    return Manifest.from_dict(json.loads(row.manifest))
+
+
+def put_manifest(desk: Desk, dataset_id: int, document: Mapping[str, Any]) -> None:
+    """Keep a manifest whose hash is on-chain. Raises BadRequest for any other."""
+    sync(desk)
+    row = dataset_row(desk, dataset_id)
+    try:
+        manifest = Manifest.from_dict(document)
+        raw = canonical_json(manifest.as_dict())
+    except (DatasetError, TermsError) as error:
+        raise BadRequest(str(error)) from error
+    if hashlib.sha256(raw).hexdigest() != row.manifest_hash:
+        raise BadRequest(f"manifest: its hash is not the one that dataset {dataset_id} has on-chain")
+    row.manifest = raw.decode()
+    with desk.session() as session:
+        session.add(row)
+        session.commit()
+
+
+def register_node(desk: Desk, node: str, public_key_pem: str, binding: str) -> int:
+    """Register a SuperNode whose key the node key has signed for; the SuperLink's node id.
+
+    Raises BadRequest for a node that no dataset names, or a signature that the node key did not make.
+    """
+    sync(desk)
+    try:
+        node = address("node", node)
+        signature = bytes.fromhex(binding.removeprefix("0x"))
+        check_signature(
+            supernode_message(desk.config.chain_id, desk.config.market, public_key_pem.encode()), signature, node
+        )
+    except (TermsError, SignatureError, ValueError) as error:
+        raise BadRequest(f"binding: {error}") from error
+    with desk.session() as session:
+        if session.exec(select(DatasetRow).where(DatasetRow.node == node)).first() is None:
+            raise BadRequest(f"node={node} signs for no listed dataset; list one first")
+        supernode_id = desk.superlink.register_node(public_key_pem.encode(), node)
+        row = NodeRow(
+            node=node, supernode_public_key=public_key_pem, binding=binding, supernode_id=str(supernode_id)
+        )
+        session.merge(row)
+        session.commit()
+    return supernode_id
+
+
+def put_contributors(desk: Desk, dataset_id: int, epoch: int, entries: Sequence[tuple[str, int]]) -> None:
+    """Keep a contributor list whose Merkle root is the epoch's on-chain, so that everybody can get a proof.
+
+    Raises BadRequest for a list with another root.
+    """
+    if not 1 <= len(entries) <= MAX_CONTRIBUTORS:
+        raise BadRequest(f"contributors: a list has 1 to {MAX_CONTRIBUTORS} entries, not {len(entries)}")
+    try:
+        clean = [(address("account", a), whole("weight", w, 1, 2**128 - 1)) for a, w in entries]
+    except TermsError as error:
+        raise BadRequest(f"contributors: {error}") from error
+    tree = Tree([leaf(dataset_id, epoch, account, weight) for account, weight in clean])
+    if tree.root != desk.revenue.epoch(dataset_id, epoch).root:
+        raise BadRequest(f"contributors: the list's root is not the one of dataset {dataset_id}, epoch {epoch}, on-chain")
+    with desk.session() as session:
+        session.exec(
+            delete(ContributorRow).where(
+                col(ContributorRow.dataset_id) == dataset_id, col(ContributorRow.epoch) == epoch
+            )
+        )
+        session.add_all(
+            ContributorRow(dataset_id=dataset_id, epoch=epoch, position=i, account=account, weight=str(weight))
+            for i, (account, weight) in enumerate(clean)
+        )
+        session.commit()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one account may claim from one dataset's epoch, with the proof that the contract wants."""
+
+    dataset_id: int
+    epoch: int
+    account: str
+    weight: int
+    claimable_units: int
+    proof: tuple[str, ...]
+
+
+def claims_of(desk: Desk, account: str) -> list[Claim]:
+    """Everything that `account` is a contributor of, with what it can claim now (base units)."""
+    try:
+        account = address("account", account)
+    except TermsError as error:
+        raise BadRequest(str(error)) from error
+    claims = []
+    with desk.session() as session:
+        for row in session.exec(select(ContributorRow).where(ContributorRow.account == account)).all():
+            rows = session.exec(
+                select(ContributorRow)
+                .where(ContributorRow.dataset_id == row.dataset_id, ContributorRow.epoch == row.epoch)
+                .order_by(col(ContributorRow.position))
+            ).all()
+            tree = Tree([leaf(r.dataset_id, r.epoch, r.account, int(r.weight)) for r in rows])
+            try:
+                units = desk.revenue.claimable(row.dataset_id, row.epoch, account, int(row.weight))
+            except BankError:
+                units = 0
+            proof = tuple("0x" + sibling.hex() for sibling in tree.proof(row.position))
+            claims.append(Claim(row.dataset_id, row.epoch, account, int(row.weight), units, proof))
+    return claims
+
+
+def listing(desk: Desk) -> list[dict[str, Any]]:
+    """The catalogue as shown: every dataset, its public manifest, whether its node is connected."""
+    try:
+        online = desk.superlink.online_nodes()
+    except SuperLinkError:
+        online = set()
+    with desk.session() as session:
+        nodes = {row.node: int(row.supernode_id) for row in session.exec(select(NodeRow)).all()}
+        rows = session.exec(select(DatasetRow).order_by(col(DatasetRow.dataset_id))).all()
+    return [
+        {
+            "dataset_id": row.dataset_id,
+            "owner": row.owner,
+            "node": row.node,
+            "datatoken": row.datatoken,
+            "price_units": int(row.price_units),
+            "contributor_bps": row.contributor_bps,
+            "manifest_hash": row.manifest_hash,
+            "manifest": json.loads(row.manifest) if row.manifest else None,
+            "online": nodes.get(row.node) in online if row.node in nodes else False,
+        }
+        for row in rows
+    ]

@@ -1,0 +1,90 @@
+"""The hub's folder: hub.toml, the operator's key, the database, uploaded models, job folders. Read once."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datatokens.errors import TermsError
+from datatokens.terms import address, whole
+
+from datahub.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Everything the hub needs, checked.
+
+    fee_bps: the hub's fee in basis points of prices and rewards (the contract allows at most 5 % of the amount)
+    superlink: host:port of the SuperLink, also told to hospitals; superlink_folder: its state on this machine
+    database: any SQLAlchemy URL
+    """
+
+    folder: Path
+    chain: str
+    chain_id: int
+    registry: str
+    market: str
+    payment_token: str
+    superlink: str
+    superlink_folder: Path
+    database: str
+    fee_bps: int
+
+    @property
+    def operator_key(self) -> str:
+        """The key that pays gas for settlements and refunds."""
+        return (self.folder / "keys" / "operator.key").read_text().strip()
+
+    @property
+    def jobs_folder(self) -> Path:
+        """Where the hub hands jobs to the SuperLink's ServerApp and finds what it wrote."""
+        return self.superlink_folder / "jobs"
+
+    @property
+    def models_folder(self) -> Path:
+        """Uploaded graphs and weights, named by their SHA-256."""
+        return self.folder / "models"
+
+
+TEXTS = ("chain", "superlink", "superlink_folder", "database")
+
+
+def write(folder: Path, **values: Any) -> HubConfig:
+    """Write hub.toml and read it back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    (folder / "hub.toml").write_text("\n".join(["# The hub of one operator.", *lines, ""]))
+    return read(folder)
+
+
+def read(folder: Path) -> HubConfig:
+    """The hub in `folder`. Raises ConfigError with everything that is missing or wrong."""
+    try:
+        raw = tomllib.loads((folder / "hub.toml").read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder} holds no hub.toml; make one with: datahub hub init {folder}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{folder}/hub.toml is not TOML: {error}") from error
+    problems: list[str] = []
+    known = {*TEXTS, "chain_id", "registry", "market", "payment_token", "fee_bps"}
+    problems += [f"{name} is missing" for name in sorted(known - set(raw))]
+    problems += [f"{name} is unknown" for name in sorted(set(raw) - known)]
+    for name in known & set(raw):
+        try:
+            if name in TEXTS and not (isinstance(raw[name], str) and raw[name]):
+                problems.append(f"{name}={raw[name]!r} must be text")
+            elif name in ("registry", "market", "payment_token"):
+                raw[name] = address(name, raw[name])
+            elif name == "chain_id":
+                whole(name, raw[name], 1, 2**64 - 1)
+            elif name == "fee_bps":
+                whole(name, raw[name], 0, 500)
+        except TermsError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(f"{folder}/hub.toml: " + "; ".join(problems))
+    return HubConfig(folder=folder, **{**raw, "superlink_folder": Path(raw["superlink_folder"])})

@@ -1,0 +1,41 @@
+"""What the front desk refuses. Each maps to one HTTP status and one exit code, in app.py and cli.py only.
+
+* HubError
+  - NotFound        404  no such dataset, node or job
+  - BadRequest      422  a field is missing, unknown or out of range
+  - Conflict        409  the thing is in another state than the call needs
+  - ConfigError     -    hub.toml is wrong; all problems in one sentence
+  - OrderRefused    -    the buyer's own check of a quote failed: nothing was paid
+"""
+
+
+class HubError(Exception):
+    """Anything that this room refuses; the message is one sentence."""
+
+    status = 400
+
+
+class NotFound(HubError):
+    """No such thing."""
+
+    status = 404
+
+
+class BadRequest(HubError):
+    """A field is missing, unknown or out of range."""
+
+    status = 422
+
+
+class Conflict(HubError):
+    """The thing is in another state than the call needs."""
+
+    status = 409
+
+
+class ConfigError(HubError):
+    """The hub's configuration is wrong."""
+
+
+class OrderRefused(HubError):
+    """The quote is not what was asked for; nothing was paid."""

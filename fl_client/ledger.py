@@ -1,0 +1,278 @@
+"""The lifetime privacy ledger: what every patient set has spent, over all jobs, written before the act.
+
+Knows nothing of training or money. Rows are mechanisms (noise multiplier, sampling rate, steps), never a bare
+epsilon, and rows of spent privacy are never changed or deleted. One SQLite file (WAL, synchronous=FULL); every
+change is one IMMEDIATE transaction, so several threads or processes, and kill -9 at any point, are safe.
+
+A round goes: `begin_round` (the charge is on disk) -> train -> `finish_round` (the reply is on disk) -> the reply
+leaves. A round that was answered before gets its stored reply again, which costs nothing; a round whose reply was
+never stored has released nothing, so running it again is covered by the charge already written.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_client.accounting import epsilon
+from fl_client.errors import BudgetExceeded, LedgerError
+from fl_client.privacy import Charge
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS patient_set (key TEXT PRIMARY KEY, epsilon REAL NOT NULL, delta REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS spent (
+  id INTEGER PRIMARY KEY, key TEXT NOT NULL REFERENCES patient_set, job_id TEXT NOT NULL, round INTEGER NOT NULL,
+  noise_multiplier REAL NOT NULL, sampling_rate REAL NOT NULL, steps INTEGER NOT NULL, what TEXT NOT NULL,
+  at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS reserved (
+  id INTEGER PRIMARY KEY, key TEXT NOT NULL REFERENCES patient_set, job_id TEXT NOT NULL,
+  noise_multiplier REAL NOT NULL, sampling_rate REAL NOT NULL, steps INTEGER NOT NULL, what TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS job (
+  job_id TEXT PRIMARY KEY, key TEXT NOT NULL REFERENCES patient_set, charges TEXT NOT NULL,
+  closed INTEGER NOT NULL DEFAULT 0, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS round (
+  job_id TEXT NOT NULL REFERENCES job, number INTEGER NOT NULL, input_hash BLOB NOT NULL, reply BLOB,
+  PRIMARY KEY (job_id, number));
+CREATE TRIGGER IF NOT EXISTS spent_is_kept BEFORE DELETE ON spent BEGIN SELECT RAISE(ABORT, 'spent rows stay'); END;
+CREATE TRIGGER IF NOT EXISTS spent_is_fixed BEFORE UPDATE ON spent BEGIN SELECT RAISE(ABORT, 'spent rows stay'); END;
+"""
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round that was begun; `answered` once its reply is stored."""
+
+    number: int
+    answered: bool
+
+
+@dataclass(frozen=True)
+class JobLine:
+    """A job in the ledger, for display: rounds answered, epsilon spent by it alone, whether it is closed."""
+
+    job_id: str
+    rounds_answered: int
+    epsilon: float
+    closed: bool
+
+
+class Ledger:
+    """The ledger in one file. Every method opens its own connection."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with self._transaction() as db:
+            for statement in SCHEMA.split(";\n"):
+                if statement.strip():
+                    db.execute(statement)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA foreign_keys=ON")
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+        finally:
+            db.close()
+
+    # -- budgets -----------------------------------------------------------------------------------------------
+
+    def open_patient_set(self, key: str, epsilon_limit: float, delta: float) -> None:
+        """Name the lifetime budget of a patient set; naming it again changes the budget, never the history."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO patient_set VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET epsilon=excluded.epsilon,"
+                " delta=excluded.delta",
+                (key, epsilon_limit, delta),
+            )
+
+    def budget(self, key: str) -> tuple[float, float]:
+        """(epsilon, delta) of a patient set. Raises LedgerError for an unknown one."""
+        with self._transaction() as db:
+            return _budget(db, key)
+
+    def history(self, key: str) -> list[Charge]:
+        """Everything spent, oldest first."""
+        with self._transaction() as db:
+            return _charges(db, "spent", key)
+
+    def epsilon_spent(self, key: str) -> float:
+        """Epsilon of everything spent, at the patient set's delta."""
+        with self._transaction() as db:
+            return epsilon(_charges(db, "spent", key), _budget(db, key)[1])
+
+    def epsilon_committed(self, key: str) -> float:
+        """Epsilon of everything spent or reserved together."""
+        with self._transaction() as db:
+            return epsilon(_charges(db, "spent", key) + _charges(db, "reserved", key), _budget(db, key)[1])
+
+    # -- spending ----------------------------------------------------------------------------------------------
+
+    def charge(self, key: str, charge: Charge) -> None:
+        """Spend at once, outside a job (the catalogue's noised count). Raises BudgetExceeded."""
+        with self._transaction() as db:
+            _check_fits(db, key, [charge])
+            _insert_spent(db, key, "", 0, charge)
+
+    def reserve(self, key: str, job_id: str, charges: Sequence[Charge]) -> None:
+        """Set aside the worst case of a whole job. The same again is a no-op.
+
+        Raises BudgetExceeded if it does not fit, LedgerError for a second, different reservation of the same job.
+        """
+        described = repr([(c.noise_multiplier, c.sampling_rate, c.steps, c.what) for c in charges])
+        with self._transaction() as db:
+            known = db.execute("SELECT key, charges FROM job WHERE job_id=?", (job_id,)).fetchone()
+            if known == (key, described):
+                return
+            if known:
+                raise LedgerError(f"job {job_id[:12]} has another reservation already")
+            _check_fits(db, key, charges)
+            db.execute("INSERT INTO job VALUES (?, ?, ?, 0, ?)", (job_id, key, described, time.time()))
+            for c in charges:
+                db.execute(
+                    "INSERT INTO reserved (key, job_id, noise_multiplier, sampling_rate, steps, what)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    (key, job_id, c.noise_multiplier, c.sampling_rate, c.steps, c.what),
+                )
+
+    def begin_round(self, job_id: str, number: int, input_hash: bytes, charges: Sequence[Charge]) -> bytes | None:
+        """Write the round's charge before anything is trained; the stored reply if the round was answered before.
+
+        Raises LedgerError if the job is unknown or closed, the round was asked with another input, or the charges
+        are more than what the job still has reserved.
+        """
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT input_hash, reply FROM round WHERE job_id=? AND number=?", (job_id, number)
+            ).fetchone()
+            if row is not None:
+                if row[0] != input_hash:
+                    raise LedgerError(f"round {number} of job {job_id[:12]} was asked before with another model")
+                if row[1] is not None:
+                    return bytes(row[1])
+            key, closed = _job(db, job_id)
+            if closed:
+                raise LedgerError(f"job {job_id[:12]} is closed; no further round is answered")
+            if row is not None:  # begun, never answered: nothing left the room, the charge on disk covers it
+                return None
+            for charge in charges:
+                _take_reserved(db, job_id, number, charge)
+                _insert_spent(db, key, job_id, number, charge)
+            db.execute("INSERT INTO round VALUES (?, ?, ?, NULL)", (job_id, number, input_hash))
+            return None
+
+    def finish_round(self, job_id: str, number: int, reply: bytes) -> None:
+        """Store a round's reply; only then may it leave. Raises LedgerError for a round not begun, or answered."""
+        with self._transaction() as db:
+            done = db.execute(
+                "UPDATE round SET reply=? WHERE job_id=? AND number=? AND reply IS NULL", (reply, job_id, number)
+            )
+            if done.rowcount != 1:
+                raise LedgerError(f"round {number} of job {job_id[:12]} was not begun, or is answered already")
+
+    def close_job(self, job_id: str) -> None:
+        """End a job: what was reserved and never begun is free again; what was spent stays."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM reserved WHERE job_id=?", (job_id,))
+            db.execute("UPDATE job SET closed=1 WHERE job_id=?", (job_id,))
+
+    # -- looking -----------------------------------------------------------------------------------------------
+
+    def rounds(self, job_id: str) -> list[RoundRow]:
+        """The rounds of a job that were begun."""
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT number, reply IS NOT NULL FROM round WHERE job_id=? ORDER BY number", (job_id,)
+            ).fetchall()
+        return [RoundRow(number, bool(answered)) for number, answered in rows]
+
+    def reply(self, job_id: str, number: int) -> bytes | None:
+        """The stored reply of a round, if it was answered."""
+        with self._transaction() as db:
+            row = db.execute("SELECT reply FROM round WHERE job_id=? AND number=?", (job_id, number)).fetchone()
+        return bytes(row[0]) if row and row[0] is not None else None
+
+    def jobs(self, key: str) -> list[JobLine]:
+        """Every job of a patient set, newest first."""
+        with self._transaction() as db:
+            delta = _budget(db, key)[1]
+            lines = []
+            for job_id, closed in db.execute("SELECT job_id, closed FROM job WHERE key=? ORDER BY at DESC", (key,)):
+                answered = db.execute(
+                    "SELECT count(*) FROM round WHERE job_id=? AND reply IS NOT NULL", (job_id,)
+                ).fetchone()[0]
+                rows = db.execute(
+                    "SELECT noise_multiplier, sampling_rate, steps, what FROM spent WHERE job_id=?", (job_id,)
+                )
+                lines.append(JobLine(job_id, answered, epsilon([Charge(*r) for r in rows], delta), bool(closed)))
+            return lines
+
+
+def _budget(db: sqlite3.Connection, key: str) -> tuple[float, float]:
+    row = db.execute("SELECT epsilon, delta FROM patient_set WHERE key=?", (key,)).fetchone()
+    if row is None:
+        raise LedgerError(f"patient set {key[:12]} has no budget")
+    return float(row[0]), float(row[1])
+
+
+def _charges(db: sqlite3.Connection, table: str, key: str) -> list[Charge]:
+    """Charges of `spent` or `reserved`, equal mechanisms added up (RDP adds per step, so the order does not matter)."""
+    rows = db.execute(
+        f"SELECT noise_multiplier, sampling_rate, sum(steps), what FROM {table} WHERE key=?"  # noqa: S608 two fixed names
+        " GROUP BY noise_multiplier, sampling_rate, what ORDER BY min(id)",
+        (key,),
+    )
+    return [Charge(*row) for row in rows]
+
+
+def _job(db: sqlite3.Connection, job_id: str) -> tuple[str, bool]:
+    row = db.execute("SELECT key, closed FROM job WHERE job_id=?", (job_id,)).fetchone()
+    if row is None:
+        raise LedgerError(f"job {job_id[:12]} has reserved nothing here")
+    return str(row[0]), bool(row[1])
+
+
+def _check_fits(db: sqlite3.Connection, key: str, charges: Sequence[Charge]) -> None:
+    limit, delta = _budget(db, key)
+    committed = _charges(db, "spent", key) + _charges(db, "reserved", key)
+    before, after = epsilon(committed, delta), epsilon([*committed, *charges], delta)
+    if after > limit:
+        alone = epsilon(charges, delta)
+        raise BudgetExceeded(
+            f"epsilon: {alone:.3f} is asked for on top of {before:.3f} spent or reserved, together {after:.3f}; "
+            f"the lifetime budget is {limit:g} at delta={delta:g}"
+        )
+
+
+def _take_reserved(db: sqlite3.Connection, job_id: str, number: int, charge: Charge) -> None:
+    """Take one round's steps out of the job's reservation. An existing row shrinks; it never goes below zero."""
+    row = db.execute(
+        "SELECT id, steps FROM reserved WHERE job_id=? AND noise_multiplier=? AND sampling_rate=? AND what=?",
+        (job_id, charge.noise_multiplier, charge.sampling_rate, charge.what),
+    ).fetchone()
+    if row is None or row[1] < charge.steps:
+        raise LedgerError(f"round {number} of job {job_id[:12]} would spend more {charge.what} than the job reserved")
+    if row[1] == charge.steps:
+        db.execute("DELETE FROM reserved WHERE id=?", (row[0],))
+    else:
+        db.execute("UPDATE reserved SET steps=steps-? WHERE id=?", (charge.steps, row[0]))
+
+
+def _insert_spent(db: sqlite3.Connection, key: str, job_id: str, number: int, charge: Charge) -> None:
+    db.execute(
+        "INSERT INTO spent (key, job_id, round, noise_multiplier, sampling_rate, steps, what, at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (key, job_id, number, charge.noise_multiplier, charge.sampling_rate, charge.steps, charge.what, time.time()),
+    )

@@ -1,0 +1,266 @@
+"""The ServerApp of a job: ask for admission, average rounds, collect attestations, seal the result. Holds no key.
+
+Reads one job folder (terms.json, graph.json, weights.safetensors, nodes.json) and writes progress.jsonl, then
+outcome.json: attested, refused or failed. Asks exactly the hospitals in the terms, never who happens to be online.
+Knows nothing of money: settlement.py sends what is written here. A run repeated after a crash catches up at once,
+because nodes answer a round that they have answered before with the same reply.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flwr.superlink.grid.http_grid as http_grid
+import numpy as np
+from datatokens.terms import JobTerms
+from fl_client import protocol
+from fl_client.protocol import JobSpec
+from fl_client.weights import from_safetensors, model_hash
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from fl_server.errors import RunFailed
+from fl_server.report import Part, Round, build, loss_interval95
+from fl_server.results import Result, seal
+
+app = ServerApp()
+
+POLL_S = 0.03
+ADMIT_TIMEOUT_S = 120.0  # a model's dry run on a slow machine
+ROUND_TIMEOUT_S = 600.0
+FIRST_BACKOFF_S, BACKOFF_CAP_S = 0.02, 0.25  # Flower waits 1 to 10 s when a reply is listed before its objects are there
+
+_pull_objects = http_grid.pull_objects
+
+
+def _pull_objects_quickly(*args: Any, **kwargs: Any) -> dict[str, bytes]:
+    return _pull_objects(*args, **{"initial_backoff": FIRST_BACKOFF_S, "backoff_cap": BACKOFF_CAP_S, **kwargs})
+
+
+class JobFolder:
+    """The files of one job; every write is whole or not at all."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.terms = JobTerms.from_json((path / "terms.json").read_bytes())
+        self.spec = JobSpec.from_dict(self.terms.spec)
+        self.graph = (path / "graph.json").read_bytes()
+        self.weights = (path / "weights.safetensors").read_bytes()
+        nodes: dict[str, int] = json.loads((path / "nodes.json").read_text())
+        self.supernode = {line.dataset_id: nodes[line.node] for line in self.terms.datasets}
+
+    def progress(self, event: str, **facts: Any) -> None:
+        """Append one line to progress.jsonl, for people who wait."""
+        with (self.path / "progress.jsonl").open("a") as file:
+            file.write(json.dumps({"at": time.time(), "event": event, **facts}) + "\n")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file so that a reader sees all of it or none."""
+        temporary = self.path / f".{name}.new"
+        temporary.write_bytes(content)
+        temporary.replace(self.path / name)
+
+    def finish(self, state: str, **facts: Any) -> None:
+        """Write outcome.json, the last thing a run does."""
+        self.write("outcome.json", json.dumps({"state": state, **facts}).encode())
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Conduct one job from admission to attestations."""
+    http_grid.pull_objects = _pull_objects_quickly
+    job_id = str(context.run_config["job-id"])
+    if len(job_id) != 64 or not all(c in "0123456789abcdef" for c in job_id):
+        raise RunFailed(f"job-id={job_id[:80]!r} must be 64 hexadecimal digits")
+    job = JobFolder(Path(os.environ["DATAHUB_JOBS"]) / job_id)
+    try:
+        conduct(job, lambda messages, timeout, seen: exchange(grid, messages, timeout, seen))
+    except RunFailed as error:
+        job.finish("failed", reason=str(error))
+
+
+Exchange = Callable[[dict[int, Message], float, Callable[[int, Message], None]], dict[int, Message]]
+
+
+def exchange(
+    grid: Grid, messages: dict[int, Message], timeout: float, seen: Callable[[int, Message], None]
+) -> dict[int, Message]:
+    """Send each dataset's message, wait for the replies (polling fast); those that came in time, by dataset id."""
+    ids = dict(zip(grid.push_messages(messages.values()), messages, strict=True))
+    replies: dict[int, Message] = {}
+    end = time.monotonic() + timeout
+    while ids and time.monotonic() < end:
+        for reply in grid.pull_messages(ids):
+            dataset_id = ids.pop(reply.metadata.reply_to_message_id)
+            replies[dataset_id] = reply
+            seen(dataset_id, reply)
+        if ids:
+            time.sleep(POLL_S)
+    return replies
+
+
+def conduct(job: JobFolder, ask: Exchange) -> None:
+    """The whole job; raises RunFailed when it cannot reach a result."""
+    terms, spec = job.terms, job.spec
+    job.progress("started", hospitals=len(terms.datasets))
+    active = _admission(job, ask)
+    if active is None:
+        return
+    arrays = from_safetensors(job.weights)
+    strategy = FedAvg(weighted_by_key="persons")
+    rounds: list[Round] = []
+    parts: dict[int, Part] = {}
+    tail: list[dict[str, np.ndarray]] = []
+    for number in range(1, spec.rounds + 1):
+        started = time.monotonic()
+        replies = ask(_messages(job, active, protocol.ROUND, arrays, round=number), ROUND_TIMEOUT_S, _nobody)
+        good: dict[int, Message] = {}
+        for dataset_id in active:
+            problem = _problem(replies.get(dataset_id), spec, arrays)
+            if problem:
+                job.progress("dropped", dataset_id=dataset_id, round=number, reason=problem)
+            else:
+                good[dataset_id] = replies[dataset_id]
+        active = list(good)
+        if len(active) < terms.quorum:
+            raise RunFailed(f"round {number}: {len(active)} hospitals answered, the quorum is {terms.quorum}")
+        for dataset_id, reply in good.items():
+            metrics = reply.content[protocol.METRICS]
+            parts[dataset_id] = Part(
+                dataset_id,
+                number,
+                float(metrics["epsilon-job"]),
+                float(metrics["epsilon-lifetime"]),
+                str(reply.content[protocol.ANSWER]["device"]),
+            )
+        slowest = max(float(r.content[protocol.METRICS]["training-seconds"]) for r in good.values())
+        arrays, loss = _average(strategy, number, spec, good)
+        tail = [*tail, arrays][-spec.average_last :]
+        rounds.append(Round(number, loss, loss_interval95(spec, active)))
+        job.progress(
+            "round",
+            number=number,
+            rounds=spec.rounds,
+            loss=loss,
+            loss_interval95=rounds[-1].loss_interval95,
+            seconds=time.monotonic() - started,
+            training_seconds=slowest,
+            epsilon={str(d): parts[d].epsilon_job for d in active},
+            epsilon_lifetime={str(d): parts[d].epsilon_lifetime for d in active},
+        )
+    final = {name: np.mean([a[name] for a in tail], axis=0, dtype=np.float64).astype(np.float32) for name in arrays}
+    _attestation(job, ask, final, rounds, parts)
+
+
+def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
+    """Dataset ids that accepted; None when too many refused (the outcome is written then)."""
+    everyone = [line.dataset_id for line in job.terms.datasets]
+    request = {"terms": job.terms.to_json(), "graph": job.graph, "weights": job.weights}
+    content = {d: RecordDict({protocol.JOB: ConfigRecord(dict(request))}) for d in everyone}
+    messages = {d: Message(content[d], job.supernode[d], protocol.ADMIT) for d in everyone}
+    replies = ask(messages, ADMIT_TIMEOUT_S, _nobody)
+    accepted, rejections = [], {}
+    for line in job.terms.datasets:
+        answer = _answer(replies.get(line.dataset_id))
+        job.progress("admission", dataset_id=line.dataset_id, accepted=answer["accepted"], reason=answer["reason"])
+        if answer["accepted"]:
+            accepted.append(line.dataset_id)
+        elif answer["signature"]:
+            rejections[line.node] = {"reason": answer["reason"], "signature": answer["signature"].hex()}
+    if len(accepted) >= job.terms.quorum:
+        return accepted
+    ask(_messages(job, accepted, protocol.RELEASE), ADMIT_TIMEOUT_S, _nobody)
+    if len(job.terms.datasets) - len(rejections) < job.terms.quorum:
+        job.finish("refused", rejections=rejections)
+        return None
+    raise RunFailed(f"admission: {len(accepted)} hospitals accepted, the quorum is {job.terms.quorum}")
+
+
+def _attestation(
+    job: JobFolder, ask: Exchange, final: dict[str, np.ndarray], rounds: list[Round], parts: Mapping[int, Part]
+) -> None:
+    report, worked, shares = build(job.terms, job.spec, model_hash(final), rounds, parts)
+    active = [line.dataset_id for i, line in enumerate(job.terms.datasets) if worked >> i & 1]
+    job.progress("attesting", model_hash=model_hash(final).hex())
+    replies = ask(_messages(job, active, protocol.ATTEST, final, report=report), ADMIT_TIMEOUT_S, _nobody)
+    signatures = {}
+    for line in job.terms.datasets:
+        if line.dataset_id in active:
+            answer = _answer(replies.get(line.dataset_id))
+            job.progress("attestation", dataset_id=line.dataset_id, signed=answer["accepted"], reason=answer["reason"])
+            if answer["accepted"]:
+                signatures[line.node] = answer["signature"].hex()
+    if len(signatures) < job.terms.quorum:
+        raise RunFailed(f"attestation: {len(signatures)} hospitals signed, the quorum is {job.terms.quorum}")
+    sealed = seal(Result(final, job.graph, report), job.spec.buyer_public_key, job.terms.job_id.hex())
+    job.write("result.sealed", sealed)
+    job.write("report.json", report)
+    facts = {"model_hash": model_hash(final).hex(), "worked": worked, "reward_units": [str(s) for s in shares]}
+    job.finish("attested", signatures=signatures, **facts)
+
+
+def _messages(
+    job: JobFolder, dataset_ids: Iterable[int], kind: str, arrays: Mapping[str, np.ndarray] | None = None, **facts: Any
+) -> dict[int, Message]:
+    messages = {}
+    for dataset_id in dataset_ids:
+        content = RecordDict({protocol.JOB: ConfigRecord({"job": job.terms.job_id.hex(), **facts})})
+        if arrays is not None:
+            content[protocol.MODEL] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        messages[dataset_id] = Message(content, job.supernode[dataset_id], kind)
+    return messages
+
+
+def _nobody(dataset_id: int, reply: Message) -> None:
+    """Nothing to show for a single reply."""
+
+
+def _answer(reply: Message | None) -> dict[str, Any]:
+    """{accepted, reason, signature} of a reply that may be missing, an error or nonsense."""
+    if reply is None:
+        return {"accepted": False, "reason": "no answer in time", "signature": b""}
+    if reply.has_error():
+        return {"accepted": False, "reason": f"error: {reply.error.reason[:500]}", "signature": b""}
+    record = reply.content.get(protocol.ANSWER)
+    fields = {"accepted": bool, "reason": str, "signature": bytes}
+    if not isinstance(record, ConfigRecord) or any(type(record.get(k)) is not t for k, t in fields.items()):
+        return {"accepted": False, "reason": "an answer that is not understood", "signature": b""}
+    return {k: record[k] for k in fields}
+
+
+def _problem(reply: Message | None, spec: JobSpec, current: Mapping[str, np.ndarray]) -> str:
+    """Why a round's reply cannot be used; '' if it can."""
+    if reply is None or reply.has_error() or protocol.MODEL not in reply.content:
+        return str(_answer(reply)["reason"]) or "no model in the answer"
+    arrays, metrics = reply.content[protocol.MODEL], reply.content.get(protocol.METRICS)
+    if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
+        return "an answer that is not understood"
+    wanted = {"loss", "epsilon-job", "epsilon-lifetime", "training-seconds"}
+    if any(not isinstance(metrics.get(k), int | float) or not np.isfinite(metrics[k]) for k in wanted):
+        return "a metric is missing or not finite"
+    given = {name: array.numpy() for name, array in arrays.items()}
+    if {n: a.shape for n, a in given.items()} != {n: a.shape for n, a in current.items()}:
+        return "parameters of other names or shapes"
+    if not all(np.isfinite(a).all() for a in given.values()):
+        return "a parameter is not finite"
+    return ""
+
+
+def _average(
+    strategy: FedAvg, number: int, spec: JobSpec, replies: Mapping[int, Message]
+) -> tuple[dict[str, np.ndarray], float]:
+    """FedAvg weighted by the released counts in the terms (not by what a reply claims); arrays and mean loss."""
+    ordered = [replies[dataset_id] for dataset_id in sorted(replies)]  # float sums must repeat bit for bit
+    for dataset_id, reply in replies.items():
+        loss = float(reply.content[protocol.METRICS]["loss"])
+        reply.content[protocol.METRICS] = MetricRecord({"persons": spec.persons[dataset_id], "loss": loss})
+    arrays, metrics = strategy.aggregate_train(number, ordered)
+    if arrays is None or metrics is None:
+        raise RunFailed(f"round {number}: the replies could not be averaged")
+    return {n: a.numpy().astype(np.float32) for n, a in arrays.items()}, float(metrics["loss"])

@@ -1,0 +1,74 @@
+"""Send what a run has written to the escrow: settle, or give the money back. The only file here that uses a key.
+
+The key is the operator's; it pays gas and nothing else. Every signature is checked before anything is sent, so a
+damaged outcome costs no gas and is reported in words. Knows nothing of Flower.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from datatokens.errors import SignatureError
+from datatokens.escrow import Escrow
+from datatokens.terms import (
+    Attestation,
+    JobTerms,
+    attestation_message,
+    check_signature,
+    rejection_message,
+)
+from fl_client.protocol import sha256_hex
+
+from fl_server.errors import RunFailed
+
+
+def settle(escrow: Escrow, terms: JobTerms, outcome: Mapping[str, Any], report: bytes) -> Attestation:
+    """Send the attestations of an attested outcome. Raises RunFailed if too few signatures are good."""
+    attestation = Attestation(
+        job_id=terms.job_id,
+        model_hash=bytes.fromhex(outcome["model_hash"]),
+        report_hash=bytes.fromhex(sha256_hex(report)),
+        worked=int(outcome["worked"]),
+        reward_units=tuple(int(units) for units in outcome["reward_units"]),
+    )
+    message = attestation_message(terms, attestation)
+    good: dict[str, bytes] = {}
+    for line in terms.datasets:
+        signature = bytes.fromhex(outcome["signatures"].get(line.node, ""))
+        try:
+            check_signature(message, signature, line.node)
+        except SignatureError:
+            continue  # counted below: the quorum decides
+        good[line.node] = signature
+    if len(good) < terms.quorum:
+        raise RunFailed(f"{len(good)} good attestations, the quorum is {terms.quorum}")
+    escrow.settle(terms, attestation, good)
+    return attestation
+
+
+def refund_rejected(escrow: Escrow, terms: JobTerms, rejections: Mapping[str, Mapping[str, str]]) -> None:
+    """Send signed refusals, so that the buyer has the money back before the deadline."""
+    good: dict[str, tuple[str, bytes]] = {}
+    for line in terms.datasets:
+        if line.node not in rejections:
+            continue
+        reason, signature = rejections[line.node]["reason"], bytes.fromhex(rejections[line.node]["signature"])
+        try:
+            check_signature(rejection_message(terms, reason), signature, line.node)
+        except SignatureError:
+            continue
+        good[line.node] = (reason, signature)
+    needed = len(terms.datasets) - terms.quorum + 1
+    if len(good) < needed:
+        raise RunFailed(f"{len(good)} signed refusals, {needed} are needed before the deadline")
+    escrow.refund_rejected(terms, good)
+
+
+def read_outcome(raw: bytes) -> dict[str, Any]:
+    """outcome.json as a run wrote it."""
+    value = json.loads(raw)
+    if not isinstance(value, dict) or value.get("state") not in ("attested", "refused", "failed"):
+        raise RunFailed("the run's outcome is not understood")
+    return value
