@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from web3.logs import DISCARD
+
 from datatokens.chain import Chain
 
 
@@ -34,7 +36,7 @@ class Registry:
         receipt = self.chain.send(
             self.contract.functions.listDataset(node, price_units, contributor_bps, manifest_hash, uri, symbol)
         )
-        (event,) = self.contract.events.DatasetListed().process_receipt(receipt)
+        (event,) = self.contract.events.DatasetListed().process_receipt(receipt, errors=DISCARD)
         return int(event["args"]["datasetId"])
 
     def dataset(self, dataset_id: int) -> Dataset:

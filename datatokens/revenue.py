@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from web3.logs import DISCARD
+
 from datatokens.chain import Chain
 from datatokens.registry import Token
 
@@ -37,7 +39,7 @@ class Revenue:
     def post_contributors(self, dataset_id: int, root: bytes, total_weight: int, uri: str) -> int:
         """Post a tree, by the dataset's owner; the epoch it is for. Raises TransactionRefused."""
         receipt = self.chain.send(self.contract.functions.postContributors(dataset_id, root, total_weight, uri))
-        (event,) = self.contract.events.ContributorsPosted().process_receipt(receipt)
+        (event,) = self.contract.events.ContributorsPosted().process_receipt(receipt, errors=DISCARD)
         return int(event["args"]["epoch"])
 
     def pool(self, dataset_id: int) -> Pool:
@@ -64,7 +66,7 @@ class Revenue:
     def claim(self, dataset_id: int, epoch: int, account: str, weight: int, proof: Sequence[bytes]) -> int:
         """Pay `account` its share; the units paid. Anyone may send it. Raises TransactionRefused."""
         receipt = self.chain.send(self.contract.functions.claim(dataset_id, epoch, account, weight, list(proof)))
-        (event,) = self.contract.events.Claimed().process_receipt(receipt)
+        (event,) = self.contract.events.Claimed().process_receipt(receipt, errors=DISCARD)
         return int(event["args"]["units"])
 
     def withdraw_hospital(self, dataset_id: int, to: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from fl_client.attest import OwnFigures, check_and_sign
 from fl_client.config import DatasetEntry, NodeConfig
 from fl_client.datasets import Records
 from fl_client.errors import DatasetError, LedgerError, NodeError, ProtocolError
-from fl_client.graph import GraphModel, from_safetensors, load_model, model_hash, parameters, to_safetensors
+from fl_client.graph import GraphModel, load_model, parameters
 from fl_client.ledger import Ledger
 from fl_client.policy import Request, admit
 from fl_client.protocol import JobSpec, sha256_hex
 from fl_client.training import LOSSES, train_round
+from fl_client.weights import from_safetensors, model_hash, to_safetensors
 
 log = logging.getLogger("datahub.node")
 
@@ -161,8 +162,8 @@ class DataRoom:
             delta=spec.plan.delta,
             persons=records.persons,
         )
-        admit(self.config.policy, request, manifest.delta)
-        datasets.check_cohort(records.persons, manifest.minimum_persons)
+        floor = max(self.config.policy.minimum_persons, manifest.minimum_persons)
+        admit(replace(self.config.policy, minimum_persons=floor), request, manifest.delta)
         self._safe_model(spec, entry, graph, weights)
         self.ledger.reserve(entry.patient_set, terms.job_id.hex(), charges)
 
@@ -244,12 +245,11 @@ class DataRoom:
         job = self._job(job_id)
         arrays = _checked(arrays, parameters(job.model))
         answered = sum(row.answered for row in self.ledger.rounds(job_id))
-        own = OwnFigures(
-            job.entry.dataset_id,
-            accounting.epsilon(job.spec.round_charges() * answered, job.spec.plan.delta),
-            self.ledger.epsilon_spent(job.entry.patient_set),
-            answered,
-        )
+        last = self.ledger.reply(job_id, answered)
+        if last is None:
+            raise ProtocolError(f"no round of job {job_id[:12]} was answered by this node")
+        released = _unpack(last)[1]
+        own = OwnFigures(job.entry.dataset_id, released["epsilon-job"], released["epsilon-lifetime"], answered)
         attestation, signature = check_and_sign(
             self.config.node_key, job.terms, job.spec, own, model_hash(arrays), report_raw
         )

@@ -1,0 +1,150 @@
+"""The hospital's commands: init, add-dataset, start, status. Maps errors to exit codes; decides nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from datatokens.chain import connect
+from datatokens.deploy import verify
+from rich.console import Console
+from rich.table import Table
+
+from fl_client import config as node_config
+from fl_client.datasets import PLATFORM_MINIMUM_PERSONS, Schema
+from fl_client.errors import ConfigError, DatasetError
+
+node = typer.Typer(help="A hospital's data node.", no_args_is_help=True)
+console = Console()
+
+Folder = Annotated[Path, typer.Argument(help="The node's folder.")]
+
+
+@node.command()
+def init(
+    folder: Folder,
+    name: Annotated[str, typer.Option(help="The hospital's name as the catalogue shows it.")],
+    hub: Annotated[str, typer.Option(help="URL of the hub.")],
+    chain: Annotated[str, typer.Option(help="URL of your own chain connection (JSON-RPC).")],
+) -> None:
+    """Make a node: its keys and node.toml. Compare the contract addresses it prints with those in your contract."""
+    from fl_client.listing import hub_request
+
+    network = hub_request(hub, "GET", "/api/network")
+    verify(connect(chain), network["registry"], network["market"])
+    made = node_config.create(folder, name=name, hub=hub, chain=chain, network=network)
+    console.print(f"node {name!r} in {folder}: node key {made.node_address}")
+    console.print(f"registry {made.registry}, market {made.market}: their code is that of this version of datahub")
+    console.print(f"next: datahub node add-dataset {folder} --file TABLE.csv --schema SCHEMA.json ...")
+
+
+@node.command("add-dataset")
+def add_dataset(
+    folder: Folder,
+    file: Annotated[Path, typer.Option(help="CSV file with a header row, one row per patient.")],
+    schema: Annotated[Path, typer.Option(help="Schema JSON: features with public constants, target.")],
+    name: Annotated[str, typer.Option(help="The dataset's name.")],
+    price_units: Annotated[int, typer.Option(help="Price of one job, base units of the payment token.")],
+    contributors: Annotated[Path, typer.Option(help="CSV file with the header account,weight.")],
+    owner_key_file: Annotated[Path, typer.Option(help="File with the owner's private key; used once, not copied.")],
+    description: Annotated[str, typer.Option(help="What the catalogue says about it.")] = "",
+    contributor_bps: Annotated[int, typer.Option(help="Contributors' part, of 10000.")] = 5000,
+    lifetime_epsilon: Annotated[float, typer.Option(help="What all jobs together may ever cost a patient.")] = 8.0,
+    delta: Annotated[float, typer.Option(help="Delta at which epsilon is counted.")] = 1e-5,
+    minimum_persons: Annotated[int, typer.Option(help="Never train on fewer patients.")] = PLATFORM_MINIMUM_PERSONS,
+) -> None:
+    """List a table as a dataset. The table stays; a noised count and the schema become public."""
+    from fl_client.listing import Listing, list_dataset, read_contributors
+
+    try:
+        parsed = Schema.from_dict(json.loads(schema.read_text()))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"schema: {schema} is not a readable JSON file: {error}") from error
+    listing = Listing(name, description, price_units, contributor_bps, lifetime_epsilon, delta, minimum_persons)
+    entry = list_dataset(
+        node_config.read(folder),
+        owner_key_file.read_text().strip(),
+        file,
+        parsed,
+        listing,
+        read_contributors(contributors),
+    )
+    console.print(f"dataset {entry.dataset_id} is listed with about {entry.manifest.persons} patients (noised)")
+    console.print(f"next: datahub node start {folder}")
+
+
+@node.command()
+def start(folder: Folder) -> None:
+    """Serve the node's datasets until stopped. Dials out only; listens on no port."""
+    from fl_client.app import DataRoom, make_app
+    from fl_client.listing import register_node
+    from fl_client.supernode import serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    for noisy in ("httpx", "httpcore", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    configuration = node_config.read(folder)
+    if not configuration.datasets:
+        raise ConfigError(f"{folder} has no dataset yet; list one with: datahub node add-dataset {folder} ...")
+    chain = connect(configuration.chain)
+    if chain.chain_id != configuration.chain_id:
+        raise ConfigError(f"chain_id={configuration.chain_id} in node.toml, but {configuration.chain} is {chain.chain_id}")
+    verify(chain, configuration.registry, configuration.market)
+    room = DataRoom(configuration, chain)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    register_node(configuration)
+    log = logging.getLogger("datahub.node")
+    serve(
+        make_app(room),
+        superlink=configuration.superlink,
+        ca_file=configuration.ca_file,
+        key=configuration.supernode_key,
+        stop=stop,
+        on_connected=lambda node_id: log.info("%s is connected as SuperNode %s", configuration.name, node_id),
+    )
+
+
+@node.command()
+def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """What each dataset has spent of its lifetime epsilon, and for which jobs."""
+    from fl_client.ledger import Ledger
+
+    configuration = node_config.read(folder)
+    ledger = Ledger(folder / "ledger.sqlite")
+    lines: list[dict[str, Any]] = []
+    for entry in configuration.datasets:
+        limit, delta = ledger.budget(entry.patient_set)
+        lines.append(
+            {
+                "dataset_id": entry.dataset_id,
+                "name": entry.manifest.name,
+                "epsilon_spent": ledger.epsilon_spent(entry.patient_set),
+                "epsilon_committed": ledger.epsilon_committed(entry.patient_set),
+                "epsilon_lifetime": limit,
+                "delta": delta,
+                "jobs": [vars(job) for job in ledger.jobs(entry.patient_set)],
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(lines))
+        return
+    table = Table(title=configuration.name)
+    for column in ("dataset", "epsilon spent", "with reserved", "lifetime", "delta", "jobs"):
+        table.add_column(column)
+    for line in lines:
+        table.add_row(
+            f"{line['dataset_id']} {line['name']}",
+            f"{line['epsilon_spent']:.3f}",
+            f"{line['epsilon_committed']:.3f}",
+            f"{line['epsilon_lifetime']:g}",
+            f"{line['delta']:g}",
+            str(len(line["jobs"])),
+        )
+    console.print(table)
