@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from datatokens.chain import connect
 from datatokens.escrow import Escrow
 from datatokens.registry import Registry
+from datatokens.revenue import Revenue
 from datatokens.terms import JobTerms
 from fl_client import accounting
 from fl_client.graph import export_model
@@ -228,3 +229,20 @@ class Job:
         if sha256_hex(result.report) != settlement.report_hash.hex():
             raise OrderRefused("the report in the result is not the one that the hospitals attested on-chain")
         return result
+
+
+def claim_all(hub: str, chain: str, key: str, account: str = "") -> dict[int, int]:
+    """Claim everything that `account` (default: the key's own address) is owed; dataset id -> base units.
+
+    The proofs come from the hub and are checked by the contract; the money goes to `account`. The key only pays gas.
+    """
+    connection = connect(chain, key)
+    desk = Hub(hub)
+    revenue = Revenue(connection, desk.get("/api/network")["market"])
+    paid: dict[int, int] = {}
+    for item in desk.get(f"/api/claims/{account or connection.address}"):
+        if item["claimable_units"] > 0:
+            proof = [bytes.fromhex(sibling.removeprefix("0x")) for sibling in item["proof"]]
+            units = revenue.claim(item["dataset_id"], item["epoch"], item["account"], item["weight"], proof)
+            paid[item["dataset_id"]] = paid.get(item["dataset_id"], 0) + units
+    return paid

@@ -1,0 +1,45 @@
+"""Show a job while it runs: stage, round, noised loss, epsilon of each hospital. For terminals and for logs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from datahub.sdk import Job
+
+
+def follow(job: Job, console: Console, names: dict[int, str] | None = None) -> dict[str, Any]:
+    """Wait until the job is settled or refunded; its last status. One line per round also goes to a log."""
+    names = names or {}
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rounds"),
+        TimeElapsedColumn(),
+    )
+    shown, refusals = 0, set()
+    status: dict[str, Any] = {}
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("paid", total=None)
+        for status in job.watch():
+            for line in status["datasets"]:
+                if line["accepted"] is False and line["dataset_id"] not in refusals:
+                    refusals.add(line["dataset_id"])
+                    who = names.get(line["dataset_id"], f"dataset {line['dataset_id']}")
+                    progress.console.print(f"  {who} refuses: {line['reason']}")
+            for one in status["rounds"][shown:]:
+                spent = ", ".join(
+                    f"{names.get(int(d), d)} {value:.2f}" for d, value in sorted(one["epsilon"].items())
+                )
+                progress.console.print(
+                    f"  round {one['number']:>2}/{one['rounds']}: loss {one['loss']:6.3f} ± {one['loss_interval95']:.3f}"
+                    f" (noised), epsilon {spent}; {one['seconds']:.2f} s",
+                    highlight=False,
+                )
+            shown = len(status["rounds"])
+            progress.update(task, description=status["state"], completed=shown, total=status["rounds_planned"])
+    return status
