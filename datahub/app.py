@@ -110,6 +110,8 @@ def create_app(desk: Desk, *, reconcile: bool = True) -> FastAPI:
         title="datahub",
         version="0.1.0",
         description="Buy one training job over many hospitals; raw data never leaves them.",
+        docs_url=None,  # Swagger's page loads scripts from elsewhere; /openapi.json is the document itself
+        redoc_url=None,
         lifespan=lifespan,
     )
     app.state.desk = desk

@@ -240,7 +240,14 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
         "runs_started": row.runs_started,
         "funded_at": row.funded_at.isoformat() if row.funded_at else None,
         "ended_at": row.ended_at.isoformat() if row.ended_at else None,
-        "settlement": settled,
+        "settlement": settled
+        and {
+            "model_hash": settled.model_hash.hex(),
+            "report_hash": settled.report_hash.hex(),
+            "worked": settled.worked,
+            "paid_units": settled.paid_units,
+            "change_units": settled.change_units,
+        },
         "result_ready": (folder / "result.sealed").exists() and row.state == JobState.SETTLED,
     }
 
