@@ -19,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fl_server.errors import TheatreError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from datahub import catalogue, jobs, orders, pages
 from datahub.desk import Desk
@@ -54,7 +54,7 @@ class ContributorsIn(Body):
     """A dataset's contributor list for one epoch: [[account, weight], ...] in the order of the tree's leaves."""
 
     epoch: int = Field(ge=1)
-    entries: list[tuple[str, int]]
+    entries: list[Annotated[tuple[str, StrictInt], Field(strict=False)]]  # JSON has lists only
 
 
 class OrderIn(Body):
