@@ -1,7 +1,8 @@
 """Compile the contracts with npm's solc-js into committed artifacts, or check that the committed ones match.
 
     python -m datatokens.build           writes datatokens/artifacts/*.json
-    python -m datatokens.build --check   exits 1 if a committed artifact differs from a fresh compilation
+    python -m datatokens.build --check   exits 1 if a committed artifact differs from a fresh compilation,
+                                         2 if the compiler is not installed
 
 Needs Node and `npm ci` in datatokens/ (make tools); users of the product need neither. Metadata is switched off, so
 the bytecode does not depend on paths or machines.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,8 @@ def _sources() -> dict[str, dict[str, str]]:
         name, path = waiting.pop()
         if name in found:
             continue
+        if not path.exists():
+            raise RuntimeError(f"{name} is imported but not there; run: make tools")
         text = path.read_text()
         found[name] = {"content": text}
         for line in text.splitlines():
@@ -57,6 +61,12 @@ def _sources() -> dict[str, dict[str, str]]:
     return dict(sorted(found.items()))
 
 
+def source_hash() -> str:
+    """SHA-256 over every .sol file of ours (name and text), hexadecimal; needs no compiler."""
+    texts = {p.relative_to(ROOM).as_posix(): p.read_text() for p in sorted((ROOM / "contracts").rglob("*.sol"))}
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+
+
 def compile_all() -> dict[str, dict[str, Any]]:
     """Contract name -> artifact. Raises RuntimeError with the compiler's own words."""
     sources = _sources()
@@ -66,31 +76,28 @@ def compile_all() -> dict[str, dict[str, Any]]:
         "sources": sources,
         "settings": {**SETTINGS, "outputSelection": {"*": {"*": outputs}}},
     }
-    run = subprocess.run(
-        ["node", "bin/solc", "--standard-json"],
-        cwd=ROOM,
-        input=json.dumps(request).encode(),
-        stdout=subprocess.PIPE,
-        check=True,
-    )
+    command = ["node", "bin/solc", "--standard-json"]
+    run = subprocess.run(command, cwd=ROOM, input=json.dumps(request).encode(), capture_output=True, check=False)
+    if run.returncode != 0:
+        raise RuntimeError(f"the compiler ended with {run.returncode}: {run.stderr.decode(errors='replace').strip()}")
     answer = json.loads(run.stdout[run.stdout.index(b"{") :])
     if errors := [e["formattedMessage"] for e in answer.get("errors", []) if e["severity"] == "error"]:
         raise RuntimeError("\n".join(errors))
     version = json.loads((ROOM / "node_modules" / "solc" / "package.json").read_text())["version"]
-    ours = {name: value for name, value in sources.items() if name.startswith("contracts/")}
-    source_hash = hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()
+    sources_now = source_hash()
     artifacts = {}
     for contract, source in CONTRACTS.items():
         output = answer["contracts"][source][contract]
         deployed = output["evm"]["deployedBytecode"]
-        if len(deployed["object"]) // 2 > MAX_CODE_BYTES:
-            raise RuntimeError(f"{contract} has {len(deployed['object']) // 2} bytes of code; {MAX_CODE_BYTES} are allowed")
+        size = len(deployed["object"]) // 2
+        if size > MAX_CODE_BYTES:
+            raise RuntimeError(f"{contract} has {size} bytes of code; {MAX_CODE_BYTES} are allowed")
         places = [p for group in deployed.get("immutableReferences", {}).values() for p in group]
         artifacts[contract] = {
             "contract": contract,
             "solc": version,
             "settings": SETTINGS,
-            "sourceHash": source_hash,
+            "sourceHash": sources_now,
             "abi": output["abi"],
             "bytecode": "0x" + output["evm"]["bytecode"]["object"],
             "deployedBytecode": "0x" + deployed["object"],
@@ -108,27 +115,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the contracts")
     parser.add_argument("--check", action="store_true", help="compare with the committed artifacts, write nothing")
     check = parser.parse_args().check
+    if shutil.which("node") is None:
+        parser.exit(2, "the contracts cannot be compiled: Node is not installed\n")
     if not (ROOM / "node_modules" / "solc").is_dir():
-        print("the Solidity compiler is not installed; run: make tools", file=sys.stderr)
-        return 2
+        parser.exit(2, "the contracts cannot be compiled: the Solidity compiler is not installed; run: make tools\n")
     try:
         artifacts = compile_all()
-    except (RuntimeError, subprocess.CalledProcessError, FileNotFoundError) as error:
-        print(f"contracts do not compile: {error}", file=sys.stderr)
-        return 1
+    except RuntimeError as error:
+        parser.exit(1, f"the contracts do not compile: {error}\n")
     different = []
     for name, artifact in artifacts.items():
         path = ARTIFACTS / f"{name}.json"
-        if check:
-            if not path.exists() or path.read_text() != _text(artifact):
-                different.append(name)
-        else:
+        if not check:
             path.parent.mkdir(exist_ok=True)
             path.write_text(_text(artifact))
-        print(f"{name}: {(len(artifact['deployedBytecode']) - 2) // 2} bytes of code")
+        elif not path.exists() or path.read_text() != _text(artifact):
+            different.append(name)
+        sys.stdout.write(f"{name}: {(len(artifact['deployedBytecode']) - 2) // 2} bytes of code\n")
     if different:
-        print(f"committed artifacts differ from the sources: {', '.join(different)}; run: make contracts", file=sys.stderr)
-        return 1
+        names = ", ".join(different)
+        parser.exit(1, f"committed artifacts differ from the sources: {names}; run: make contracts\n")
     return 0
 
 

@@ -14,19 +14,31 @@ from itertools import pairwise
 
 from eth_hash.auto import keccak
 
+from datatokens.terms import address, whole
+
 
 def leaf(dataset_id: int, epoch: int, account: str, weight: int) -> bytes:
-    """keccak256(keccak256(abi.encode(dataset_id, epoch, account, weight))); 32 bytes."""
-    words = (dataset_id, epoch, int(account, 16), weight)
-    return keccak(keccak(b"".join(word.to_bytes(32, "big") for word in words)))
+    """keccak256(keccak256(abi.encode(dataset_id, epoch, account, weight))); 32 bytes. Raises TermsError."""
+    words = (
+        whole("dataset_id", dataset_id, 1, 2**256 - 1),
+        whole("epoch", epoch, 1, 2**64 - 1),
+        int(address("account", account), 16),
+        whole("weight", weight, 1, 2**128 - 1),
+    )
+    digest: bytes = keccak(keccak(b"".join(word.to_bytes(32, "big") for word in words)))
+    return digest
 
 
 def _pair(a: bytes, b: bytes) -> bytes:
-    return keccak(a + b) if a < b else keccak(b + a)
+    digest: bytes = keccak(a + b if a < b else b + a)
+    return digest
 
 
 class Tree:
-    """All levels of a tree over `leaves` (at least one); a level's odd last node moves up unchanged."""
+    """All levels of a tree over `leaves` (at least one); a level's odd last node moves up unchanged.
+
+    Raises ValueError for no leaves. 100,000 leaves take a few seconds and some 30 MB.
+    """
 
     def __init__(self, leaves: Sequence[bytes]):
         if not leaves:

@@ -5,14 +5,18 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {Datatoken} from "./Datatoken.sol";
 import {RevenuePools} from "./RevenuePools.sol";
 import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
 import {IJobEscrow} from "./interfaces/IJobEscrow.sol";
 
+/// @title The escrow part of the market: every job is funded once and ends once, settled or refunded
 abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
     using SafeERC20 for IERC20;
 
+    /// @notice The hub's fee is at most this part of what the buyer escrows, in basis points of 10_000.
     uint256 public constant MAX_FEE_BPS = 500;
     uint256 private constant MAX_DATASETS = 64;
     uint256 private constant MIN_TIME = 10 minutes;
@@ -23,6 +27,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
     );
     bytes32 private constant REJECTION = keccak256("Rejection(bytes32 jobId,bytes32 reasonHash)");
 
+    /// @notice Whose credit the fee of a settled job goes to.
     address public immutable feeRecipient;
     mapping(bytes32 jobId => Job) private _jobs;
     /// @inheritdoc IJobEscrow
@@ -38,10 +43,9 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
         jobId = hashTerms(terms);
         if (_jobs[jobId].status != Status.None) revert JobExists(jobId);
         uint256 amountUnits = _checkTerms(terms);
-        if (terms.feeUnits * 10_000 > amountUnits * MAX_FEE_BPS) {
-            revert FeeTooHigh(terms.feeUnits, amountUnits * MAX_FEE_BPS / 10_000);
-        }
-        _jobs[jobId] = Job(uint96(amountUnits), terms.deadline, Status.Funded);
+        uint256 maxFeeUnits = amountUnits * MAX_FEE_BPS / 10_000;
+        if (terms.feeUnits > maxFeeUnits) revert FeeTooHigh(terms.feeUnits, maxFeeUnits);
+        _jobs[jobId] = Job(SafeCast.toUint96(amountUnits), terms.deadline, Status.Funded);
         emit JobCreated(jobId, terms.buyer, amountUnits, terms);
         _pull(paymentToken, msg.sender, amountUnits);
         for (uint256 i = 0; i < terms.datasets.length; ++i) {
@@ -75,12 +79,12 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
             )
         );
         if (signers.length < terms.quorum || signatures.length != signers.length) {
-            revert QuorumNotMet(signers.length, terms.quorum);
+            revert QuorumNotMet(Math.min(signers.length, signatures.length), terms.quorum);
         }
         for (uint256 k = 0; k < signers.length; ++k) {
             _checkSigner(terms, signers, k);
             if (result.worked >> signers[k] & 1 == 0) revert RewardWithoutWork(signers[k]);
-            _checkSignature(terms, signers[k], digest, signatures[k]);
+            _checkSignature(k, terms.datasets[signers[k]].node, digest, signatures[k]);
         }
         uint256 paidUnits = _pay(terms, result);
         uint256 changeUnits = _amountOf(terms) - paidUnits - terms.feeUnits;
@@ -109,12 +113,12 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
         bytes32 jobId = _end(terms, Status.Refunded);
         uint256 needed = terms.datasets.length - terms.quorum + 1;
         if (signers.length < needed || signatures.length != signers.length || reasonHashes.length != signers.length) {
-            revert QuorumNotMet(signers.length, needed);
+            revert QuorumNotMet(Math.min(Math.min(signers.length, signatures.length), reasonHashes.length), needed);
         }
         for (uint256 k = 0; k < signers.length; ++k) {
             _checkSigner(terms, signers, k);
             bytes32 digest = _hashTypedDataV4(keccak256(abi.encode(REJECTION, jobId, reasonHashes[k])));
-            _checkSignature(terms, signers[k], digest, signatures[k]);
+            _checkSignature(k, terms.datasets[signers[k]].node, digest, signatures[k]);
         }
         _refundAll(jobId, terms, true);
     }
@@ -165,34 +169,35 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
         return _amountOf(terms);
     }
 
+    /// @dev Prices + reward pool + fee; 66 numbers below 2**96 cannot overflow.
     function _amountOf(Terms calldata terms) private pure returns (uint256 units) {
         units = uint256(terms.rewardUnits) + terms.feeUnits;
         for (uint256 i = 0; i < terms.datasets.length; ++i) {
             units += terms.datasets[i].priceUnits;
         }
-        if (units > type(uint96).max) revert RewardsExceedPool(units, type(uint96).max);
     }
 
+    /// @dev At least a quorum of the datasets worked, and no bit names a dataset that the job does not have.
     function _checkWorked(Terms calldata terms, uint256 worked) private pure {
+        uint256 count = terms.datasets.length;
+        if (worked >> count != 0) revert BadPayouts(Math.log2(worked) + 1, count);
         uint256 bits = 0;
-        for (uint256 i = 0; i < terms.datasets.length; ++i) {
+        for (uint256 i = 0; i < count; ++i) {
             bits += worked >> i & 1;
         }
-        if (bits < terms.quorum || worked >> terms.datasets.length != 0) revert QuorumNotMet(bits, terms.quorum);
+        if (bits < terms.quorum) revert QuorumNotMet(bits, terms.quorum);
     }
 
+    /// @dev Strictly ascending and inside the list, so no index counts twice. Address 0: nobody is expected there.
     function _checkSigner(Terms calldata terms, uint256[] calldata signers, uint256 k) private pure {
         if (signers[k] >= terms.datasets.length || (k > 0 && signers[k] <= signers[k - 1])) {
             revert BadSignature(k, address(0));
         }
     }
 
-    function _checkSignature(Terms calldata terms, uint256 index, bytes32 digest, bytes calldata signature)
-        private
-        view
-    {
-        address node = terms.datasets[index].node;
-        if (!SignatureChecker.isValidSignatureNowCalldata(node, digest, signature)) revert BadSignature(index, node);
+    /// @dev Signature `k` is `node`'s own: by its key (ECDSA) or, where the node is a contract, by its ERC-1271 word.
+    function _checkSignature(uint256 k, address node, bytes32 digest, bytes calldata signature) private view {
+        if (!SignatureChecker.isValidSignatureNowCalldata(node, digest, signature)) revert BadSignature(k, node);
     }
 
     /// @dev Credit pools of datasets that worked, burn their vouchers, give back the vouchers of the others.
@@ -219,6 +224,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
         if (rewardSum > terms.rewardUnits) revert RewardsExceedPool(rewardSum, terms.rewardUnits);
     }
 
+    /// @dev Every unit and every voucher back to the buyer; `_end` has closed the job already.
     function _refundAll(bytes32 jobId, Terms calldata terms, bool rejected) private {
         uint256 units = _amountOf(terms);
         emit JobRefunded(jobId, units, rejected);

@@ -6,6 +6,7 @@ import {IERC721} from "@openzeppelin/contracts/token/ERC721/IERC721.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
 import {IRevenuePools} from "./interfaces/IRevenuePools.sol";
@@ -13,11 +14,14 @@ import {IRevenuePools} from "./interfaces/IRevenuePools.sol";
 /// @dev The payment token came with less (a fee on transfer) or more than was asked for.
 error UnexpectedAmountReceived(uint256 received, uint256 expected);
 
+/// @title The pools part of the market: what datasets earned and nobody has taken out yet
 abstract contract RevenuePools is IRevenuePools, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
 
     uint256 private constant BPS = 10_000;
+    /// @notice The registry whose datasets are paid here.
     IDatasetRegistry public immutable registry;
+    /// @notice The one token that this market takes and pays out.
     IERC20 public immutable paymentToken;
 
     mapping(uint256 datasetId => Pool) private _pools;
@@ -58,7 +62,7 @@ abstract contract RevenuePools is IRevenuePools, ReentrancyGuardTransient {
         if (units == 0) revert NothingToClaim(datasetId, epochNumber, account);
         // A tree whose weights sum to more than its total could entitle to more than there is: the cap holds anyway.
         if (current.claimedUnits + units > current.creditedUnits) revert ClaimsExceedCredits(datasetId, epochNumber);
-        current.claimedUnits += uint128(units);
+        current.claimedUnits += uint128(units); // fits: at most creditedUnits
         _claimed[datasetId][epochNumber][account] += units;
         emit Claimed(datasetId, epochNumber, account, units);
         paymentToken.safeTransfer(account, units);
@@ -115,8 +119,8 @@ abstract contract RevenuePools is IRevenuePools, ReentrancyGuardTransient {
         if (units == 0) return;
         uint256 contributorUnits = units * registry.dataset(datasetId).contributorBps / BPS;
         uint64 open = _openEpoch(datasetId);
-        _pools[datasetId].hospitalUnits += uint128(units - contributorUnits);
-        _epochs[datasetId][open].creditedUnits += uint128(contributorUnits);
+        _pools[datasetId].hospitalUnits += SafeCast.toUint128(units - contributorUnits);
+        _epochs[datasetId][open].creditedUnits += SafeCast.toUint128(contributorUnits);
         emit RevenueCredited(datasetId, open, units - contributorUnits, contributorUnits);
     }
 
@@ -129,12 +133,14 @@ abstract contract RevenuePools is IRevenuePools, ReentrancyGuardTransient {
         if (received != units) revert UnexpectedAmountReceived(received, units);
     }
 
+    /// @dev An untouched pool is in epoch 1.
     function _openEpoch(uint256 datasetId) private view returns (uint64) {
         uint64 stored = _pools[datasetId].epoch;
         return stored == 0 ? 1 : stored;
     }
 
     function _onlyOwner(uint256 datasetId) private view {
+        registry.dataset(datasetId); // UnknownDataset says more than ERC-721's own refusal
         if (IERC721(address(registry)).ownerOf(datasetId) != msg.sender) {
             revert IDatasetRegistry.NotDatasetOwner(datasetId, msg.sender);
         }
