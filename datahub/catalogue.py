@@ -13,34 +13,57 @@ from typing import Any
 
 from datatokens.errors import BankError, SignatureError, TermsError
 from datatokens.merkle import Tree, leaf
+from datatokens.registry import Dataset
 from datatokens.terms import address, canonical_json, check_signature, supernode_message, whole
 from fl_client.datasets import Manifest
 from fl_client.errors import DatasetError
 from fl_server.errors import SuperLinkError
-from sqlmodel import col, delete, select
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col, delete, select
 
 from datahub.desk import Desk
 from datahub.errors import BadRequest, Conflict, NotFound
 from datahub.tables import ContributorRow, DatasetRow, NodeRow
 
 MAX_CONTRIBUTORS = 1_000_000
+SYNC_ATTEMPTS = 3
 
 
 def sync(desk: Desk) -> None:
     """Bring the dataset table up to the registry (new datasets, changed prices, keys, manifests)."""
-    with desk.session() as session:
-        for dataset in desk.registry.datasets():
-            row = session.get(DatasetRow, dataset.dataset_id) or DatasetRow(
-                dataset_id=dataset.dataset_id, owner="", datatoken="", node="", price_units="0", contributor_bps=0,
-                manifest_hash="",
-            )
-            if row.manifest_hash != dataset.manifest_hash.hex():
-                row.manifest = None
-            row.owner, row.datatoken, row.node = dataset.owner, dataset.datatoken, dataset.node
-            row.price_units, row.contributor_bps = str(dataset.price_units), dataset.contributor_bps
-            row.manifest_hash = dataset.manifest_hash.hex()
-            session.add(row)
-        session.commit()
+    listed = desk.registry.datasets()
+    for attempt in range(SYNC_ATTEMPTS):
+        try:
+            with desk.session() as session:
+                for dataset in listed:
+                    _copy(session, dataset)
+                session.commit()
+            return
+        except IntegrityError:  # another worker inserted the same new dataset at the same moment
+            if attempt == SYNC_ATTEMPTS - 1:
+                raise
+
+
+def _copy(session: Session, dataset: Dataset) -> None:
+    manifest_hash = dataset.manifest_hash.hex()
+    row = session.get(DatasetRow, dataset.dataset_id)
+    facts = {
+        "dataset_id": dataset.dataset_id,
+        "owner": dataset.owner,
+        "datatoken": dataset.datatoken,
+        "node": dataset.node,
+        "price_units": str(dataset.price_units),
+        "contributor_bps": dataset.contributor_bps,
+        "manifest_hash": manifest_hash,
+    }
+    if row is None:
+        session.add(DatasetRow(**facts))
+        return
+    if row.manifest_hash != manifest_hash:
+        row.manifest = None
+    for name, value in facts.items():
+        if getattr(row, name) != value:
+            setattr(row, name, value)
 
 
 def dataset_row(desk: Desk, dataset_id: int) -> DatasetRow:
