@@ -7,8 +7,9 @@ a refusal costs no gas and comes back as a sentence. The only place (with the bi
 from __future__ import annotations
 
 import json
+import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,22 @@ from eth_utils.crypto import keccak
 from web3 import HTTPProvider, Web3
 from web3.contract import Contract
 from web3.exceptions import (
+    BadFunctionCallOutput,
+    BadResponseFormat,
     ContractCustomError,
     ContractLogicError,
-    TimeExhausted,
     TransactionNotFound,
-    Web3Exception,
     Web3RPCError,
 )
+from web3.types import RPCEndpoint
 
-from datatokens.errors import BankError, ChainUnreachable, TransactionRefused
+from datatokens.errors import BankError, ChainUnreachable, NodeRefused, TransactionRefused
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
 WAIT_S = 180.0
 LOG_RANGE = 2000
 GAS_MARGIN = 1.15
+NONCE_TRIES = 20
 FEE_CAP_WEI = 500 * 10**9  # a fee above this is a mistake or a trap; refuse rather than pay
 
 # What a person reads when a contract refuses; {fields} are the custom error's arguments.
@@ -109,8 +112,10 @@ def decode_revert(data: bytes) -> TransactionRefused:
         try:
             return TransactionRefused(str(abi_decode(["string"], data[4:])[0]))
         except DecodingError:
-            pass
-    return TransactionRefused("the contract refused without a reason" if not data else f"the contract refused: 0x{data.hex()}")
+            return TransactionRefused(f"the contract refused: 0x{data.hex()}")
+    if not data:
+        return TransactionRefused("the contract refused without a reason")
+    return TransactionRefused(f"the contract refused: 0x{data.hex()}")
 
 
 class Chain:
@@ -122,13 +127,25 @@ class Chain:
         session = requests.Session()
         session.trust_env = False  # a node's chain connection must not go through a proxy by accident
         self._web3 = Web3(HTTPProvider(url, session=session, request_kwargs={"timeout": 30}))
-        self.address: str | None = str(Account.from_key(key).address) if key else None
+        try:
+            self.address: str | None = str(Account.from_key(key).address) if key else None
+        except (ValueError, TypeError) as error:  # binascii.Error is a ValueError
+            raise BankError("the private key must be 32 bytes, as 64 hexadecimal digits") from error
         self.chain_id = int(self._ask(lambda: self._web3.eth.chain_id))
 
-    def _ask(self, question: Any) -> Any:
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        """The answer to a question to the node; every way it can fail as one of this room's errors."""
         try:
             return question()
-        except (requests.RequestException, OSError) as error:
+        except (ContractCustomError, ContractLogicError) as error:
+            data = error.data
+            raise decode_revert(bytes.fromhex(data.removeprefix("0x")) if isinstance(data, str) else b"") from error
+        except BadFunctionCallOutput as error:
+            raise BankError(f"the chain at {self.url} has no such contract at this address") from error
+        except Web3RPCError as error:
+            said = (error.rpc_response or {}).get("error")
+            raise NodeRefused(f"the chain at {self.url} refused: {said['message'] if said else error}") from error
+        except (requests.RequestException, OSError, BadResponseFormat, json.JSONDecodeError) as error:
             raise ChainUnreachable(f"no chain answers at {self.url}: {type(error).__name__}") from error
 
     def contract(self, name: str, address: str) -> Contract:
@@ -153,53 +170,78 @@ class Chain:
 
     def read(self, function: Any) -> Any:
         """The value of a view function. Raises TransactionRefused if it reverts."""
-        return self._ask(lambda: self._decoding(lambda: function.call()))
+        return self._ask(lambda: function.call())
 
     def send(self, function: Any) -> Mapping[str, Any]:
         """Simulate, sign, send, wait; the receipt. Raises TransactionRefused with the contract's reason."""
-        return self._transact(lambda options: function.build_transaction(options), function)
+        sender = self._sender()
+        # "pending": the clock of the block that this would be in; an idle chain's last block may be old
+        receipt = self._transact(
+            lambda: self._ask(lambda: function.call({"from": sender}, "pending")),
+            lambda: int(self._ask(lambda: function.estimate_gas({"from": sender}, "pending"))),
+            lambda options: function.build_transaction(options),
+        )
+        if receipt["status"] != 1:
+            self._ask(lambda: function.call({"from": sender}, receipt["blockNumber"]))  # says why, if it still refuses
+            raise TransactionRefused(f"transaction 0x{bytes(receipt['transactionHash']).hex()} failed on the chain")
+        return receipt
 
     def deploy(self, name: str, *arguments: Any) -> str:
-        """Deploy an artifact; the new address."""
-        item = artifact(name)
+        """Deploy an artifact; the new address. Raises TransactionRefused."""
+        item, sender = artifact(name), self._sender()
         constructor = self._web3.eth.contract(abi=item["abi"], bytecode=item["bytecode"]).constructor(*arguments)
-        receipt = self._transact(lambda options: constructor.build_transaction(options), None)
+        receipt = self._transact(
+            lambda: None,  # estimating runs it just as well
+            lambda: int(self._ask(lambda: constructor.estimate_gas({"from": sender}, "pending"))),
+            lambda options: constructor.build_transaction(options),
+        )
+        if receipt["status"] != 1:
+            raise TransactionRefused(f"{name} could not be deployed: its constructor failed on the chain")
         return str(receipt["contractAddress"])
 
-    def _decoding(self, action: Any) -> Any:
-        try:
-            return action()
-        except (ContractCustomError, ContractLogicError) as error:
-            data = error.data
-            raise decode_revert(bytes.fromhex(data.removeprefix("0x")) if isinstance(data, str) else b"") from error
-
-    def _transact(self, build: Any, function: Any) -> Mapping[str, Any]:
-        if self._key is None or self.address is None:
+    def _sender(self) -> Any:
+        if self.address is None:
             raise BankError(f"sending to the chain at {self.url} needs a key; this connection has none")
-        if function is not None:  # "pending": the clock of the block that this would be in
-            self._ask(lambda: self._decoding(lambda: function.call({"from": self.address}, "pending")))
-        fee = self._fees()
-        gas = None
-        for attempt in range(20):
-            nonce = self._ask(lambda: self._web3.eth.get_transaction_count(self.address, "pending"))  # type: ignore[arg-type]
-            options = {"from": self.address, "nonce": nonce, "chainId": self.chain_id, **fee}
-            if gas is not None:
-                options["gas"] = gas
-            transaction = self._ask(lambda: self._decoding(lambda: build(options)))  # noqa: B023 called at once
-            if gas is None:
-                gas = int(transaction["gas"] * GAS_MARGIN)
-                transaction["gas"] = gas
-            raw = Account.sign_transaction(transaction, self._key).raw_transaction
+        return self.address
+
+    def _transact(
+        self,
+        simulate: Callable[[], Any],
+        estimate: Callable[[], int],
+        build: Callable[[Any], Any],
+    ) -> Mapping[str, Any]:
+        """Sign and send under the next free nonce, and wait for the receipt.
+
+        Two processes may send with one key at once: who comes second to a nonce starts again from the simulation.
+        """
+        sender = self._sender()
+        for attempt in range(NONCE_TRIES):
+            simulate()
+            nonce = self._ask(lambda: self._web3.eth.get_transaction_count(sender, "pending"))
+            # The odd gas makes this transaction unlike that of any other process with the same key and the same call.
+            # So a node that already knows it has it from us, by a resend after a lost answer: it is not sent twice.
+            gas = int(estimate() * GAS_MARGIN) + secrets.randbelow(1000)
+            options = {"from": sender, "nonce": nonce, "chainId": self.chain_id, "gas": gas, **self._fees()}
+            signed = Account.sign_transaction(self._ask(lambda: build(options)), self._key)  # noqa: B023 called at once
             try:
-                sent = self._ask(lambda: self._web3.eth.send_raw_transaction(raw))  # noqa: B023
-            except Web3RPCError as error:
-                # another process of ours has used this nonce meanwhile: look again
-                if any(word in str(error).lower() for word in ("nonce", "already known", "underpriced")) and attempt < 19:
-                    time.sleep(0.05 * (attempt + 1))
-                    continue
-                raise BankError(f"the chain at {self.url} did not take the transaction: {error.message}") from error
-            return self._receipt(sent, function)
-        raise BankError(f"the chain at {self.url} refused twenty nonces in a row; is another program using this key?")
+                self._ask(lambda: self._web3.eth.send_raw_transaction(signed.raw_transaction))  # noqa: B023
+            except NodeRefused as error:
+                said = str(error).lower()
+                if not any(word in said for word in ("already known", "already imported", "known transaction")):
+                    if not any(word in said for word in ("nonce", "underpriced")):
+                        raise
+                    if not self._knows(signed.hash):
+                        time.sleep(0.02 * (attempt + 1) * (1 + secrets.randbelow(100) / 100))
+                        continue
+            return self._receipt(signed.hash)
+        raise BankError(f"the chain at {self.url} refused {NONCE_TRIES} nonces; is another program using this key?")
+
+    def _knows(self, transaction_hash: Any) -> bool:
+        try:
+            self._ask(lambda: self._web3.eth.get_transaction(transaction_hash))
+        except TransactionNotFound:
+            return False
+        return True
 
     def _fees(self) -> dict[str, int]:
         def ask() -> dict[str, int]:
@@ -208,45 +250,58 @@ class Chain:
             return {"maxPriorityFeePerGas": tip, "maxFeePerGas": 2 * base + tip}
 
         fee: dict[str, int] = self._ask(ask)
-        if fee["maxFeePerGas"] > FEE_CAP_WEI:
-            raise BankError(f"gas costs {fee['maxFeePerGas'] // 10**9} gwei now; more than {FEE_CAP_WEI // 10**9} is not paid")
+        gwei, cap_gwei = fee["maxFeePerGas"] // 10**9, FEE_CAP_WEI // 10**9
+        if gwei > cap_gwei:
+            raise BankError(f"gas costs {gwei} gwei now; more than {cap_gwei} is not paid")
         return fee
 
-    def _receipt(self, sent: Any, function: Any) -> Mapping[str, Any]:
-        end, pause = time.monotonic() + WAIT_S, 0.02
+    def _receipt(self, transaction_hash: Any) -> Mapping[str, Any]:
+        end, pause = time.monotonic() + WAIT_S, 0.05
         while time.monotonic() < end:
             try:
-                receipt: Mapping[str, Any] = self._ask(lambda: self._web3.eth.get_transaction_receipt(sent))
+                receipt: Mapping[str, Any] = self._ask(lambda: self._web3.eth.get_transaction_receipt(transaction_hash))
             except TransactionNotFound:
                 time.sleep(pause)
                 pause = min(0.5, pause * 1.5)
                 continue
-            if receipt["status"] != 1:
-                if function is not None:  # say why, if it still refuses
-                    self._decoding(lambda: function.call({"from": self.address}, "pending"))
-                raise TransactionRefused(f"transaction 0x{bytes(sent).hex()} failed")
             return receipt
-        raise TimeExhausted(f"transaction 0x{bytes(sent).hex()} is not in a block after {WAIT_S:.0f} s")
+        sent = f"transaction 0x{bytes(transaction_hash).hex()}"
+        raise BankError(f"{sent} is not in a block after {WAIT_S:.0f} s; it may still be mined")
 
-    def events(self, event: Any, from_block: int = 0, **filters: Any) -> Iterator[Mapping[str, Any]]:
-        """Decoded events, oldest first, asked for in ranges that public nodes accept."""
-        last = self.block_number()
-        for first in range(from_block, last + 1, LOG_RANGE):
-            until = min(first + LOG_RANGE - 1, last)
-            yield from self._ask(
-                lambda: event.get_logs(from_block=first, to_block=until, argument_filters=filters)  # noqa: B023
-            )
+    def logs(
+        self, event: Any, from_block: int = 0, to_block: int | None = None, chunk: int = LOG_RANGE, **filters: Any
+    ) -> Iterator[Mapping[str, Any]]:
+        """Decoded events, oldest first, asked for in ranges of `chunk` blocks, as public nodes demand.
+
+        `filters` are values of indexed arguments; `to_block` None is the newest block.
+        """
+        last = self.block_number() if to_block is None else to_block
+        for first in range(from_block, last + 1, chunk):
+            yield from self._range(event, first, min(first + chunk - 1, last), filters)
+
+    def newest_log(self, event: Any, chunk: int = LOG_RANGE, **filters: Any) -> Mapping[str, Any] | None:
+        """The newest event that fits, searched from the newest block backwards; None if there never was one."""
+        for last in range(self.block_number(), -1, -chunk):
+            if found := self._range(event, max(0, last - chunk + 1), last, filters):
+                return found[-1]
+        return None
+
+    def _range(self, event: Any, first: int, last: int, filters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return list(
+            self._ask(lambda: event.get_logs(from_block=first, to_block=last, argument_filters=dict(filters)))
+        )
 
     def rpc(self, method: str, *params: Any) -> Any:
-        """A raw JSON-RPC call (time travel in tests)."""
-        return self._ask(lambda: self._web3.provider.make_request(method, list(params)))
+        """The result of a raw JSON-RPC call (time travel in tests). Raises NodeRefused."""
+        answer = self._ask(lambda: self._web3.provider.make_request(RPCEndpoint(method), list(params)))
+        if "error" in answer:
+            raise NodeRefused(f"the chain at {self.url} refused: {answer['error'].get('message')}")
+        return answer.get("result")
 
 
 def connect(url: str, key: str | bytes | None = None) -> Chain:
-    """Connect to the JSON-RPC endpoint at `url`; raises ChainUnreachable. `key` is a private key, hexadecimal or bytes."""
-    if isinstance(key, bytes):
-        key = "0x" + key.hex()
-    try:
-        return Chain(url, key)
-    except Web3Exception as error:
-        raise ChainUnreachable(f"no chain answers at {url}: {error}") from error
+    """Connect to the JSON-RPC endpoint at `url`. `key` is a private key, hexadecimal or bytes; without it: look only.
+
+    Raises ChainUnreachable if nothing answers there, BankError for a key that is none.
+    """
+    return Chain(url, "0x" + key.hex() if isinstance(key, bytes) else key)

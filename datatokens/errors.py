@@ -3,6 +3,7 @@
 * BankError
   - TermsError          job terms that are not well formed
   - ChainUnreachable    no node answers at the URL
+  - NodeRefused         the node answered a JSON-RPC call with an error that is not a contract's
   - TransactionRefused  the contract said no; carries the custom error's name and arguments
   - SignatureError      a signature was not made by whom it should be
 """
@@ -23,6 +24,10 @@ class TermsError(BankError):
 
 class ChainUnreachable(BankError):
     """The JSON-RPC endpoint did not answer."""
+
+
+class NodeRefused(BankError):
+    """The JSON-RPC endpoint answered with an error of its own: a bad nonce, too little ether, an unknown block."""
 
 
 class SignatureError(BankError):

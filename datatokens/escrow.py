@@ -11,7 +11,7 @@ from eth_utils.crypto import keccak
 from datatokens.chain import Chain
 from datatokens.errors import BankError
 from datatokens.registry import Registry, Token
-from datatokens.terms import Attestation, JobTerms
+from datatokens.terms import Attestation, JobTerms, address
 
 ONE_JOB = 10**18  # datatokens
 
@@ -57,7 +57,9 @@ class Escrow:
 
         Raises BankError naming have and need when the balance is short, TransactionRefused for anything else.
         """
-        account, market = str(self.chain.address), self.contract.address
+        account, market = self.chain.address, self.contract.address
+        if account is None:
+            raise BankError("paying for a job needs the buyer's key; this connection has none")
         payment = Token(self.chain, self.chain.read(self.contract.functions.paymentToken()))
         have = payment.balance_units(account)
         if have < terms.amount_units:
@@ -100,12 +102,13 @@ class Escrow:
 
     def settlement(self, job_id: bytes) -> Settlement | None:
         """The settlement of a job, from its event; None if it is not settled."""
-        for event in self.chain.events(self.contract.events.JobSettled(), jobId=job_id):
-            said = event["args"]
-            return Settlement(
-                said["modelHash"], said["reportHash"], said["worked"], said["paidUnits"], said["changeUnits"]
-            )
-        return None
+        if self.job(job_id).status is not Status.SETTLED:
+            return None
+        event = self.chain.newest_log(self.contract.events.JobSettled(), jobId=job_id)
+        if event is None:
+            raise BankError(f"job 0x{job_id.hex()} is settled, but the chain at {self.chain.url} has lost the event")
+        said = event["args"]
+        return Settlement(said["modelHash"], said["reportHash"], said["worked"], said["paidUnits"], said["changeUnits"])
 
     def credit_units(self, account: str) -> int:
         """What waits for `account` to withdraw (the hub's fees; a transfer that failed)."""
@@ -113,4 +116,4 @@ class Escrow:
 
     def withdraw_credit(self, to: str) -> None:
         """Take out the connection's own credit."""
-        self.chain.send(self.contract.functions.withdrawCredit(to))
+        self.chain.send(self.contract.functions.withdrawCredit(address("to", to)))

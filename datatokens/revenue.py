@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from web3.logs import DISCARD
 
 from datatokens.chain import Chain
+from datatokens.errors import BankError
 from datatokens.registry import Token
+from datatokens.terms import address, whole
+
+MAX_WEIGHT = 2**128 - 1
+MAX_COUNT = 10**9
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,12 @@ class Revenue:
         self.contract = chain.contract("Market", address)
 
     def post_contributors(self, dataset_id: int, root: bytes, total_weight: int, uri: str) -> int:
-        """Post a tree, by the dataset's owner; the epoch it is for. Raises TransactionRefused."""
+        """Post a tree, by the dataset's owner; the epoch it is for. Raises TermsError, TransactionRefused.
+
+        The sum of the leaves' weights is `total_weight`; the tree itself is published at `uri`.
+        """
+        whole("total_weight", total_weight, 1, MAX_WEIGHT)
+        whole("bytes of root", len(root), 32, 32)
         receipt = self.chain.send(self.contract.functions.postContributors(dataset_id, root, total_weight, uri))
         (event,) = self.contract.events.ContributorsPosted().process_receipt(receipt, errors=DISCARD)
         return int(event["args"]["epoch"])
@@ -65,17 +75,27 @@ class Revenue:
 
     def claim(self, dataset_id: int, epoch: int, account: str, weight: int, proof: Sequence[bytes]) -> int:
         """Pay `account` its share; the units paid. Anyone may send it. Raises TransactionRefused."""
+        account, weight = address("account", account), whole("weight", weight, 1, MAX_WEIGHT)
         receipt = self.chain.send(self.contract.functions.claim(dataset_id, epoch, account, weight, list(proof)))
         (event,) = self.contract.events.Claimed().process_receipt(receipt, errors=DISCARD)
         return int(event["args"]["units"])
 
     def withdraw_hospital(self, dataset_id: int, to: str) -> None:
         """The owner takes the hospital's part."""
-        self.chain.send(self.contract.functions.withdrawHospital(dataset_id, to))
+        self.chain.send(self.contract.functions.withdrawHospital(dataset_id, address("to", to)))
 
     def buy_datatokens(self, dataset_id: int, count: int, price_units: int) -> None:
-        """Buy `count` prepaid jobs at `price_units` each, approving what is short first."""
+        """Buy `count` prepaid jobs at `price_units` each, approving what is short first.
+
+        Raises BankError naming have and need when the balance is short, TransactionRefused for anything else.
+        """
+        account, needed = self.chain.address, whole("count", count, 1, MAX_COUNT) * price_units
+        if account is None:
+            raise BankError("buying datatokens needs the buyer's key; this connection has none")
         payment = Token(self.chain, self.chain.read(self.contract.functions.paymentToken()))
-        if payment.allowance_units(str(self.chain.address), self.contract.address) < count * price_units:
-            payment.approve(self.contract.address, count * price_units)
+        have = payment.balance_units(account)
+        if have < needed:
+            raise BankError(f"{account} has {have} units of the payment token; {count} datatokens cost {needed}")
+        if payment.allowance_units(account, self.contract.address) < needed:
+            payment.approve(self.contract.address, needed)
         self.chain.send(self.contract.functions.buyDatatokens(dataset_id, count))
