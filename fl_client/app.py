@@ -20,7 +20,7 @@ from datatokens.errors import BankError, TermsError
 from datatokens.escrow import Escrow
 from datatokens.terms import JobTerms, acceptance_message, rejection_message, sign
 from eth_account import Account
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_client import accounting, datasets, protocol
@@ -298,13 +298,6 @@ def _unpack(stored: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 # -- Flower's side -----------------------------------------------------------------------------------------------
 
 
-def _arrays(message: Message) -> dict[str, np.ndarray]:
-    record = message.content.get(protocol.MODEL)
-    if not isinstance(record, ArrayRecord):
-        raise ProtocolError("model: an ArrayRecord is missing")
-    return {name: array.numpy() for name, array in record.items()}
-
-
 def _request(message: Message, **kinds: type) -> list[Any]:
     record = message.content.get(protocol.JOB)
     if not isinstance(record, ConfigRecord):
@@ -339,21 +332,14 @@ def make_app(room: DataRoom) -> ClientApp:
         return _answer(message, room.admit(terms, graph, weights))
 
     def on_round(message: Message) -> Message:
-        job_id, number = _request(message, job=str, round=int)
-        arrays, metrics = room.train(job_id, number, _arrays(message))
-        numbers = {k: v for k, v in metrics.items() if not isinstance(v, str)}
-        content = RecordDict(
-            {
-                protocol.MODEL: ArrayRecord({name: Array(array) for name, array in arrays.items()}),
-                protocol.METRICS: MetricRecord(numbers),
-                protocol.ANSWER: ConfigRecord({"accepted": True, "reason": "", "device": metrics["device"]}),
-            }
-        )
-        return Message(content, reply_to=message)
+        job_id, number, model = _request(message, job=str, round=int, model=bytes)
+        arrays, metrics = room.train(job_id, number, from_safetensors(model))
+        model = to_safetensors(arrays)
+        return _answer(message, {"accepted": True, "reason": "", "signature": b"", "model": model, **metrics})
 
     def on_attest(message: Message) -> Message:
-        job_id, report = _request(message, job=str, report=bytes)
-        return _answer(message, room.attest(job_id, _arrays(message), report))
+        job_id, report, model = _request(message, job=str, report=bytes, model=bytes)
+        return _answer(message, room.attest(job_id, from_safetensors(model), report))
 
     def on_release(message: Message) -> Message:
         (job_id,) = _request(message, job=str)

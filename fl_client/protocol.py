@@ -21,10 +21,10 @@ from fl_client.privacy import Charge, PrivacyPlan
 # Flower message types: "query" and "train" are Flower's, what stands behind the dot is ours.
 ADMIT, ROUND, ATTEST, RELEASE = "query.admit", "train.round", "query.attest", "query.release"
 
-MODEL = "model"  # ArrayRecord, name -> float32
-JOB = "job"  # ConfigRecord of a request
-ANSWER = "answer"  # ConfigRecord of a reply
-METRICS = "metrics"  # MetricRecord of a reply
+# One ConfigRecord each way, parameters as safetensors bytes in its field "model": every record, array and chunk of a
+# message is an object that the SuperLink stores and serves by itself, and a round costs per object, not per byte.
+JOB = "job"  # the record of a request
+ANSWER = "answer"  # the record of a reply
 
 SPEC_VERSION = 1
 MAX_ROUNDS = 1000

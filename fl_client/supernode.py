@@ -32,7 +32,7 @@ from fl_client.bundle import bundle_hash
 
 log = logging.getLogger("datahub.node")
 
-BUSY_POLL_S, IDLE_POLL_S, BUSY_FOR_S = 0.03, 0.5, 20.0
+BUSY_POLL_S, IDLE_POLL_S, BUSY_FOR_S = 0.1, 0.5, 20.0
 RETRY_S = 3.0  # a killed node's old session counts as alive for up to 60 s; activation is refused until then
 FOREIGN_BUNDLE = "this node runs only its installed code: the run's bundle is not datahub's metadata-only bundle"
 

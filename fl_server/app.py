@@ -9,6 +9,7 @@ because nodes answer a round that they have answered before with the same reply.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +21,8 @@ import numpy as np
 from datatokens.terms import JobTerms
 from fl_client import protocol
 from fl_client.protocol import JobSpec
-from fl_client.weights import from_safetensors, model_hash
+from fl_client.errors import GraphRefused
+from fl_client.weights import from_safetensors, model_hash, to_safetensors
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -31,7 +33,7 @@ from fl_server.results import Result, seal
 
 app = ServerApp()
 
-POLL_S = 0.03
+POLL_S = 0.08
 ADMIT_TIMEOUT_S = 120.0  # a model's dry run on a slow machine
 ROUND_TIMEOUT_S = 600.0
 FIRST_BACKOFF_S, BACKOFF_CAP_S = 0.02, 0.25  # Flower waits 1 to 10 s when a reply is listed before its objects are there
@@ -122,7 +124,7 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
         replies = ask(_messages(job, active, protocol.ROUND, arrays, round=number), ROUND_TIMEOUT_S, _nobody)
         good: dict[int, Message] = {}
         for dataset_id in active:
-            problem = _problem(replies.get(dataset_id), spec, arrays)
+            problem = _problem(replies.get(dataset_id), arrays)
             if problem:
                 job.progress("dropped", dataset_id=dataset_id, round=number, reason=problem)
             else:
@@ -131,15 +133,11 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
         if len(active) < terms.quorum:
             raise RunFailed(f"round {number}: {len(active)} hospitals answered, the quorum is {terms.quorum}")
         for dataset_id, reply in good.items():
-            metrics = reply.content[protocol.METRICS]
+            said = reply.content[protocol.ANSWER]
             parts[dataset_id] = Part(
-                dataset_id,
-                number,
-                float(metrics["epsilon-job"]),
-                float(metrics["epsilon-lifetime"]),
-                str(reply.content[protocol.ANSWER]["device"]),
+                dataset_id, number, said["epsilon-job"], said["epsilon-lifetime"], said["device"]
             )
-        slowest = max(float(r.content[protocol.METRICS]["training-seconds"]) for r in good.values())
+        slowest = max(r.content[protocol.ANSWER]["training-seconds"] for r in good.values())
         arrays, loss = _average(strategy, number, spec, good)
         tail = [*tail, arrays][-spec.average_last :]
         rounds.append(Round(number, loss, loss_interval95(spec, active)))
@@ -208,12 +206,11 @@ def _attestation(
 def _messages(
     job: JobFolder, dataset_ids: Iterable[int], kind: str, arrays: Mapping[str, np.ndarray] | None = None, **facts: Any
 ) -> dict[int, Message]:
+    model = {} if arrays is None else {"model": to_safetensors(arrays)}
     messages = {}
     for dataset_id in dataset_ids:
-        content = RecordDict({protocol.JOB: ConfigRecord({"job": job.terms.job_id.hex(), **facts})})
-        if arrays is not None:
-            content[protocol.MODEL] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
-        messages[dataset_id] = Message(content, job.supernode[dataset_id], kind)
+        record = ConfigRecord({"job": job.terms.job_id.hex(), **model, **facts})
+        messages[dataset_id] = Message(RecordDict({protocol.JOB: record}), job.supernode[dataset_id], kind)
     return messages
 
 
@@ -234,21 +231,32 @@ def _answer(reply: Message | None) -> dict[str, Any]:
     return {k: record[k] for k in fields}
 
 
-def _problem(reply: Message | None, spec: JobSpec, current: Mapping[str, np.ndarray]) -> str:
-    """Why a round's reply cannot be used; '' if it can."""
-    if reply is None or reply.has_error() or protocol.MODEL not in reply.content:
-        return str(_answer(reply)["reason"]) or "no model in the answer"
-    arrays, metrics = reply.content[protocol.MODEL], reply.content.get(protocol.METRICS)
-    if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
+ROUND_FIELDS = {
+    "model": bytes,
+    "loss": float,
+    "epsilon-job": float,
+    "epsilon-lifetime": float,
+    "training-seconds": float,
+    "device": str,
+}
+
+
+def _problem(reply: Message | None, current: Mapping[str, np.ndarray]) -> str:
+    """Why a round's reply cannot be used; '' if it can. What a node sends is checked like anything from a wire."""
+    answer = _answer(reply)
+    if reply is None or not answer["accepted"]:
+        return str(answer["reason"]) or "refused without a reason"
+    record = reply.content[protocol.ANSWER]
+    if any(type(record.get(k)) is not t for k, t in ROUND_FIELDS.items()):
         return "an answer that is not understood"
-    wanted = {"loss", "epsilon-job", "epsilon-lifetime", "training-seconds"}
-    if any(not isinstance(metrics.get(k), int | float) or not np.isfinite(metrics[k]) for k in wanted):
-        return "a metric is missing or not finite"
-    given = {name: array.numpy() for name, array in arrays.items()}
+    if not all(math.isfinite(record[k]) for k, t in ROUND_FIELDS.items() if t is float):
+        return "a metric is not finite"
+    try:
+        given = from_safetensors(record["model"])
+    except GraphRefused as error:
+        return str(error)
     if {n: a.shape for n, a in given.items()} != {n: a.shape for n, a in current.items()}:
         return "parameters of other names or shapes"
-    if not all(np.isfinite(a).all() for a in given.values()):
-        return "a parameter is not finite"
     return ""
 
 
@@ -256,11 +264,13 @@ def _average(
     strategy: FedAvg, number: int, spec: JobSpec, replies: Mapping[int, Message]
 ) -> tuple[dict[str, np.ndarray], float]:
     """FedAvg weighted by the released counts in the terms (not by what a reply claims); arrays and mean loss."""
-    ordered = [replies[dataset_id] for dataset_id in sorted(replies)]  # float sums must repeat bit for bit
     for dataset_id, reply in replies.items():
-        loss = float(reply.content[protocol.METRICS]["loss"])
-        reply.content[protocol.METRICS] = MetricRecord({"persons": spec.persons[dataset_id], "loss": loss})
-    arrays, metrics = strategy.aggregate_train(number, ordered)
-    if arrays is None or metrics is None:
+        said = reply.content[protocol.ANSWER]
+        arrays = {name: Array(array) for name, array in from_safetensors(said["model"]).items()}
+        metrics = MetricRecord({"persons": spec.persons[dataset_id], "loss": said["loss"]})
+        reply.content = RecordDict({"model": ArrayRecord(arrays), "metrics": metrics})
+    ordered = [replies[dataset_id] for dataset_id in sorted(replies)]  # float sums must repeat bit for bit
+    averaged, metrics = strategy.aggregate_train(number, ordered)
+    if averaged is None or metrics is None:
         raise RunFailed(f"round {number}: the replies could not be averaged")
-    return {n: a.numpy().astype(np.float32) for n, a in arrays.items()}, float(metrics["loss"])
+    return {n: a.numpy().astype(np.float32) for n, a in averaged.items()}, float(metrics["loss"])
