@@ -142,6 +142,8 @@ class Chain:
             raise decode_revert(bytes.fromhex(data.removeprefix("0x")) if isinstance(data, str) else b"") from error
         except BadFunctionCallOutput as error:
             raise BankError(f"the chain at {self.url} has no such contract at this address") from error
+        except TransactionNotFound:
+            raise  # a Web3RPCError too, but an answer: not mined yet
         except Web3RPCError as error:
             said = (error.rpc_response or {}).get("error")
             raise NodeRefused(f"the chain at {self.url} refused: {said['message'] if said else error}") from error
