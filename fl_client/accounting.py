@@ -3,7 +3,9 @@
 Renyi differential privacy by Opacus (Mironov 2017, 1702.07476; subsampled Gaussian: Mironov, Talwar, Zhang 2019,
 1908.10530), composed by adding over the whole history. Buyers choose their plans after having seen earlier results;
 adding RDP per order and comparing with the budget is a valid filter for such adaptive choices (Feldman & Zrnic 2021,
-2008.11193), which adding epsilons tightly (PLD, PRV) is not.
+2008.11193), which adding epsilons tightly (PLD, PRV) is not. Neighbours: add or remove one patient.
+
+Importing this file costs about two seconds, because importing any part of Opacus imports torch.
 
 >>> round(epsilon([Charge(1.0, 0.01, 1000, "doc")], 1e-5), 1)
 2.1
@@ -12,78 +14,113 @@ adding RDP per order and comparing with the budget is a valid filter for such ad
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numpy as np
-from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+from opacus.accountants.analysis.rdp import compute_rdp
 
 from fl_client.errors import PlanError
 from fl_client.privacy import Charge
 
-# The bound holds at any order; that a finer list might be tighter is no news to whoever reads the log.
-warnings.filterwarnings("ignore", message="Optimal order is the")
-
 # Opacus stops at 63, which floors epsilon near 0.1 at delta 1e-5; a lifetime of small charges needs higher orders.
-ORDERS = tuple([1 + x / 10.0 for x in range(1, 100)] + list(range(11, 64)) + [80, 96, 128, 192, 256, 384, 512, 768, 1024])
+# 1024 is its last order: binom(1024, 512) is the largest that a double holds.
+_HIGH = (80, 96, 128, 192, 256, 384, 512, 768, 1024)
+ORDERS = (*(1 + x / 10.0 for x in range(1, 100)), *range(11, 64), *_HIGH)
+_ORDERS = np.array(ORDERS)
+
+MIN_NOISE, MAX_NOISE = 0.3, 1e4  # what a PrivacyPlan allows
+MAX_METRIC_NOISE = 1e5
 
 
 @lru_cache(maxsize=4096)
 def _rdp_of_one_step(noise_multiplier: float, sampling_rate: float) -> np.ndarray:
-    rdp = np.asarray(
-        compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS)), dtype=np.float64
-    )
-    rdp = np.where(np.isfinite(rdp), np.maximum(rdp, 0.0), np.inf)
+    rdp = np.array([_rdp_at(order, noise_multiplier, sampling_rate) for order in ORDERS])
     rdp.setflags(write=False)
     return rdp
+
+
+def _rdp_at(order: float, noise_multiplier: float, sampling_rate: float) -> float:
+    """RDP at one order; infinity where Opacus's series fails numerically, which only leaves that order out."""
+    try:
+        with np.errstate(all="ignore"):  # a result that is not finite is caught below
+            value = float(compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=[order])[0])
+    except (ValueError, OverflowError, ZeroDivisionError):
+        return math.inf
+    return max(value, 0.0) if math.isfinite(value) else math.inf
 
 
 def _rdp(charges: Iterable[Charge]) -> np.ndarray:
     total = np.zeros(len(ORDERS))
     for charge in charges:
-        total = total + charge.steps * _rdp_of_one_step(charge.noise_multiplier, charge.sampling_rate)
+        total += charge.steps * _rdp_of_one_step(charge.noise_multiplier, charge.sampling_rate)
     return total
 
 
+def _epsilon_of(rdp: np.ndarray, delta: float) -> float:
+    """The smallest epsilon over the orders: Balle et al. 2020 (1905.09982), theorem 21. Infinite if no order holds."""
+    bound = rdp + np.log1p(-1 / _ORDERS) - (math.log(delta) + np.log(_ORDERS)) / (_ORDERS - 1)
+    return max(0.0, float(bound.min()))
+
+
 def epsilon(charges: Iterable[Charge], delta: float) -> float:
-    """Epsilon at `delta` of everything in `charges` together; 0 for nothing."""
+    """Epsilon at `delta` of everything in `charges` together, in any order; 0 for nothing.
+
+    Raises PlanError for a delta that is not between 0 and 1.
+    """
+    if not 0 < delta < 1:
+        raise PlanError(f"delta={delta!r} must be between 0 and 1")
     rdp = _rdp(charges)
-    if not rdp.any():
-        return 0.0
-    finite = np.isfinite(rdp)
-    orders = [order for order, fine in zip(ORDERS, finite, strict=True) if fine]
-    value, _ = get_privacy_spent(orders=orders, rdp=rdp[finite], delta=delta)
-    return float(max(0.0, value))
+    return _epsilon_of(rdp, delta) if rdp.any() else 0.0
+
+
+def fits(history: Iterable[Charge], new: Iterable[Charge], limit: float, delta: float) -> bool:
+    """Whether `new` may follow `history` under the lifetime budget (`limit`, `delta`): the RDP filter."""
+    return epsilon([*history, *new], delta) <= limit
 
 
 def calibrate(
-    target: float, delta: float, sampling_rate: float, steps: int, metric_steps: int, metric_share: float
+    target: float, delta: float, sampling_rate: float, steps: int, metric_steps: int, metric_share: float = 0.05
 ) -> tuple[float, float]:
-    """(noise_multiplier, metric_noise_multiplier) that together cost at most `target` epsilon, and more than 99 % of it.
+    """(noise_multiplier, metric_noise_multiplier) that together cost at most `target` epsilon and over 99 % of it.
 
-    `metric_share` is the metrics' part of the budget in 1/sigma^2 (rho of zCDP), at sampling rate 1.
-    Raises PlanError if no noise multiplier up to 10000 is enough.
+    `metric_share` is the metrics' part of rho, where rho is what the whole budget would be if it were spent on
+    unsubsampled Gaussian mechanisms (rho = 1/(2 sigma^2) each and adds up). Only when the least noise that a plan
+    allows (0.3) costs less than 99 % of the target, less is spent. Raises PlanError for an argument out of range, or
+    if no noise multiplier that a plan allows is enough.
     """
     if not (math.isfinite(target) and 0 < target <= 100):
         raise PlanError(f"epsilon={target!r} must be above 0 and at most 100")
     if not 0 < metric_share < 1:
         raise PlanError(f"metric_share={metric_share!r} must be between 0 and 1")
-    # sum of steps / sigma^2 is split (1 - share) : share at q = 1; with q < 1 training only gets cheaper
-    ratio = math.sqrt((1 - metric_share) / metric_share * metric_steps / (steps * sampling_rate**2))
+    too_small = PlanError(
+        f"epsilon={target:g} at delta={delta:g} is too small for {steps} steps and {metric_steps} metrics: "
+        f"even a noise multiplier of {MAX_NOISE:g} costs more"
+    )
 
-    def cost(noise: float) -> float:
-        charges = [Charge(noise, sampling_rate, steps, "training"), Charge(noise * ratio, 1.0, metric_steps, "metric")]
-        return epsilon(charges, delta)
+    def gaussian_cost(sigma: float) -> float:
+        return epsilon([Charge(sigma, 1.0, 1, "whole budget")], delta)
 
-    low, high = 0.3, 1e4
-    if ratio * low < 0.3:
-        low = 0.3 / ratio
-    if cost(high) > target:
-        raise PlanError(f"epsilon={target:g} is too small for {steps} steps: even a noise multiplier of {high:g} costs more")
+    if gaussian_cost(MAX_NOISE) > target:
+        raise too_small
+    whole = _least_noise(gaussian_cost, target, 1e-2, 0.9999)
+    metric_noise = min(max(whole * math.sqrt(metric_steps / metric_share), MIN_NOISE), MAX_METRIC_NOISE)
+    metric = Charge(metric_noise, 1.0, metric_steps, "loss metric")
+
+    def cost(sigma: float) -> float:
+        return epsilon([Charge(sigma, sampling_rate, steps, "training"), metric], delta)
+
+    if cost(MAX_NOISE) > target:
+        raise too_small
+    return _least_noise(cost, target, MIN_NOISE, 0.998), metric_noise
+
+
+def _least_noise(cost: Callable[[float], float], target: float, low: float, enough: float) -> float:
+    """A noise multiplier from `low` up whose cost is from enough*target to target; `low` itself if that costs less."""
     if cost(low) <= target:
-        return low, low * ratio
-    while high / low > 1 + 1e-5:
+        return low
+    high = MAX_NOISE
+    while cost(high) < enough * target and high / low > 1 + 1e-12:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if cost(middle) > target else (low, middle)
-    return high, high * ratio
+    return high

@@ -11,6 +11,7 @@ never stored has released nothing, so running it again is covered by the charge 
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_client.accounting import epsilon
+from fl_client.accounting import epsilon, fits
 from fl_client.errors import BudgetExceeded, LedgerError
 from fl_client.privacy import Charge
+
+BUSY_TIMEOUT_S = 30.0
+COLUMNS = "noise_multiplier, sampling_rate, steps, what"  # in the order of Charge's fields
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS patient_set (key TEXT PRIMARY KEY, epsilon REAL NOT NULL, delta REAL NOT NULL);
@@ -61,7 +65,7 @@ class JobLine:
 
 
 class Ledger:
-    """The ledger in one file. Every method opens its own connection."""
+    """The ledger in one file. Every method opens its own connection and raises LedgerError if SQLite fails."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -72,25 +76,51 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("PRAGMA foreign_keys=ON")
+        """One IMMEDIATE transaction: what is read in it is still true when it commits."""
+        with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # SQLite has rolled back by itself when the disk is full
+                    db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
-        finally:
-            db.close()
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """One consistent view for reading; waits for no writer."""
+        with self._connection() as db:
+            db.execute("BEGIN")
+            yield db
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        try:
+            db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            try:
+                _use_wal(db)
+                db.execute("PRAGMA synchronous=FULL")
+                db.execute("PRAGMA foreign_keys=ON")
+                yield db
+            finally:
+                db.close()
+        except sqlite3.Error as error:
+            raise LedgerError(f"the privacy ledger cannot be used ({error}); nothing was released") from error
 
     # -- budgets -----------------------------------------------------------------------------------------------
 
     def open_patient_set(self, key: str, epsilon_limit: float, delta: float) -> None:
-        """Name the lifetime budget of a patient set; naming it again changes the budget, never the history."""
+        """Name the lifetime budget of a patient set; naming it again changes the budget, never the history.
+
+        A budget may go below what is spent: then nothing more fits. Raises LedgerError for a number out of range.
+        """
+        if type(key) is not str or not key:
+            raise LedgerError(f"patient set {key!r} must be a name")
+        if not (isinstance(epsilon_limit, int | float) and math.isfinite(epsilon_limit) and 0 < epsilon_limit <= 1e4):
+            raise LedgerError(f"epsilon={epsilon_limit!r} must be above 0 and at most 10000")
+        if not (isinstance(delta, int | float) and 0 < delta <= 1e-2):
+            raise LedgerError(f"delta={delta!r} must be above 0 and at most 0.01")
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO patient_set VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET epsilon=excluded.epsilon,"
@@ -100,22 +130,27 @@ class Ledger:
 
     def budget(self, key: str) -> tuple[float, float]:
         """(epsilon, delta) of a patient set. Raises LedgerError for an unknown one."""
-        with self._transaction() as db:
+        with self._snapshot() as db:
             return _budget(db, key)
 
     def history(self, key: str) -> list[Charge]:
-        """Everything spent, oldest first."""
-        with self._transaction() as db:
+        """Everything spent, oldest first; equal mechanisms are one Charge with their steps added up."""
+        with self._snapshot() as db:
             return _charges(db, "spent", key)
+
+    def reserved(self, key: str) -> list[Charge]:
+        """Everything set aside for admitted jobs and not begun; equal mechanisms added up."""
+        with self._snapshot() as db:
+            return _charges(db, "reserved", key)
 
     def epsilon_spent(self, key: str) -> float:
         """Epsilon of everything spent, at the patient set's delta."""
-        with self._transaction() as db:
+        with self._snapshot() as db:
             return epsilon(_charges(db, "spent", key), _budget(db, key)[1])
 
     def epsilon_committed(self, key: str) -> float:
         """Epsilon of everything spent or reserved together."""
-        with self._transaction() as db:
+        with self._snapshot() as db:
             return epsilon(_charges(db, "spent", key) + _charges(db, "reserved", key), _budget(db, key)[1])
 
     # -- spending ----------------------------------------------------------------------------------------------
@@ -123,22 +158,28 @@ class Ledger:
     def charge(self, key: str, charge: Charge) -> None:
         """Spend at once, outside a job (the catalogue's noised count). Raises BudgetExceeded."""
         with self._transaction() as db:
-            _check_fits(db, key, [charge])
+            _check_fits(db, key, [charge], charge.what)
             _insert_spent(db, key, "", 0, charge)
 
     def reserve(self, key: str, job_id: str, charges: Sequence[Charge]) -> None:
         """Set aside the worst case of a whole job. The same again is a no-op.
 
-        Raises BudgetExceeded if it does not fit, LedgerError for a second, different reservation of the same job.
+        Raises BudgetExceeded if it does not fit, LedgerError for a second, different reservation of the same job, for
+        a job that is closed and for a job without charges.
         """
+        if not job_id or not charges:
+            raise LedgerError(f"job {job_id[:12]!r} must have a name and at least one charge to reserve")
+        charges = _added_up(charges)
         described = repr([(c.noise_multiplier, c.sampling_rate, c.steps, c.what) for c in charges])
         with self._transaction() as db:
-            known = db.execute("SELECT key, charges FROM job WHERE job_id=?", (job_id,)).fetchone()
-            if known == (key, described):
-                return
-            if known:
+            known = db.execute("SELECT key, charges, closed FROM job WHERE job_id=?", (job_id,)).fetchone()
+            if known and known[:2] != (key, described):
                 raise LedgerError(f"job {job_id[:12]} has another reservation already")
-            _check_fits(db, key, charges)
+            if known and known[2]:
+                raise LedgerError(f"job {job_id[:12]} is closed; its reservation is not made again")
+            if known:
+                return
+            _check_fits(db, key, charges, "this job")
             db.execute("INSERT INTO job VALUES (?, ?, ?, 0, ?)", (job_id, key, described, time.time()))
             for c in charges:
                 db.execute(
@@ -150,15 +191,20 @@ class Ledger:
     def begin_round(self, job_id: str, number: int, input_hash: bytes, charges: Sequence[Charge]) -> bytes | None:
         """Write the round's charge before anything is trained; the stored reply if the round was answered before.
 
-        Raises LedgerError if the job is unknown or closed, the round was asked with another input, or the charges
-        are more than what the job still has reserved.
+        None means: train, then `finish_round`. It is also the answer for a round that was begun with the same input
+        and never finished, whose charge is on disk already; if two callers train it at once, `finish_round` lets one
+        of the two replies leave. Raises LedgerError if the job is unknown or closed, the round was asked with another
+        input or other charges, or the charges are more than what the job still has reserved.
         """
+        if not charges:
+            raise LedgerError(f"round {number} of job {job_id[:12]} names no charge")
+        charges = _added_up(charges)
         with self._transaction() as db:
             row = db.execute(
                 "SELECT input_hash, reply FROM round WHERE job_id=? AND number=?", (job_id, number)
             ).fetchone()
             if row is not None:
-                if row[0] != input_hash:
+                if bytes(row[0]) != input_hash:
                     raise LedgerError(f"round {number} of job {job_id[:12]} was asked before with another model")
                 if row[1] is not None:
                     return bytes(row[1])
@@ -166,6 +212,12 @@ class Ledger:
             if closed:
                 raise LedgerError(f"job {job_id[:12]} is closed; no further round is answered")
             if row is not None:  # begun, never answered: nothing left the room, the charge on disk covers it
+                paid = db.execute(
+                    f"SELECT {COLUMNS} FROM spent WHERE job_id=? AND round=? ORDER BY id",  # noqa: S608 fixed text
+                    (job_id, number),
+                )
+                if [Charge(*r) for r in paid] != charges:
+                    raise LedgerError(f"round {number} of job {job_id[:12]} was begun with other charges")
                 return None
             for charge in charges:
                 _take_reserved(db, job_id, number, charge)
@@ -183,8 +235,12 @@ class Ledger:
                 raise LedgerError(f"round {number} of job {job_id[:12]} was not begun, or is answered already")
 
     def close_job(self, job_id: str) -> None:
-        """End a job: what was reserved and never begun is free again; what was spent stays."""
+        """End a job: what was reserved and never begun is free again; what was spent stays. Again is a no-op.
+
+        A round in training may still be finished, since its charge is spent. Raises LedgerError for an unknown job.
+        """
         with self._transaction() as db:
+            _job(db, job_id)
             db.execute("DELETE FROM reserved WHERE job_id=?", (job_id,))
             db.execute("UPDATE job SET closed=1 WHERE job_id=?", (job_id,))
 
@@ -192,7 +248,7 @@ class Ledger:
 
     def rounds(self, job_id: str) -> list[RoundRow]:
         """The rounds of a job that were begun."""
-        with self._transaction() as db:
+        with self._snapshot() as db:
             rows = db.execute(
                 "SELECT number, reply IS NOT NULL FROM round WHERE job_id=? ORDER BY number", (job_id,)
             ).fetchall()
@@ -200,22 +256,20 @@ class Ledger:
 
     def reply(self, job_id: str, number: int) -> bytes | None:
         """The stored reply of a round, if it was answered."""
-        with self._transaction() as db:
+        with self._snapshot() as db:
             row = db.execute("SELECT reply FROM round WHERE job_id=? AND number=?", (job_id, number)).fetchone()
         return bytes(row[0]) if row and row[0] is not None else None
 
     def jobs(self, key: str) -> list[JobLine]:
         """Every job of a patient set, newest first."""
-        with self._transaction() as db:
+        with self._snapshot() as db:
             delta = _budget(db, key)[1]
             lines = []
             for job_id, closed in db.execute("SELECT job_id, closed FROM job WHERE key=? ORDER BY at DESC", (key,)):
                 answered = db.execute(
                     "SELECT count(*) FROM round WHERE job_id=? AND reply IS NOT NULL", (job_id,)
                 ).fetchone()[0]
-                rows = db.execute(
-                    "SELECT noise_multiplier, sampling_rate, steps, what FROM spent WHERE job_id=?", (job_id,)
-                )
+                rows = db.execute(f"SELECT {COLUMNS} FROM spent WHERE job_id=?", (job_id,))  # noqa: S608 fixed text
                 lines.append(JobLine(job_id, answered, epsilon([Charge(*r) for r in rows], delta), bool(closed)))
             return lines
 
@@ -244,16 +298,41 @@ def _job(db: sqlite3.Connection, job_id: str) -> tuple[str, bool]:
     return str(row[0]), bool(row[1])
 
 
-def _check_fits(db: sqlite3.Connection, key: str, charges: Sequence[Charge]) -> None:
+def _check_fits(db: sqlite3.Connection, key: str, charges: Sequence[Charge], who: str) -> None:
     limit, delta = _budget(db, key)
     committed = _charges(db, "spent", key) + _charges(db, "reserved", key)
-    before, after = epsilon(committed, delta), epsilon([*committed, *charges], delta)
-    if after > limit:
-        alone = epsilon(charges, delta)
+    if not fits(committed, charges, limit, delta):
+        before, alone = epsilon(committed, delta), epsilon(charges, delta)
         raise BudgetExceeded(
-            f"epsilon: {alone:.3f} is asked for on top of {before:.3f} spent or reserved, together {after:.3f}; "
-            f"the lifetime budget is {limit:g} at delta={delta:g}"
+            f"{who} needs epsilon={alone:.3f} on top of {before:.3f} spent or reserved, together "
+            f"{epsilon([*committed, *charges], delta):.3f}; the lifetime budget of {limit:g} at delta={delta:g} "
+            f"leaves {max(0.0, limit - before):.3f}"
         )
+
+
+def _added_up(charges: Sequence[Charge]) -> list[Charge]:
+    """Equal mechanisms as one Charge each, first come first, so that a reservation has one row per mechanism."""
+    steps: dict[tuple[float, float, str], int] = {}
+    for c in charges:
+        mechanism = (c.noise_multiplier, c.sampling_rate, c.what)
+        steps[mechanism] = steps.get(mechanism, 0) + c.steps
+    return [Charge(noise, rate, total, what) for (noise, rate, what), total in steps.items()]
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Switch to WAL. Two openers of a new file collide here, and SQLite does not wait by itself for this one lock."""
+    give_up = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+            continue
+        if mode != "wal":
+            raise sqlite3.OperationalError(f"journal mode {mode} instead of wal: keep the file on a local disk")
+        return
 
 
 def _take_reserved(db: sqlite3.Connection, job_id: str, number: int, charge: Charge) -> None:

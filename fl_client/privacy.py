@@ -1,4 +1,4 @@
-"""What a job may take from each patient: one frozen plan used by training, ledger and report. Pure; knows no accountant.
+"""What a job may take from each patient: one frozen plan for training, ledger and report. Pure; knows no accountant.
 
 Neighbouring relation: add or remove one patient (one row). Every number that leaves a node is the output of one of
 the Gaussian mechanisms that `PrivacyPlan.charges` lists, and of nothing else.
@@ -16,7 +16,11 @@ from fl_client.errors import PlanError
 
 @dataclass(frozen=True)
 class Charge:
-    """`steps` runs of a Poisson-subsampled Gaussian mechanism: noise sd = noise_multiplier * sensitivity."""
+    """`steps` runs of a Poisson-subsampled Gaussian mechanism: noise sd = noise_multiplier * sensitivity.
+
+    Sensitivity is the largest change of the sum when one patient is added or removed. `what` is for people to read.
+    Raises PlanError for a number out of range.
+    """
 
     noise_multiplier: float
     sampling_rate: float
@@ -24,9 +28,9 @@ class Charge:
     what: str
 
     def __post_init__(self) -> None:
-        _number("noise_multiplier", self.noise_multiplier, 1e-2, 1e6)
+        _number("noise_multiplier", self.noise_multiplier, 1e-2, 1e6)  # wider than a plan's: history must stay readable
         _number("sampling_rate", self.sampling_rate, 1e-9, 1.0)
-        _whole("steps", self.steps, 1, 10_000_000)
+        _whole("steps", self.steps, 1, 10**12)  # a ledger adds equal mechanisms up over a lifetime
 
 
 @dataclass(frozen=True)
@@ -77,17 +81,22 @@ class PrivacyPlan:
     def from_dict(cls, value: Any) -> PrivacyPlan:
         """The plan in `value`; raises PlanError naming the field that is missing, unknown or out of range."""
         fields = set(cls.__dataclass_fields__)
-        if not isinstance(value, Mapping) or set(value) != fields:
-            wrong = sorted(set(value) ^ fields) if isinstance(value, Mapping) else [repr(value)[:80]]
-            raise PlanError(f"plan must have exactly the fields {sorted(fields)}; look at {wrong}")
+        if not isinstance(value, Mapping):
+            raise PlanError(f"plan={_shown(value)} must be an object with the fields {sorted(fields)}")
+        if wrong := sorted(_shown(name) for name in set(value) ^ fields):
+            raise PlanError(f"plan must have exactly the fields {sorted(fields)}; look at {', '.join(wrong)}")
         return cls(**value)
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
     if type(value) is not float or not math.isfinite(value) or not low <= value <= high:
-        raise PlanError(f"{name}={value!r} must be a number (with a decimal point) from {low:g} to {high:g}")
+        raise PlanError(f"{name}={_shown(value)} must be a number (with a decimal point) from {low:g} to {high:g}")
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
-        raise PlanError(f"{name}={value!r} must be a whole number from {low} to {high}")
+        raise PlanError(f"{name}={_shown(value)} must be a whole number from {low} to {high}")
