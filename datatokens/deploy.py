@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from datatokens.chain import Chain, artifact
 from datatokens.errors import BankError
+from datatokens.terms import address, whole
 
 
 @dataclass(frozen=True)
@@ -17,31 +20,62 @@ class Deployment:
     market: str
     payment_token: str
 
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
-def deploy(chain: Chain, payment_token: str | None = None) -> Deployment:
-    """Deploy registry and market from the connection's account, which also receives the fee.
+    @classmethod
+    def load(cls, path: Path) -> Deployment:
+        """Read what `save` wrote. Raises BankError for anything else."""
+        try:
+            value = json.loads(path.read_text())
+            return cls(
+                whole("chain_id", value["chain_id"], 1, 2**64 - 1),
+                address("registry", value["registry"]),
+                address("market", value["market"]),
+                address("payment_token", value["payment_token"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BankError(f"{path} is not a deployment: {type(error).__name__} {error}") from error
 
-    Without `payment_token` (an existing ERC-20) a test stablecoin is deployed too.
+
+def deploy(chain: Chain, payment_token: str | None = None, fee_recipient: str | None = None) -> Deployment:
+    """Deploy registry and market from the connection's account.
+
+    Without `payment_token` (an existing ERC-20) a test stablecoin is deployed too, which this account may mint.
+    The hub's fees are credited to `fee_recipient`, by default this account.
     """
+    if payment_token is not None and not chain.code(address("payment_token", payment_token)):
+        raise BankError(f"payment_token={payment_token} is not a contract on chain {chain.chain_id}")
     token = payment_token or chain.deploy("TestUSD")
     registry = chain.deploy("DatasetRegistry")
-    market = chain.deploy("Market", registry, token, chain.address)
+    market = chain.deploy("Market", registry, token, address("fee_recipient", fee_recipient or chain.address))
     chain.send(chain.contract("DatasetRegistry", registry).functions.setMarket(market))
     return Deployment(chain.chain_id, registry, market, token)
 
 
 def verify(chain: Chain, registry: str, market: str) -> None:
-    """Raises BankError unless both addresses carry exactly the committed code (immutables aside) and name each other."""
-    for name, address in (("DatasetRegistry", registry), ("Market", market)):
-        item = artifact(name)
-        expected = bytearray.fromhex(item["deployedBytecode"].removeprefix("0x"))
-        found = bytearray(chain.code(address))
+    """Check that both addresses carry the committed code (immutables aside) and name each other, else BankError."""
+    registry, market = address("registry", registry), address("market", market)
+    _check_code(chain, "DatasetRegistry", registry)
+    _check_code(chain, "Market", market)
+    datasets = chain.contract("DatasetRegistry", registry).functions
+    _check_code(chain, "Datatoken", chain.read(datasets.datatokenTemplate()))
+    named = chain.read(chain.contract("Market", market).functions.registry())
+    named_market = chain.read(datasets.market())
+    if (named, named_market) != (registry, market):
+        raise BankError(f"market {market} and registry {registry} do not name each other")
+
+
+def _check_code(chain: Chain, name: str, where: str) -> None:
+    item = artifact(name)
+    expected = bytearray.fromhex(item["deployedBytecode"].removeprefix("0x"))
+    found = bytearray(chain.code(where))
+    if not found:
+        raise BankError(f"there is no contract at {where} on chain {chain.chain_id}")
+    if len(found) == len(expected):
         for place in item["immutableReferences"]:
             for code in (expected, found):
                 code[place["start"] : place["start"] + place["length"]] = bytes(place["length"])
-        if expected != found:
-            raise BankError(f"{address} does not carry the {name} of this version of datahub")
-    named = chain.read(chain.contract("Market", market).functions.registry())
-    named_market = chain.read(chain.contract("DatasetRegistry", registry).functions.market())
-    if (named, named_market) != (registry, market):
-        raise BankError(f"market {market} and registry {registry} do not name each other")
+    if expected != found:
+        raise BankError(f"{where} does not carry the {name} of this version of datahub")

@@ -56,8 +56,11 @@ class Registry:
 
     def datasets(self) -> list[Dataset]:
         """Every dataset, by id."""
-        count = self.chain.read(self.contract.functions.datasetCount())
-        return [self.dataset(dataset_id) for dataset_id in range(1, count + 1)]
+        return [self.dataset(dataset_id) for dataset_id in range(1, self.count() + 1)]
+
+    def count(self) -> int:
+        """How many datasets are listed; their ids go from 1 to this number."""
+        return int(self.chain.read(self.contract.functions.datasetCount()))
 
     def uri(self, dataset_id: int) -> str:
         """Where the dataset's manifest was last said to be, from the newest event about it."""

@@ -1,0 +1,89 @@
+"""The bank's commands: run the embedded chain, deploy the contracts, look at a deployment. Parses and prints only."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(help="The chain and the contracts on it.", no_args_is_help=True)
+
+Url = Annotated[str, typer.Option("--chain", help="JSON-RPC URL of the chain.")]
+DEFAULT_URL = "http://127.0.0.1:8545"
+
+
+@app.command()
+def start(
+    port: Annotated[int, typer.Option(help="Port on loopback.")] = 8545,
+    state: Annotated[Path, typer.Option(help="SQLite file that keeps the chain.")] = Path("chain.sqlite"),
+) -> None:
+    """Run the embedded chain (loopback only, public test keys) until it is stopped."""
+    os.execv(  # noqa: S606 replaces us
+        sys.executable, [sys.executable, "-m", "datatokens.devchain", "--port", str(port), "--state", str(state)]
+    )
+
+
+@app.command()
+def deploy(
+    key_file: Annotated[Path, typer.Option(help="File with the private key that pays the gas.")],
+    out: Annotated[Path, typer.Option(help="File to write the addresses to.")] = Path("deployment.json"),
+    url: Url = DEFAULT_URL,
+    payment_token: Annotated[str, typer.Option(help="ERC-20 that is paid in; without it a test token.")] = "",
+    fee_recipient: Annotated[str, typer.Option(help="Whom the hub's fees are credited to; the key's account.")] = "",
+) -> None:
+    """Deploy the registry and the market."""
+    from datatokens import deploy as deployment
+    from datatokens.chain import connect
+    from datatokens.errors import BankError
+
+    try:
+        chain = connect(url, key_file.read_text().strip())
+        made = deployment.deploy(chain, payment_token or None, fee_recipient or None)
+        made.save(out)
+    except (BankError, OSError) as error:
+        _fail(str(error))
+    typer.echo(f"registry {made.registry}, market {made.market}, payment token {made.payment_token}: written to {out}")
+
+
+@app.command()
+def status(
+    deployment: Annotated[Path, typer.Argument(help="File that `deploy` wrote.")] = Path("deployment.json"),
+    url: Url = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check the deployed code against this version, and count what is there. Exit status 1 if it does not match."""
+    from datatokens.chain import connect
+    from datatokens.deploy import Deployment, verify
+    from datatokens.errors import BankError
+    from datatokens.registry import Registry, Token
+
+    try:
+        chain, made = connect(url), Deployment.load(deployment)
+        if chain.chain_id != made.chain_id:
+            _fail(f"{url} is chain {chain.chain_id}; {deployment} is for chain {made.chain_id}")
+        verify(chain, made.registry, made.market)
+        facts = {
+            "chain_id": chain.chain_id,
+            "block": chain.block_number(),
+            "registry": made.registry,
+            "market": made.market,
+            "payment_token": made.payment_token,
+            "datasets": Registry(chain, made.registry).count(),
+            "market_holds_units": Token(chain, made.payment_token).balance_units(made.market),
+        }
+    except BankError as error:
+        _fail(str(error))
+    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{name}: {value}" for name, value in facts.items()))
+
+
+def _fail(sentence: str) -> NoReturn:
+    typer.echo(sentence, err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()
