@@ -23,7 +23,7 @@ from datahub.errors import BadRequest, Conflict
 from datahub.tables import NodeRow
 
 METRIC_SHARE = 0.05  # the loss curve's part of the Gaussian budget
-METRIC_CLIP = 1.5  # a patient's loss is counted up to this; ln 2 = 0.69 is a coin toss
+METRIC_CLIP = 1.0  # a patient's loss is counted up to this; ln 2 = 0.69 is a coin toss
 SAMPLING_RATE = 1.0
 MAX_MODEL_BYTES = 64 * 1024 * 1024
 

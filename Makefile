@@ -1,0 +1,54 @@
+# The one door for chores. `make demo` and `make test` are all that a user needs; each installs what it needs.
+PYTHON ?= python3
+DATA ?= breast-cancer
+VENV := .venv
+BIN := $(VENV)/bin
+export FLWR_TELEMETRY_ENABLED := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check tools contracts contracts-check forge clean
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@echo "installing datahub and what the demo needs into $(VENV) (some minutes the first time)"
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "installing what the tests need into $(VENV)"
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+## demo: the main job on this machine; DATA=heart-disease [DATA_DIR=folder] for the four real hospitals
+demo: $(VENV)/.demo
+	@$(BIN)/datahub demo --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(KEEP),--keep)
+
+## test: every test whose tools are here (Node for forge and Chromium for pages are optional: make tools)
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest
+
+## check: formatting rules and types
+check: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+## tools: the optional ones, for people who change contracts or pages (Debian packages need root)
+tools:
+	cd datatokens && npm ci --no-audit --no-fund --ignore-scripts
+	command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
+
+## contracts: compile the contracts into the committed artifacts
+contracts: $(VENV)/.dev
+	@$(BIN)/python -m datatokens.build
+
+## contracts-check: compare the committed artifacts with a fresh compilation
+contracts-check: $(VENV)/.dev
+	@$(BIN)/python -m datatokens.build --check
+
+## forge: the contracts' own unit, fuzz and invariant tests
+forge:
+	cd datatokens && node_modules/@foundry-rs/forge-linux-amd64/bin/forge test
+
+clean:
+	rm -rf $(VENV) demo-output demo-state .pytest_cache .mypy_cache .ruff_cache .hypothesis datatokens/out datatokens/cache

@@ -1,0 +1,132 @@
+"""The walls of the house: imports go one way, some libraries live in one room, some files stay pure."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ["datatokens", "fl_client", "fl_server", "datahub"]  # each may import those before it
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).glob("*.py"))
+ONLY_IN = {
+    "web3": {"datatokens"},
+    "eth": {"datatokens"},
+    "torch": {"fl_client", "datahub/sdk.py"},
+    "opacus": {"fl_client"},
+    "fastapi": {"datahub"},
+    "sqlmodel": {"datahub"},
+    "flwr": {"fl_client", "fl_server"},
+}
+PURE = [
+    "datatokens/payouts.py",
+    "datatokens/merkle.py",
+    "datatokens/terms.py",
+    "fl_client/privacy.py",
+    "fl_client/policy.py",
+    "fl_client/attest.py",
+    "fl_server/report.py",
+    "datahub/domain.py",
+]
+PURE_LIBRARIES = {"eth_hash", "eth_abi", "eth_account", "eth_utils", "numpy"}
+IMPURE_STANDARD = {"os", "socket", "subprocess", "sqlite3", "threading", "pathlib", "urllib", "time", "random"}
+ENVIRONMENT_READERS = {"fl_server/app.py", "fl_server/superlink.py", "datahub/demo.py"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports at run time (TYPE_CHECKING blocks included: they are walls too)."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_one_way(path: Path) -> None:
+    allowed = ROOMS[: ROOMS.index(room_of(path)) + 1]
+    upward = {name for name in imports(path) if name.split(".")[0] in ROOMS and name.split(".")[0] not in allowed}
+    assert not upward, f"{name_of(path)} imports from a room above: {upward}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_libraries_stay_in_their_rooms(path: Path) -> None:
+    for library, homes in ONLY_IN.items():
+        if any(name.split(".")[0] == library for name in imports(path)):
+            assert room_of(path) in homes or name_of(path) in homes, f"{name_of(path)} must not import {library}"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_files_import_nothing_that_acts(name: str) -> None:
+    for imported in imports(ROOT / name):
+        top = imported.split(".")[0]
+        if top in ROOMS:
+            module = "/".join(imported.split(".")[:2]) + ".py"
+            assert module in PURE or module.endswith(("errors.py", "protocol.py")), f"{name} imports {imported}"
+        else:
+            assert top in PURE_LIBRARIES or (top in sys.stdlib_module_names and top not in IMPURE_STANDARD), imported
+
+
+def test_no_import_cycles() -> None:
+    graph = {}
+    for path in FILES:
+        module = name_of(path).removesuffix(".py").replace("/", ".")
+        # imports inside functions are deferred on purpose and cannot form a cycle at import time
+        top_level = ast.Module([n for n in ast.parse(path.read_text()).body], [])
+        names = set()
+        for node in top_level.body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        graph[module] = {n for n in names if n.split(".")[0] in ROOMS}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"import cycle: {' -> '.join((*trail, module))}"
+        if module in done or module not in graph:
+            return
+        for target in graph[module]:
+            visit(target, (*trail, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_environment_is_read_at_the_door_only(path: Path) -> None:
+    text = path.read_text()
+    if "os.environ" in text or "getenv" in text:
+        assert name_of(path) in ENVIRONMENT_READERS
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{name_of(path)} has no docstring"
+
+
+def test_no_rooms_without_a_noun() -> None:
+    forbidden = {"utils.py", "helpers.py", "common.py", "core.py", "manager.py", "base.py"}
+    assert not [name_of(path) for path in FILES if path.name in forbidden]
+
+
+def test_nothing_unpickles_or_evaluates() -> None:
+    """No code of the product can turn a buyer's bytes into code."""
+    forbidden = ("torch.load", "pickle.", "import pickle", "torch.export.load", "eval(", "exec(", "np.load", "yaml.load")
+    for path in FILES:
+        code = "\n".join(line.split("#")[0] for line in path.read_text().splitlines())
+        tree = ast.parse(code)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func) + "("
+                assert not any(called.startswith(f.rstrip("(") + "(") for f in forbidden), f"{name_of(path)}: {called}"
+        assert not {"pickle", "dill", "cloudpickle", "marshal"} & imports(path), name_of(path)
