@@ -35,6 +35,12 @@ class Feature:
     scale: float
     categories: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        # 50 and 50.0 must be one schema with one hash, whoever wrote it
+        for name in ("centre", "scale"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "categories", tuple(float(level) for level in self.categories))
+
     @property
     def width(self) -> int:
         """How many model inputs the column becomes."""
@@ -48,6 +54,9 @@ class Schema:
     features: tuple[Feature, ...]
     target: str
     positive_above: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positive_above", float(self.positive_above))
 
     @property
     def width(self) -> int:
@@ -196,6 +205,10 @@ class Manifest:
     lifetime_epsilon: float
     delta: float
     schema: Schema
+
+    def __post_init__(self) -> None:
+        for name in ("lifetime_epsilon", "delta"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     def as_dict(self) -> dict[str, Any]:
         """The public document."""

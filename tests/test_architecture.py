@@ -121,12 +121,9 @@ def test_no_rooms_without_a_noun() -> None:
 
 def test_nothing_unpickles_or_evaluates() -> None:
     """No code of the product can turn a buyer's bytes into code."""
-    forbidden = ("torch.load", "pickle.", "import pickle", "torch.export.load", "eval(", "exec(", "np.load", "yaml.load")
+    forbidden = {"torch.load", "torch.export.load", "torch.jit.load", "eval", "exec", "np.load", "numpy.load", "yaml.load"}
     for path in FILES:
-        code = "\n".join(line.split("#")[0] for line in path.read_text().splitlines())
-        tree = ast.parse(code)
-        for node in ast.walk(tree):
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
-                called = ast.unparse(node.func) + "("
-                assert not any(called.startswith(f.rstrip("(") + "(") for f in forbidden), f"{name_of(path)}: {called}"
+                assert ast.unparse(node.func) not in forbidden, f"{name_of(path)}: {ast.unparse(node)}"
         assert not {"pickle", "dill", "cloudpickle", "marshal"} & imports(path), name_of(path)

@@ -1,0 +1,71 @@
+"""Shared by all tests: one job's terms and spec that are right in every field, to be broken one at a time."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from datatokens.terms import DatasetTerm, JobTerms
+from eth_account import Account
+from fl_client.privacy import PrivacyPlan
+from fl_client.protocol import JobSpec
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+NODE_KEYS = [bytes([i + 1]) * 32 for i in range(4)]
+MARKET = "0x9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0"
+BUYER = "0x9965507D1a55bcC2695C58ba16FB37d819B0A4dc"
+
+
+def plan(rounds: int = 3) -> PrivacyPlan:
+    return PrivacyPlan(4.0, 1.0, 1.0, rounds, 1e-5, 16.0, 1.0, rounds)
+
+
+def spec(**changes: Any) -> JobSpec:
+    """A valid spec over datasets 1..4."""
+    fields: dict[str, Any] = {
+        "purpose": "research",
+        "buyer_public_key": "11" * 32,
+        "schema_hash": "22" * 32,
+        "graph_hash": "33" * 32,
+        "weights_hash": "44" * 32,
+        "loss": "binary_cross_entropy",
+        "rounds": 3,
+        "local_steps": 1,
+        "learning_rate": 1.0,
+        "average_last": 1,
+        "plan": plan(),
+        "persons": {1: 40, 2: 30, 3: 20, 4: 10},
+        "salt": "55" * 32,
+    }
+    return JobSpec(**(fields | changes))
+
+
+def terms(job_spec: JobSpec | None = None, **changes: Any) -> JobTerms:
+    """Valid terms over four datasets whose nodes have NODE_KEYS."""
+    lines = tuple(
+        DatasetTerm(i + 1, str(Account.from_key(key).address), 1_000_000 * (i + 1)) for i, key in enumerate(NODE_KEYS)
+    )
+    fields: dict[str, Any] = {
+        "chain_id": 31337,
+        "market": MARKET,
+        "buyer": BUYER,
+        "datasets": lines,
+        "reward_units": 1000,
+        "fee_units": 10,
+        "deadline": 2_000_000_000,
+        "quorum": 3,
+        "spec": (job_spec or spec()).as_dict(),
+    }
+    return JobTerms(**(fields | changes))
+
+
+@pytest.fixture
+def job_terms() -> JobTerms:
+    return terms()
+
+
+@pytest.fixture
+def job_spec() -> JobSpec:
+    return spec()
