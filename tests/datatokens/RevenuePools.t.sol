@@ -219,6 +219,19 @@ contract RevenuePoolsTest is Bank {
         vm.assertEq(_claimAnna(1, most, 1), credited - 1, "all but what one of 2**128 parts rounds to");
     }
 
+    /// @dev Root and proofs as datatokens/merkle.py makes them (test_merkle.py has the same tree), the odd leaf included.
+    function test_claim__treeMadeInPython__isAccepted() public {
+        _buy(1);
+        vm.prank(HOSPITAL);
+        market.postContributors(1, 0x7de9816ab56be6d6e2c01f07418b97f232c5efe42f6823c3dc8ce1b239fa9ab2, 15, "");
+        bytes32[] memory proof = new bytes32[](3);
+        proof[0] = 0x4681e8bc4fce712f5f8f73332cd4e2876dcb4590edcc2c89c4f33e3a5c13eab4;
+        proof[1] = 0x71068daa7301cc55f9556707990e7891dde93dc92771b9e8cc8e8dcf8e2811e1;
+        proof[2] = 0xd8494e95610d8bec7eb4a020894a6d410c612ca2193719038335a2279f12c5b1;
+        vm.assertEq(market.claim(1, 1, address(0xC0FFEE01), 2, proof), 40, "2 of 15 parts of 300");
+        vm.assertEq(market.claim(1, 1, address(0xC0FFEE04), 5, _proof(0x14b290b3dc83b6b905521473bf4511179119b9045ed4b07263cec6b35d235ecc)), 100, "5 of 15 parts");
+    }
+
     function testFuzz_buyDatatokens__anyPriceAndBps__theSplitLosesNoUnit(uint96 price, uint16 bps, uint256 count)
         public
     {
