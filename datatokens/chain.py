@@ -18,6 +18,7 @@ import requests
 from eth_abi.abi import decode as abi_decode
 from eth_abi.exceptions import DecodingError
 from eth_account import Account
+from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 from web3 import HTTPProvider, Web3
 from web3.contract import Contract
@@ -99,7 +100,10 @@ def decode_revert(data: bytes) -> TransactionRefused:
             values = abi_decode([i["type"] for i in item["inputs"]], data[4:])
         except DecodingError:
             values = ()
-        given = {i["name"]: value for i, value in zip(item["inputs"], values, strict=False)}
+        given = {
+            i["name"]: to_checksum_address(value) if i["type"] == "address" else value
+            for i, value in zip(item["inputs"], values, strict=False)
+        }
         shown = {k: STATUS_NAMES.get(v, v) if k == "status" else v for k, v in given.items()}
         shown = {k: "0x" + v.hex() if isinstance(v, bytes) else v for k, v in shown.items()}
         name = item["name"]

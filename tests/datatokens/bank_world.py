@@ -1,0 +1,99 @@
+"""A small market for the tests of the bank: three hospitals with node keys, a buyer, an operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from eth_account import Account
+
+from datatokens.chain import Chain, connect
+from datatokens.deploy import Deployment, deploy
+from datatokens.devchain import accounts
+from datatokens.escrow import Escrow
+from datatokens.registry import Registry, Token
+from datatokens.revenue import Revenue
+from datatokens.terms import Attestation, DatasetTerm, JobTerms, attestation_message, sign
+
+PRICE = 1_000_001  # odd on purpose: splits must not lose the last unit
+REWARD = 600_000
+FEE = 10_000
+BPS = 2_500
+
+
+@dataclass
+class World:
+    """A deployed market: `hospitals` own datasets 1.., each with a node key; accounts 4.. are strangers."""
+
+    url: str
+    deployment: Deployment
+    operator: Chain
+    buyer: Chain
+    hospitals: list[Chain]
+    node_keys: list[str]
+    dataset_ids: list[int]
+    serial: int = field(default=0)
+
+    def escrow(self, chain: Chain) -> Escrow:
+        return Escrow(chain, self.deployment.market)
+
+    def revenue(self, chain: Chain) -> Revenue:
+        return Revenue(chain, self.deployment.market)
+
+    def registry(self, chain: Chain) -> Registry:
+        return Registry(chain, self.deployment.registry)
+
+    def money(self, chain: Chain) -> Token:
+        return Token(chain, self.deployment.payment_token)
+
+    def node(self, index: int) -> str:
+        return str(Account.from_key(self.node_keys[index]).address)
+
+    def terms(self, *, seconds: int = 3600, quorum: int = 2, vouchers: tuple[int, ...] = ()) -> JobTerms:
+        self.serial += 1
+        lines = tuple(
+            DatasetTerm(i, self.node(n), 0 if n in vouchers else PRICE, n in vouchers)
+            for n, i in enumerate(self.dataset_ids)
+        )
+        return JobTerms(
+            chain_id=self.deployment.chain_id,
+            market=self.deployment.market,
+            buyer=str(self.buyer.address),
+            datasets=lines,
+            reward_units=REWARD,
+            fee_units=FEE,
+            deadline=self.operator.now() + seconds,
+            quorum=quorum,
+            spec={"serial": self.serial},
+        )
+
+    def funded(self, **changes: object) -> JobTerms:
+        terms = self.terms(**changes)  # type: ignore[arg-type]
+        self.escrow(self.buyer).create_job(terms)
+        return terms
+
+    def attestation(self, terms: JobTerms) -> Attestation:
+        third = terms.reward_units // len(terms.datasets)
+        worked = 2 ** len(terms.datasets) - 1
+        return Attestation(terms.job_id, b"\x11" * 32, b"\x22" * 32, worked, (third,) * len(terms.datasets))
+
+    def signatures(self, terms: JobTerms, attestation: Attestation, nodes: tuple[int, ...] = (0, 1, 2)) -> dict[str, bytes]:
+        message = attestation_message(terms, attestation)
+        return {self.node(n): sign(message, self.node_keys[n]) for n in nodes}
+
+    def travel(self, seconds: int) -> None:
+        self.operator.rpc("evm_increaseTime", seconds)
+        self.operator.rpc("evm_mine")
+
+
+def found_world(url: str) -> World:
+    """Deploy everything on the empty chain at `url`."""
+    keys = [key for _, key in accounts()]
+    operator, buyer, *hospitals = (connect(url, key) for key in keys[:5])
+    deployment = deploy(operator)
+    node_keys = ["0x" + bytes([0xA0 + n] * 32).hex() for n in range(3)]
+    made = World(url, deployment, operator, buyer, hospitals, node_keys, [])
+    for n, hospital in enumerate(hospitals):
+        listed = made.registry(hospital).list_dataset(made.node(n), PRICE, BPS, bytes([n]) * 32, f"https://h{n}", f"H{n}")
+        made.dataset_ids.append(listed)
+    made.money(operator).mint(str(buyer.address), 10**12)
+    return made

@@ -1,0 +1,314 @@
+"""The life of an order through the typed bindings, on the embedded chain and on anvil."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from bank_world import BPS, FEE, PRICE, REWARD, World
+from eth_account import Account
+from typer.testing import CliRunner
+
+from datatokens import cli
+from datatokens.chain import connect
+from datatokens.deploy import Deployment, deploy, verify
+from datatokens.devchain import accounts
+from datatokens.errors import BankError, TermsError, TransactionRefused
+from datatokens.escrow import Status
+from datatokens.merkle import Tree, leaf
+from datatokens.registry import Token
+from datatokens.terms import attestation_message, rejection_message, sign
+
+STRANGER_KEY = accounts()[9][1]
+CONTRIBUTORS = [(accounts()[10][0], 3), (accounts()[11][0], 1)]
+
+
+def refusal(action: object, *arguments: object) -> TransactionRefused:
+    with pytest.raises(TransactionRefused) as caught:
+        action(*arguments)  # type: ignore[operator]
+    return caught.value
+
+
+def test_registry__dataset_listed__comes_back_as_it_was_given(world: World) -> None:
+    dataset = world.registry(world.buyer).dataset(world.dataset_ids[1])
+    assert dataset.owner == world.hospitals[1].address
+    assert dataset.node == world.node(1)
+    assert (dataset.price_units, dataset.contributor_bps, dataset.manifest_hash) == (PRICE, BPS, b"\x01" * 32)
+    assert world.registry(world.buyer).uri(world.dataset_ids[1]) == "https://h1"
+    assert [d.dataset_id for d in world.registry(world.buyer).datasets()][:3] == world.dataset_ids
+
+
+def test_registry__manifest_changed__newest_uri_wins(world: World) -> None:
+    mine = world.registry(world.hospitals[2])
+    mine.set_manifest(world.dataset_ids[2], b"\x09" * 32, "https://new")
+    assert mine.uri(world.dataset_ids[2]) == "https://new"
+    assert mine.dataset(world.dataset_ids[2]).manifest_hash == b"\x09" * 32
+    assert "is not listed" in str(pytest.raises(BankError, mine.uri, 10**6).value)
+
+
+def test_registry__stranger_sets_price__refused_with_sentence(world: World) -> None:
+    said = refusal(world.registry(world.buyer).set_price, world.dataset_ids[0], 1)
+    assert said.name == "NotDatasetOwner"
+    assert str(said) == f"{world.buyer.address} does not own dataset {world.dataset_ids[0]}"
+    assert said.args_by_name == {"datasetId": world.dataset_ids[0], "caller": world.buyer.address}
+    assert refusal(world.registry(world.buyer).dataset, 10**6).name == "UnknownDataset"
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("node", ("0x12", 1, 0, b"\0" * 32, "", "")),
+        ("price_units", (accounts()[0][0], -1, 0, b"\0" * 32, "", "")),
+        ("price_units", (accounts()[0][0], 2**96, 0, b"\0" * 32, "", "")),
+        ("contributor_bps", (accounts()[0][0], 1, 10_001, b"\0" * 32, "", "")),
+        ("manifest_hash", (accounts()[0][0], 1, 0, b"\0" * 31, "", "")),
+    ],
+)
+def test_registry__bad_input__names_the_field(world: World, field: str, arguments: tuple[object, ...]) -> None:
+    with pytest.raises(TermsError, match=field):
+        world.registry(world.hospitals[0]).list_dataset(*arguments)  # type: ignore[arg-type]
+
+
+def test_order__settled__every_unit_is_accounted_for(world: World) -> None:
+    escrow, money = world.escrow(world.buyer), world.money(world.buyer)
+    before, fee_before = money.balance_units(str(world.buyer.address)), escrow.credit_units(str(world.operator.address))
+    pools = [world.revenue(world.buyer).pool(i).hospital_units for i in world.dataset_ids]
+    terms = world.terms()
+    assert escrow.job(terms.job_id).status is Status.NONE
+    escrow.create_job(terms)
+    job = escrow.job(terms.job_id)
+    assert (job.status, job.amount_units, job.deadline) == (Status.FUNDED, terms.amount_units, terms.deadline)
+    assert escrow.settlement(terms.job_id) is None
+
+    third = REWARD // 3
+    attestation = dataclasses.replace(world.attestation(terms), reward_units=(third, third, 0))
+    world.escrow(world.operator).settle(terms, attestation, world.signatures(terms, attestation))
+
+    settlement = escrow.settlement(terms.job_id)
+    assert settlement is not None
+    assert (settlement.model_hash, settlement.report_hash) == (attestation.model_hash, attestation.report_hash)
+    assert settlement.worked == 0b111
+    assert settlement.paid_units == 3 * PRICE + 2 * third
+    assert settlement.change_units == REWARD - 2 * third
+    assert escrow.job(terms.job_id).status is Status.SETTLED
+    assert before - money.balance_units(str(world.buyer.address)) == settlement.paid_units + FEE
+    assert escrow.credit_units(str(world.operator.address)) - fee_before == FEE
+    earned = {line.dataset_id: PRICE + units for line, units in zip(terms.datasets, attestation.reward_units, strict=True)}
+    for dataset_id, pool_before in zip(world.dataset_ids, pools, strict=True):
+        hospital = earned[dataset_id] - earned[dataset_id] * BPS // 10_000
+        assert world.revenue(world.buyer).pool(dataset_id).hospital_units - pool_before == hospital
+
+
+def test_order__hospital_absent__its_price_comes_back(world: World) -> None:
+    terms = world.funded()
+    absent = terms.index_of_node(world.node(2))
+    rewards = tuple(0 if i == absent else 10 for i in range(3))
+    attestation = dataclasses.replace(world.attestation(terms), worked=0b111 & ~(1 << absent), reward_units=rewards)
+    world.escrow(world.operator).settle(terms, attestation, world.signatures(terms, attestation, (0, 1)))
+    settlement = world.escrow(world.buyer).settlement(terms.job_id)
+    assert settlement is not None
+    assert (settlement.paid_units, settlement.change_units) == (2 * PRICE + 20, PRICE + REWARD - 20)
+
+
+def test_order__voucher__pays_one_datatoken_and_refund_returns_it(world: World) -> None:
+    buyer, dataset_id = str(world.buyer.address), world.dataset_ids[0]
+    world.revenue(world.buyer).buy_datatokens(dataset_id, 1, PRICE)
+    vouchers = Token(world.buyer, world.registry(world.buyer).dataset(dataset_id).datatoken)
+    held = vouchers.balance_units(buyer)
+    assert held >= 10**18
+    terms = world.funded(vouchers=(0,))
+    assert terms.amount_units == 2 * PRICE + REWARD + FEE
+    assert vouchers.balance_units(buyer) == held - 10**18
+    reason = "purpose is not allowed"
+    rejections = {world.node(n): (reason, sign(rejection_message(terms, reason), world.node_keys[n])) for n in (0, 1)}
+    world.escrow(world.operator).refund_rejected(terms, rejections)
+    assert vouchers.balance_units(buyer) == held
+    assert world.escrow(world.buyer).job(terms.job_id).status is Status.REFUNDED
+
+
+def test_create_job__balance_short__names_have_and_need(world: World) -> None:
+    poor = connect(world.url, STRANGER_KEY)
+    terms = dataclasses.replace(world.terms(), buyer=str(poor.address))
+    with pytest.raises(BankError, match=f"has 0 units of the payment token; this job needs {terms.amount_units}"):
+        world.escrow(poor).create_job(terms)
+    with pytest.raises(BankError, match=rf"has 0 units.*2 datatokens cost {2 * PRICE}"):
+        world.revenue(poor).buy_datatokens(world.dataset_ids[0], 2, PRICE)
+
+
+def test_create_job__without_key__says_so(world: World) -> None:
+    with pytest.raises(BankError, match="needs the buyer's key"):
+        world.escrow(connect(world.url)).create_job(world.terms())
+    with pytest.raises(BankError, match="needs a key"):
+        world.registry(connect(world.url)).set_price(1, 1)
+
+
+def test_create_job__another_buyer_twice_or_changed_price__refused(world: World) -> None:
+    terms = world.funded()
+    assert refusal(world.escrow(world.buyer).create_job, terms).name == "JobExists"
+    world.money(world.operator).mint(str(world.operator.address), 10**9)
+    assert refusal(world.escrow(world.operator).create_job, world.terms()).name == "NotBuyer"
+    cheaper = dataclasses.replace(terms, datasets=tuple(dataclasses.replace(d, price_units=1) for d in terms.datasets))
+    assert "ask for a new quote" in str(refusal(world.escrow(world.buyer).create_job, cheaper))
+    late = dataclasses.replace(terms, deadline=world.operator.now() + 60)
+    assert refusal(world.escrow(world.buyer).create_job, late).name == "BadDeadline"
+
+
+def test_settle__unpaid_job__refused(world: World) -> None:
+    terms = world.terms()
+    attestation = world.attestation(terms)
+    said = refusal(world.escrow(world.operator).settle, terms, attestation, world.signatures(terms, attestation))
+    assert str(said) == "the job is unpaid, so this cannot be done"
+    assert said.args_by_name["jobId"] == terms.job_id
+
+
+def test_settle__signature_of_a_stranger__refused_before_any_gas(world: World) -> None:
+    terms = world.funded()
+    attestation = world.attestation(terms)
+    forged = world.signatures(terms, attestation) | {world.node(0): sign(attestation_message(terms, attestation), STRANGER_KEY)}
+    wei = world.operator.balance_wei(str(world.operator.address))
+    assert refusal(world.escrow(world.operator).settle, terms, attestation, forged).name == "BadSignature"
+    assert world.operator.balance_wei(str(world.operator.address)) == wei
+
+
+@pytest.mark.parametrize("change", ["job", "chain_id", "model"])
+def test_settle__attestation_of_something_else__refused(world: World, change: str) -> None:
+    terms = world.funded()
+    attestation = world.attestation(terms)
+    signed_terms, signed = terms, attestation
+    if change == "job":
+        signed = dataclasses.replace(attestation, job_id=world.terms().job_id)
+    elif change == "chain_id":
+        signed_terms = dataclasses.replace(terms, chain_id=1)
+    else:
+        signed = dataclasses.replace(attestation, model_hash=b"\x33" * 32)
+    signatures = world.signatures(signed_terms, signed)
+    assert refusal(world.escrow(world.operator).settle, terms, attestation, signatures).name == "BadSignature"
+
+
+def test_settle__too_few_signatures__refused(world: World) -> None:
+    terms = world.funded()
+    attestation = world.attestation(terms)
+    said = refusal(world.escrow(world.operator).settle, terms, attestation, world.signatures(terms, attestation, (1,)))
+    assert said.name == "QuorumNotMet"
+    with pytest.raises(TermsError, match="not part of this job"):
+        world.escrow(world.operator).settle(terms, attestation, {accounts()[0][0]: b""})
+
+
+def test_refund__only_after_deadline__then_never_settles(world: World) -> None:
+    money, buyer = world.money(world.buyer), str(world.buyer.address)
+    before = money.balance_units(buyer)
+    terms = world.funded(seconds=900)
+    assert refusal(world.escrow(world.operator).refund, terms).name == "DeadlineNotPassed"
+    world.travel(1000)
+    attestation = world.attestation(terms)
+    assert "has passed" in str(
+        refusal(world.escrow(world.operator).settle, terms, attestation, world.signatures(terms, attestation))
+    )
+    world.escrow(world.operator).refund(terms)
+    assert money.balance_units(buyer) == before
+    assert world.escrow(world.buyer).job(terms.job_id).status is Status.REFUNDED
+    assert world.escrow(world.buyer).settlement(terms.job_id) is None
+    said = refusal(world.escrow(world.operator).settle, terms, attestation, world.signatures(terms, attestation))
+    assert str(said) == "the job is refunded, so this cannot be done"
+    assert refusal(world.escrow(world.operator).refund, terms).name == "WrongStatus"
+
+
+def test_refund_rejected__forged_or_too_few__refused(world: World) -> None:
+    terms = world.funded()
+    reason = "no"
+    one = {world.node(0): (reason, sign(rejection_message(terms, reason), world.node_keys[0]))}
+    assert refusal(world.escrow(world.operator).refund_rejected, terms, one).name == "QuorumNotMet"
+    other_words = {node: ("yes", signature) for node, (_, signature) in one.items()}
+    forged = other_words | {world.node(1): ("yes", sign(rejection_message(terms, "yes"), STRANGER_KEY))}
+    assert refusal(world.escrow(world.operator).refund_rejected, terms, forged).name == "BadSignature"
+
+
+def test_claim__whole_tree__pays_exact_shares_once(world: World) -> None:
+    owner, dataset_id = world.hospitals[1], world.dataset_ids[1]
+    revenue, money = world.revenue(owner), world.money(owner)
+    epoch = revenue.next_epoch(dataset_id)
+    leaves = [leaf(dataset_id, epoch, account, weight) for account, weight in CONTRIBUTORS]
+    tree = Tree(leaves)
+    assert revenue.post_contributors(dataset_id, tree.root, 4, "https://tree") == epoch
+    assert revenue.next_epoch(dataset_id) == epoch + 1
+    terms = world.funded()
+    attestation = world.attestation(terms)
+    world.escrow(world.operator).settle(terms, attestation, world.signatures(terms, attestation))
+    credited = revenue.epoch(dataset_id, epoch).credited_units
+    assert credited >= (PRICE + REWARD // 3) * BPS // 10_000
+
+    strangers = world.revenue(connect(world.url, STRANGER_KEY))  # anyone may submit; the money goes to the contributor
+    for index, (account, weight) in enumerate(CONTRIBUTORS):
+        share = credited * weight // 4
+        assert revenue.claimable(dataset_id, epoch, account, weight) == share
+        before = money.balance_units(account)
+        assert strangers.claim(dataset_id, epoch, account, weight, tree.proof(index)) == share
+        assert money.balance_units(account) - before == share
+        assert revenue.claimed(dataset_id, epoch, account) == share
+        said = refusal(strangers.claim, dataset_id, epoch, account, weight, tree.proof(index))
+        assert str(said) == f"{account} has nothing left to claim from dataset {dataset_id}, epoch {epoch}"
+    account, weight = CONTRIBUTORS[0]
+    assert refusal(strangers.claim, dataset_id, epoch, account, weight, tree.proof(1)).name == "BadProof"
+    assert refusal(strangers.claim, dataset_id, epoch, account, 4, tree.proof(0)).name == "BadProof"
+    assert refusal(strangers.claim, dataset_id, epoch, str(owner.address), weight, tree.proof(0)).name == "BadProof"
+
+
+def test_withdraw__hospital_and_hub__take_what_is_theirs_only(world: World) -> None:
+    terms = world.funded()
+    attestation = world.attestation(terms)
+    world.escrow(world.operator).settle(terms, attestation, world.signatures(terms, attestation))
+    owner, dataset_id, purse = world.hospitals[0], world.dataset_ids[0], Account.create().address
+    assert refusal(world.revenue(world.buyer).withdraw_hospital, dataset_id, purse).name == "NotDatasetOwner"
+    waiting = world.revenue(owner).pool(dataset_id).hospital_units
+    world.revenue(owner).withdraw_hospital(dataset_id, purse)
+    assert world.money(owner).balance_units(purse) == waiting > 0
+    assert refusal(world.escrow(world.buyer).withdraw_credit, purse).name == "NothingToWithdraw"
+    fees = world.escrow(world.operator).credit_units(str(world.operator.address))
+    world.escrow(world.operator).withdraw_credit(purse)
+    assert world.money(owner).balance_units(purse) == waiting + fees
+
+
+def test_token__transfer_of_more_than_there_is__refused(world: World) -> None:
+    poor = connect(world.url, STRANGER_KEY)
+    said = refusal(world.money(poor).transfer, accounts()[0][0], 5)
+    assert str(said) == f"{poor.address} has 0 units and needs 5"
+    with pytest.raises(TermsError, match="units=-1"):
+        world.money(poor).approve(accounts()[0][0], -1)
+
+
+def test_deployment__saved_and_verified__and_another_contract_is_not_ours(world: World, tmp_path: Path) -> None:
+    made = world.deployment
+    verify(world.buyer, made.registry, made.market)
+    with pytest.raises(BankError, match="does not carry the Market"):
+        verify(world.buyer, made.registry, made.payment_token)
+    with pytest.raises(BankError, match="there is no contract at"):
+        verify(world.buyer, accounts()[0][0], made.market)
+    other = deploy(world.operator, made.payment_token, str(world.buyer.address))
+    with pytest.raises(BankError, match="do not name each other"):
+        verify(world.buyer, other.registry, made.market)
+    with pytest.raises(BankError, match="is not a contract"):
+        deploy(world.operator, accounts()[5][0])
+    path = tmp_path / "deployment.json"
+    made.save(path)
+    assert Deployment.load(path) == made
+    path.write_text(json.dumps({"chain_id": 1}))
+    with pytest.raises(BankError, match="is not a deployment"):
+        Deployment.load(path)
+
+
+def test_cli__deploy_then_status__shows_the_market(world: World, tmp_path: Path) -> None:
+    key, out = tmp_path / "key", tmp_path / "deployment.json"
+    key.write_text(accounts()[0][1])
+    runner = CliRunner()
+    done = runner.invoke(cli.app, ["deploy", "--key-file", str(key), "--out", str(out), "--chain", world.url])
+    assert done.exit_code == 0, done.output
+    shown = runner.invoke(cli.app, ["status", str(out), "--chain", world.url, "--json"])
+    assert shown.exit_code == 0, shown.output
+    facts = json.loads(shown.stdout)
+    assert (facts["chain_id"], facts["datasets"], facts["market_holds_units"]) == (31337, 0, 0)
+    assert facts["market"] == Deployment.load(out).market
+    unreachable = runner.invoke(cli.app, ["status", str(out), "--chain", "http://127.0.0.1:9"])
+    assert unreachable.exit_code == 1
+    assert "no chain answers at http://127.0.0.1:9" in unreachable.stderr
