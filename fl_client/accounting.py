@@ -29,6 +29,10 @@ _HIGH = (80, 96, 128, 192, 256, 384, 512, 768, 1024)
 ORDERS = (*(1 + x / 10.0 for x in range(1, 100)), *range(11, 64), *_HIGH)
 _ORDERS = np.array(ORDERS)
 
+# Above this noise the series of the fractional orders takes seconds, and whole orders
+# give the same epsilon to 1 % as long as it is under 10.
+SLOW_SERIES_NOISE = 30.0
+
 MIN_NOISE, MAX_NOISE = 0.3, 1e4  # what a PrivacyPlan allows
 MAX_METRIC_NOISE = 1e5
 
@@ -41,7 +45,9 @@ def _rdp_of_one_step(noise_multiplier: float, sampling_rate: float) -> np.ndarra
 
 
 def _rdp_at(order: float, noise_multiplier: float, sampling_rate: float) -> float:
-    """RDP at one order; infinity where Opacus's series fails numerically, which only leaves that order out."""
+    """RDP at one order; infinity, which leaves the order out, where it costs too much or fails numerically."""
+    if sampling_rate < 1 and noise_multiplier > SLOW_SERIES_NOISE and not float(order).is_integer():
+        return math.inf
     try:
         with np.errstate(all="ignore"):  # a result that is not finite is caught below
             value = float(compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=[order])[0])
@@ -101,25 +107,33 @@ def calibrate(
     def gaussian_cost(sigma: float) -> float:
         return epsilon([Charge(sigma, 1.0, 1, "whole budget")], delta)
 
-    if gaussian_cost(MAX_NOISE) > target:
-        raise too_small
     whole = _least_noise(gaussian_cost, target, 1e-2, 0.9999)
+    if math.isinf(whole):
+        raise too_small
     metric_noise = min(max(whole * math.sqrt(metric_steps / metric_share), MIN_NOISE), MAX_METRIC_NOISE)
     metric = Charge(metric_noise, 1.0, metric_steps, "loss metric")
 
     def cost(sigma: float) -> float:
         return epsilon([Charge(sigma, sampling_rate, steps, "training"), metric], delta)
 
-    if cost(MAX_NOISE) > target:
+    noise = _least_noise(cost, target, MIN_NOISE, 0.998)
+    if math.isinf(noise):
         raise too_small
-    return _least_noise(cost, target, MIN_NOISE, 0.998), metric_noise
+    return noise, metric_noise
 
 
 def _least_noise(cost: Callable[[float], float], target: float, low: float, enough: float) -> float:
-    """A noise multiplier from `low` up whose cost is from enough*target to target; `low` itself if that costs less."""
+    """A noise multiplier from `low` up whose cost is from enough*target to target.
+
+    `low` itself if that costs less; infinity if even MAX_NOISE costs more than the target.
+    """
     if cost(low) <= target:
         return low
-    high = MAX_NOISE
+    high = low
+    while cost(high) > target:
+        if high >= MAX_NOISE:
+            return math.inf
+        low, high = high, min(2 * high, MAX_NOISE)
     while cost(high) < enough * target and high / low > 1 + 1e-12:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if cost(middle) > target else (low, middle)

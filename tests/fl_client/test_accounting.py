@@ -1,0 +1,188 @@
+"""Epsilon against independent oracles: exact hockey-stick divergences and numerical integrals, not the accountant."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opacus.accountants.analysis.rdp import get_privacy_spent
+from scipy.stats import norm
+
+from fl_client import accounting
+from fl_client.accounting import ORDERS, calibrate, epsilon, fits
+from fl_client.errors import PlanError
+from fl_client.privacy import Charge
+
+DELTA = 1e-5
+# few distinct mechanisms, so that hypothesis spends its time on histories and not on cold series
+MECHANISMS = [(0.8, 0.02), (1.5, 0.1), (2.0, 1.0), (7.5, 0.5), (40.0, 1.0)]
+charges = st.builds(
+    lambda mechanism, steps: Charge(*mechanism, steps, "x"), st.sampled_from(MECHANISMS), st.integers(1, 500)
+)
+histories = st.lists(charges, max_size=8)
+
+
+def _exact_gaussian_delta(eps: float, mu: float) -> float:
+    """Balle & Wang 2018, theorem 8: the exact delta of a Gaussian mechanism with sensitivity/sigma = mu."""
+    return float(norm.cdf(mu / 2 - eps / mu) - math.exp(eps) * norm.cdf(-mu / 2 - eps / mu))
+
+
+@given(st.floats(0.5, 50.0), st.integers(1, 200), st.floats(1e-8, 1e-3))
+@settings(max_examples=60, deadline=None)
+def test_epsilon__full_batch__is_sound_and_near_the_exact_gaussian(sigma: float, steps: int, delta: float) -> None:
+    value = epsilon([Charge(sigma, 1.0, steps, "x")], delta)
+    mu = math.sqrt(steps) / sigma  # `steps` Gaussian mechanisms are one with sigma / sqrt(steps)
+    if value > 100:
+        return  # exp overflows in the oracle; no plan is that loose
+    assert _exact_gaussian_delta(value, mu) <= delta * (1 + 1e-9)
+    if value > 0.1:  # below, the highest order (1024) is what limits the bound
+        assert _exact_gaussian_delta(value / 1.35, mu) > delta
+
+
+@given(st.floats(0.5, 6.0), st.floats(0.001, 0.9))
+@settings(max_examples=25, deadline=None)
+def test_epsilon__one_subsampled_step__is_sound_for_adding_and_for_removing(sigma: float, rate: float) -> None:
+    value = epsilon([Charge(sigma, rate, 1, "x")], DELTA)
+    x = np.linspace(-12 * sigma, 1 + 12 * sigma, 200_001)
+    without = norm.pdf(x, 0, sigma)
+    with_one = (1 - rate) * without + rate * norm.pdf(x, 1, sigma)
+    for p, q in ((with_one, without), (without, with_one)):
+        lost = np.maximum(p - math.exp(value) * q, 0.0)
+        assert np.trapezoid(lost, x) <= DELTA * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("sigma", "rate"), [(0.7, 0.01), (1.1, 0.25), (3.0, 0.6)])
+def test_rdp__orders_whole_and_fractional__equals_the_integral_that_defines_it(sigma: float, rate: float) -> None:
+    ours = dict(zip(ORDERS, accounting._rdp_of_one_step(sigma, rate), strict=True))
+    for order in (1.5, 2.5, 4.0, 10.9, 16):
+        z = np.linspace(-20 * sigma, order + 20 * sigma, 400_001)
+        log_ratio = np.logaddexp(math.log1p(-rate), math.log(rate) + (2 * z - 1) / (2 * sigma**2))
+        moment = np.trapezoid(np.exp(norm.logpdf(z, 0, sigma) + order * log_ratio), z)
+        assert ours[order] == pytest.approx(math.log(moment) / (order - 1), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Optimal order is")
+@given(histories.filter(bool))
+@settings(max_examples=50, deadline=None)
+def test_epsilon__any_history__converts_as_opacus_does(history: list[Charge]) -> None:
+    rdp = accounting._rdp(history)
+    theirs, _ = get_privacy_spent(orders=list(ORDERS), rdp=rdp, delta=DELTA)
+    assert epsilon(history, DELTA) == pytest.approx(max(0.0, theirs), rel=1e-12)
+
+
+def test_epsilon__nothing__is_zero() -> None:
+    assert epsilon([], DELTA) == 0.0
+
+
+@given(histories, charges)
+@settings(max_examples=60, deadline=None)
+def test_epsilon__one_more_charge__never_falls_and_never_costs_more_than_alone(history: list, new: Charge) -> None:
+    before, after = epsilon(history, DELTA), epsilon([*history, new], DELTA)
+    assert after >= before
+    assert after >= epsilon([new], DELTA)
+
+
+@given(histories, st.randoms())
+@settings(max_examples=60, deadline=None)
+def test_epsilon__shuffled_and_cut_in_pieces__is_the_same(history: list[Charge], random: object) -> None:
+    pieces = []
+    for c in history:
+        first = random.randint(0, c.steps)  # type: ignore[attr-defined]
+        pieces += [Charge(c.noise_multiplier, c.sampling_rate, n, "piece") for n in (first, c.steps - first) if n]
+    random.shuffle(pieces)  # type: ignore[attr-defined]
+    assert epsilon(pieces, DELTA) == pytest.approx(epsilon(history, DELTA), rel=1e-9)
+
+
+def test_epsilon__twenty_equal_jobs__compose_far_below_their_sum() -> None:
+    job = Charge(1.8945, 0.02, 500, "x")  # the job of the literature's table: RDP gives 1.090 for one, 5.53 for twenty
+    assert epsilon([job], DELTA) == pytest.approx(1.090, abs=0.005)
+    assert epsilon([job] * 20, DELTA) == pytest.approx(5.53, abs=0.03)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
+def test_epsilon__delta_out_of_range__refuses(delta: float) -> None:
+    with pytest.raises(PlanError, match="delta="):
+        epsilon([], delta)
+
+
+@pytest.mark.parametrize("rate", [1e-9, 1e-6, 0.5, 1 - 1e-12, 1.0])
+@pytest.mark.parametrize("sigma", [1e-2, 0.3, 1e4, 1e6])
+def test_epsilon__corners_of_the_range__are_numbers_or_infinity_never_nan(sigma: float, rate: float) -> None:
+    value = epsilon([Charge(sigma, rate, 100_000, "x")], DELTA)
+    assert value >= 0.0
+    if rate == 1.0 and sigma == 1e-2:
+        assert value > 1e6
+
+
+def test_epsilon__series_fails_at_every_order__is_infinite_and_fits_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise ValueError("math domain error")
+
+    monkeypatch.setattr(accounting, "compute_rdp", fail)
+    unheard = Charge(3.14159, 0.271828, 1, "x")  # not in the cache of another test
+    assert epsilon([unheard], DELTA) == math.inf
+    assert not fits([], [unheard], 1e308, DELTA)
+    accounting._rdp_of_one_step.cache_clear()
+
+
+def test_epsilon__a_thousand_mixed_charges__takes_under_50_ms_when_warm() -> None:
+    history = [Charge(*MECHANISMS[i % len(MECHANISMS)], 1 + i, "x") for i in range(1000)]
+    epsilon(history, DELTA)
+    times = []
+    for _ in range(5):
+        started = time.process_time()
+        epsilon(history, DELTA)
+        times.append(time.process_time() - started)
+    assert min(times) < 0.05
+
+
+@given(histories, histories.filter(bool), st.floats(0.1, 20.0))
+@settings(max_examples=60, deadline=None)
+def test_fits__any_history__exactly_when_the_joint_epsilon_is_within_the_limit(
+    history: list[Charge], new: list[Charge], limit: float
+) -> None:
+    assert fits(history, new, limit, DELTA) == (epsilon(history + new, DELTA) <= limit)
+
+
+@given(
+    st.floats(0.05, 12.0),
+    st.sampled_from([1e-7, 1e-5, 1e-3]),
+    st.sampled_from([0.01, 0.1, 0.5, 1.0]),
+    st.integers(1, 2000),
+    st.integers(1, 100),
+    st.floats(0.01, 0.5),
+)
+@settings(max_examples=10, deadline=None)
+def test_calibrate__any_target__costs_at_most_it_and_over_99_percent(
+    target: float, delta: float, rate: float, steps: int, metric_steps: int, share: float
+) -> None:
+    noise, metric_noise = calibrate(target, delta, rate, steps, metric_steps, share)
+    cost = epsilon([Charge(noise, rate, steps, "t"), Charge(metric_noise, 1.0, metric_steps, "m")], delta)
+    assert cost <= target
+    assert cost > 0.99 * target or noise == 0.3
+
+
+@given(st.floats(0.1, 8.0), st.integers(1, 500), st.integers(1, 100), st.floats(0.01, 0.5))
+@settings(max_examples=25, deadline=None)
+def test_calibrate__full_batch__gives_the_metrics_their_share(
+    target: float, steps: int, metric_steps: int, share: float
+) -> None:
+    noise, metric_noise = calibrate(target, DELTA, 1.0, steps, metric_steps, share)
+    if noise == 0.3 or metric_noise == 0.3:
+        return  # a floor of the plan
+    training, metric = steps / noise**2, metric_steps / metric_noise**2
+    assert metric / (metric + training) == pytest.approx(share, rel=0.02)
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, 101.0, math.nan, math.inf, 1e-9])
+def test_calibrate__target_out_of_reach__refuses_and_names_it(target: float) -> None:
+    with pytest.raises(PlanError, match=f"epsilon={target:g}"):
+        calibrate(target, DELTA, 1.0, 60, 10)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, math.nan])
+def test_calibrate__share_out_of_range__refuses(share: float) -> None:
+    with pytest.raises(PlanError, match="metric_share="):
+        calibrate(1.0, DELTA, 1.0, 60, 10, share)
