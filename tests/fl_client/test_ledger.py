@@ -1,0 +1,514 @@
+"""The ledger never under-counts: random histories against a plain model, kill -9, races for the last budget."""
+
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from fl_client.accounting import epsilon
+from fl_client.errors import BudgetExceeded, LedgerError
+from fl_client.ledger import Ledger
+from fl_client.privacy import Charge
+
+DELTA = 1e-5
+TRAIN, METRIC = Charge(30.0, 1.0, 2, "training"), Charge(60.0, 1.0, 1, "loss metric")
+ROUND = (TRAIN, METRIC)
+
+
+def job_of(rounds: int) -> tuple[Charge, ...]:
+    return (Charge(30.0, 1.0, 2 * rounds, "training"), Charge(60.0, 1.0, rounds, "loss metric"))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    opened = Ledger(tmp_path / "ledger.sqlite")
+    opened.open_patient_set("ward", 3.0, DELTA)
+    return opened
+
+
+def _steps(charges: list[Charge]) -> Counter:
+    """Steps per mechanism: what an RDP ledger counts."""
+    counted: Counter = Counter()
+    for c in charges:
+        counted[c.noise_multiplier, c.sampling_rate, c.what] += c.steps
+    return counted
+
+
+# -- one job from reservation to close -----------------------------------------------------------------------------
+
+
+def test_begin_round__reserved_job__moves_the_charge_from_reserved_to_spent(ledger: Ledger) -> None:
+    ledger.reserve("ward", "job", job_of(3))
+    committed = ledger.epsilon_committed("ward")
+    assert ledger.begin_round("job", 1, b"model", ROUND) is None
+    assert ledger.history("ward") == list(ROUND)
+    assert ledger.reserved("ward") == list(job_of(2))
+    assert ledger.epsilon_committed("ward") == pytest.approx(committed, rel=1e-12)
+    assert ledger.epsilon_spent("ward") == epsilon(ROUND, DELTA)
+
+
+def test_begin_round__answered_before__gives_the_stored_reply_without_a_charge(ledger: Ledger) -> None:
+    ledger.reserve("ward", "job", job_of(3))
+    ledger.begin_round("job", 1, b"model", ROUND)
+    ledger.finish_round("job", 1, b"reply")
+    spent = ledger.epsilon_spent("ward")
+    assert ledger.begin_round("job", 1, b"model", ROUND) == b"reply"
+    assert ledger.epsilon_spent("ward") == spent
+    ledger.close_job("job")
+    assert ledger.begin_round("job", 1, b"model", ROUND) == b"reply"
+
+
+def test_begin_round__begun_but_never_finished__is_asked_again_without_a_second_charge(ledger: Ledger) -> None:
+    ledger.reserve("ward", "job", job_of(3))
+    for _ in range(3):
+        assert ledger.begin_round("job", 1, b"model", ROUND) is None
+    assert ledger.history("ward") == list(ROUND)
+
+
+def test_begin_round__other_input__refuses(ledger: Ledger) -> None:
+    ledger.reserve("ward", "job", job_of(3))
+    ledger.begin_round("job", 1, b"model", ROUND)
+    with pytest.raises(LedgerError, match="round 1 of job job was asked before with another model"):
+        ledger.begin_round("job", 1, b"other", ROUND)
+    ledger.finish_round("job", 1, b"reply")
+    with pytest.raises(LedgerError, match="another model"):
+        ledger.begin_round("job", 1, b"other", ROUND)
+
+
+@pytest.mark.parametrize(
+    "more", [(TRAIN, METRIC, METRIC), (Charge(30.0, 1.0, 3, "training"), METRIC), (TRAIN,), (METRIC, TRAIN)]
+)
+def test_begin_round__begun_before_with_other_charges__refuses(ledger: Ledger, more: tuple[Charge, ...]) -> None:
+    ledger.reserve("ward", "job", job_of(3))
+    ledger.begin_round("job", 1, b"model", ROUND)
+    with pytest.raises(LedgerError, match="begun with other charges"):
+        ledger.begin_round("job", 1, b"model", more)
+
+
+@pytest.mark.parametrize(
+    "charges",
+    [
+        (Charge(30.0, 1.0, 7, "training"),),
+        (Charge(29.0, 1.0, 1, "training"),),
+        (Charge(30.0, 0.5, 1, "training"),),
+        (Charge(60.0, 1.0, 1, "another metric"),),
+        (TRAIN, TRAIN, TRAIN, TRAIN),
+    ],
+)
+def test_begin_round__more_than_reserved__refuses_and_charges_nothing(ledger: Ledger, charges: tuple) -> None:
+    ledger.reserve("ward", "job", job_of(3))
+    with pytest.raises(LedgerError, match=r"more .* than the job reserved"):
+        ledger.begin_round("job", 1, b"model", (METRIC, *charges))
+    assert ledger.history("ward") == []
+    assert ledger.reserved("ward") == list(job_of(3))
+    assert ledger.rounds("job") == []
+
+
+def test_begin_round__one_round_more_than_reserved__refuses(ledger: Ledger) -> None:
+    ledger.reserve("ward", "job", job_of(2))
+    for number in (1, 2):
+        ledger.begin_round("job", number, b"model", ROUND)
+    with pytest.raises(LedgerError, match="more training than the job reserved"):
+        ledger.begin_round("job", 3, b"model", ROUND)
+
+
+def test_begin_round__unknown_job_or_no_charge__refuses(ledger: Ledger) -> None:
+    with pytest.raises(LedgerError, match="job nobody has reserved nothing here"):
+        ledger.begin_round("nobody", 1, b"model", ROUND)
+    ledger.reserve("ward", "job", job_of(1))
+    with pytest.raises(LedgerError, match="names no charge"):
+        ledger.begin_round("job", 1, b"model", ())
+
+
+def test_finish_round__twice_or_never_begun__refuses_so_that_one_reply_leaves(ledger: Ledger) -> None:
+    ledger.reserve("ward", "job", job_of(2))
+    ledger.begin_round("job", 1, b"model", ROUND)
+    ledger.finish_round("job", 1, b"reply")
+    for number in (1, 2):
+        with pytest.raises(LedgerError, match="not begun, or is answered already"):
+            ledger.finish_round("job", number, b"another draw of noise")
+    assert ledger.reply("job", 1) == b"reply"
+
+
+def test_close_job__half_way__frees_what_was_never_begun_and_keeps_what_was_spent(ledger: Ledger) -> None:
+    ledger.reserve("ward", "job", job_of(3))
+    ledger.begin_round("job", 1, b"model", ROUND)
+    ledger.close_job("job")
+    ledger.close_job("job")
+    assert ledger.reserved("ward") == []
+    assert ledger.history("ward") == list(ROUND)
+    with pytest.raises(LedgerError, match="job job is closed"):
+        ledger.begin_round("job", 2, b"model", ROUND)
+    with pytest.raises(LedgerError, match="job job is closed"):
+        ledger.reserve("ward", "job", job_of(3))
+    ledger.finish_round("job", 1, b"late but paid")
+    with pytest.raises(LedgerError, match="reserved nothing here"):
+        ledger.close_job("nobody")
+
+
+def test_jobs__after_some_rounds__show_their_own_epsilon(ledger: Ledger) -> None:
+    ledger.reserve("ward", "first", job_of(2))
+    ledger.begin_round("first", 1, b"model", ROUND)
+    ledger.finish_round("first", 1, b"reply")
+    ledger.close_job("first")
+    ledger.reserve("ward", "second", job_of(2))
+    second, first = ledger.jobs("ward")
+    assert (first.job_id, first.rounds_answered, first.closed) == ("first", 1, True)
+    assert first.epsilon == epsilon(ROUND, DELTA)
+    assert (second.job_id, second.rounds_answered, second.closed, second.epsilon) == ("second", 0, False, 0.0)
+
+
+# -- the budget ----------------------------------------------------------------------------------------------------
+
+
+def test_reserve__does_not_fit__says_what_is_needed_spent_and_left(ledger: Ledger) -> None:
+    ledger.reserve("ward", "job", job_of(50))
+    with pytest.raises(BudgetExceeded) as refused:
+        ledger.reserve("ward", "greedy", (Charge(1.0, 1.0, 5, "training"),))
+    before = ledger.epsilon_committed("ward")
+    alone = epsilon([Charge(1.0, 1.0, 5, "training")], DELTA)
+    sentence = str(refused.value)
+    assert f"this job needs epsilon={alone:.3f} on top of {before:.3f} spent or reserved" in sentence
+    assert f"the lifetime budget of 3 at delta=1e-05 leaves {3 - before:.3f}" in sentence
+    assert [line.job_id for line in ledger.jobs("ward")] == ["job"]
+
+
+def test_reserve__same_again__is_counted_once_and_a_different_one_refused(ledger: Ledger) -> None:
+    for charges in (job_of(3), job_of(3), (*job_of(2), *ROUND)):  # the last is the same, in pieces
+        ledger.reserve("ward", "job", charges)
+    assert ledger.reserved("ward") == list(job_of(3))
+    with pytest.raises(LedgerError, match="another reservation"):
+        ledger.reserve("ward", "job", job_of(4))
+    ledger.open_patient_set("other ward", 3.0, DELTA)
+    with pytest.raises(LedgerError, match="another reservation"):
+        ledger.reserve("other ward", "job", job_of(3))
+
+
+def test_reserve__same_again_after_some_rounds__does_not_refill_the_reservation(ledger: Ledger) -> None:
+    ledger.reserve("ward", "job", job_of(3))
+    ledger.begin_round("job", 1, b"model", ROUND)
+    ledger.reserve("ward", "job", job_of(3))
+    assert ledger.reserved("ward") == list(job_of(2))
+
+
+def test_reserve__nothing_or_unknown_patients__refuses(ledger: Ledger) -> None:
+    with pytest.raises(LedgerError, match="at least one charge"):
+        ledger.reserve("ward", "job", ())
+    with pytest.raises(LedgerError, match="patient set nowhere has no budget"):
+        ledger.reserve("nowhere", "job", job_of(1))
+
+
+def test_reserve__many_equal_jobs__compose_so_that_more_fit_than_the_sum_allows(ledger: Ledger) -> None:
+    one = (Charge(40.0, 1.0, 60, "training"),)
+    alone, admitted = epsilon(one, DELTA), 0
+    with contextlib.suppress(BudgetExceeded):
+        while True:
+            ledger.reserve("ward", f"job {admitted}", one)
+            admitted += 1
+    assert admitted > 1.5 * (3.0 / alone)
+    assert epsilon(one * admitted, DELTA) <= 3.0 < epsilon(one * (admitted + 1), DELTA)
+
+
+def test_charge__outside_a_job__is_spent_at_once_until_the_budget_is_gone(ledger: Ledger) -> None:
+    count = Charge(5.0, 1.0, 1, "released count")
+    with pytest.raises(BudgetExceeded, match="released count needs epsilon"):
+        for _ in range(100):
+            ledger.charge("ward", count)
+    (spent,) = ledger.history("ward")
+    assert epsilon([spent], DELTA) <= 3.0 < epsilon([spent, count], DELTA)
+
+
+def test_open_patient_set__lowered_and_raised__keeps_the_history(ledger: Ledger) -> None:
+    ledger.reserve("ward", "job", job_of(3))
+    ledger.begin_round("job", 1, b"model", ROUND)
+    ledger.open_patient_set("ward", 0.01, DELTA)  # below what is spent
+    assert ledger.history("ward") == list(ROUND)
+    with pytest.raises(BudgetExceeded, match=r"leaves 0\.000"):
+        ledger.reserve("ward", "late", job_of(1))
+    ledger.open_patient_set("ward", 5.0, 1e-6)
+    assert ledger.budget("ward") == (5.0, 1e-6)
+    assert ledger.epsilon_spent("ward") == epsilon(ROUND, 1e-6)
+    ledger.reserve("ward", "late", job_of(1))
+
+
+@pytest.mark.parametrize(
+    ("limit", "delta", "named"),
+    [(0.0, 1e-5, "epsilon=0"), (float("nan"), 1e-5, "epsilon=nan"), (float("inf"), 1e-5, "epsilon=inf"),
+     (1.0, 0.0, "delta=0"), (1.0, 0.5, "delta=0.5"), (1.0, float("nan"), "delta=nan")],
+)  # fmt: skip
+def test_open_patient_set__number_out_of_range__refuses(ledger: Ledger, limit: float, delta: float, named: str) -> None:
+    with pytest.raises(LedgerError, match=named):
+        ledger.open_patient_set("ward", limit, delta)
+    assert ledger.budget("ward") == (3.0, DELTA)
+
+
+def test_budget__two_patient_sets__do_not_touch_each_other(ledger: Ledger) -> None:
+    ledger.open_patient_set("other ward", 1.0, DELTA)
+    ledger.charge("other ward", TRAIN)
+    assert ledger.history("ward") == []
+    assert ledger.epsilon_spent("ward") == 0.0
+    assert ledger.history("other ward") == [TRAIN]
+
+
+# -- the file ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM spent", "UPDATE spent SET steps = 0", "DELETE FROM patient_set"])
+def test_file__someone_edits_history__sqlite_refuses(ledger: Ledger, statement: str) -> None:
+    ledger.charge("ward", TRAIN)
+    with contextlib.closing(sqlite3.connect(ledger.path)) as db, pytest.raises(sqlite3.IntegrityError):
+        db.execute("PRAGMA foreign_keys=ON")
+        db.execute(statement)
+    assert ledger.history("ward") == [TRAIN]
+
+
+def test_file__is_not_a_database__refuses_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(b"not a database, but long enough to look like one " * 100)
+    with pytest.raises(LedgerError, match="the privacy ledger cannot be used"):
+        Ledger(tmp_path / "ledger.sqlite")
+
+
+def test_file__read_while_a_writer_is_at_work__answers_at_once(ledger: Ledger) -> None:
+    ledger.charge("ward", TRAIN)
+    with ledger._transaction() as db:
+        db.execute("UPDATE patient_set SET epsilon = 9")
+        started = time.monotonic()
+        assert ledger.budget("ward") == (3.0, DELTA)
+        assert ledger.epsilon_spent("ward") > 0
+        assert time.monotonic() - started < 5  # a blocked reader would wait 30 s
+
+
+def test_file__an_error_in_the_middle__leaves_nothing_half_done(ledger: Ledger, monkeypatch) -> None:
+    ledger.reserve("ward", "job", job_of(3))
+    calls = []
+
+    def fail_at_the_second(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise MemoryError
+
+    monkeypatch.setattr("fl_client.ledger._insert_spent", fail_at_the_second)
+    with pytest.raises(MemoryError):
+        ledger.begin_round("job", 1, b"model", ROUND)
+    assert ledger.reserved("ward") == list(job_of(3))
+    assert ledger.rounds("job") == []
+
+
+# -- never under-counts --------------------------------------------------------------------------------------------
+
+JOBS = ("a", "b", "c")
+some_charges = st.lists(
+    st.builds(lambda m, steps: Charge(m[0], m[1], steps, m[2]), st.sampled_from(
+        [(30.0, 1.0, "training"), (60.0, 1.0, "loss metric"), (2.0, 0.01, "training")]), st.integers(1, 40)),
+    min_size=1, max_size=3,
+)  # fmt: skip
+
+
+class AgainstAPlainModel(RuleBasedStateMachine):
+    """`released` is what a patient's data really went into: every round trained, whatever happened afterwards."""
+
+    @initialize(limit=st.floats(0.5, 4.0))
+    def start(self, limit: float) -> None:
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.ledger = Ledger(Path(self.folder.name) / "ledger.sqlite")
+        self.limit = limit
+        self.ledger.open_patient_set("ward", limit, DELTA)
+        self.released: list[Charge] = []
+        self.reservations: dict[str, Counter] = {}
+        self.rounds: dict[tuple[str, int], tuple[bytes, list[Charge], bytes | None]] = {}
+        self.closed: set[str] = set()
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+    @rule(job=st.sampled_from(JOBS), charges=some_charges)
+    def reserve(self, job: str, charges: list[Charge]) -> None:
+        with contextlib.suppress(BudgetExceeded, LedgerError):
+            self.ledger.reserve("ward", job, charges)
+            self.reservations.setdefault(job, _steps(charges))
+
+    @rule(job=st.sampled_from(JOBS), number=st.integers(1, 3), model=st.sampled_from([b"x", b"y"]),
+          charges=some_charges, crash=st.booleans())  # fmt: skip
+    def one_round(self, job: str, number: int, model: bytes, charges: list[Charge], crash: bool) -> None:
+        known = self.rounds.get((job, number))
+        try:
+            answer = self.ledger.begin_round(job, number, model, charges)
+        except LedgerError:
+            return
+        if answer is not None:
+            assert known is not None
+            assert known[0] == model
+            assert known[2] == answer
+            return
+        assert job not in self.closed
+        if known is None:
+            self.released += charges
+        else:
+            assert known[0] == model
+            assert known[2] is None
+            assert _steps(known[1]) == _steps(charges)
+        reply = None if crash else os.urandom(4)
+        if reply is not None:
+            self.ledger.finish_round(job, number, reply)
+        self.rounds[job, number] = (model, charges, reply)
+
+    @rule(job=st.sampled_from(JOBS))
+    def close(self, job: str) -> None:
+        with contextlib.suppress(LedgerError):
+            self.ledger.close_job(job)
+            self.closed.add(job)
+
+    @rule(charges=some_charges)
+    def charge_at_once(self, charges: list[Charge]) -> None:
+        with contextlib.suppress(BudgetExceeded):
+            self.ledger.charge("ward", charges[0])
+            self.released.append(charges[0])
+
+    @invariant()
+    def everything_released_is_counted_and_within_the_budget(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        assert _steps(self.ledger.history("ward")) == _steps(self.released)
+        assert self.ledger.epsilon_committed("ward") <= self.limit
+        open_jobs: Counter = Counter()
+        for job, steps in self.reservations.items():
+            begun = _steps([c for (j, _), (_, charges, _) in self.rounds.items() if j == job for c in charges])
+            assert not begun - steps, "a job spent more than it reserved"
+            if job not in self.closed:
+                open_jobs += steps - begun
+        assert _steps(self.ledger.reserved("ward")) == open_jobs
+
+
+TestAgainstAPlainModel = AgainstAPlainModel.TestCase
+TestAgainstAPlainModel.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+
+
+# -- real processes ------------------------------------------------------------------------------------------------
+
+
+def _fork(work: Callable[[int], None]) -> tuple[int, int]:
+    """Run `work(write end of a pipe)` in a process of its own; (pid, read end)."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(read_end)
+            work(write_end)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write_end)
+    return pid, read_end
+
+
+def _said(read_end: int, already: bytes = b"") -> list[str]:
+    """Every whole line that the process wrote before it ended."""
+    with os.fdopen(read_end, "rb") as pipe:
+        return [line for line in (already + pipe.read()).decode().split("\n")[:-1] if line]
+
+
+def test_kill_9__at_ten_random_moments__every_trained_round_is_charged_exactly_once(ledger: Ledger) -> None:
+    ledger.open_patient_set("ward", 50.0, DELTA)
+    ledger.reserve("ward", "job", job_of(1000))
+    chance = random.Random(20261123)
+    trained, answered, kills = set(), {}, 0
+
+    def node(out: int) -> None:
+        mine = Ledger(ledger.path)
+        for number in range(max(1, len(mine.rounds("job")) - 2), 1001):
+            reply = mine.begin_round("job", number, b"model", ROUND)
+            if reply is None:
+                os.write(out, f"trained {number}\n".encode())  # from here on, noise has been drawn on patients
+                reply = os.urandom(8)
+                mine.finish_round("job", number, reply)
+            os.write(out, f"answered {number} {reply.hex()}\n".encode())
+
+    while kills < 10:
+        pid, read_end = _fork(node)
+        heard, enough = b"", chance.randint(4, 10)
+        while heard.count(b"\n") < enough and (more := os.read(read_end, 1)):
+            heard += more
+        time.sleep(chance.random() * 0.01)
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(status), "the process must be killed at work, not end by itself"
+        kills += 1
+        for line in _said(read_end, heard):
+            word, number, *rest = line.split()
+            if word == "trained":
+                trained.add(int(number))
+            else:  # a reply that once left must be the reply ever after
+                assert answered.setdefault(int(number), rest[0]) == rest[0]
+        begun = ledger.rounds("job")
+        assert trained <= {row.number for row in begun}
+        assert len(begun) - len(trained) <= kills  # begun, and killed before training
+        assert _steps(ledger.history("ward")) == _steps(list(job_of(len(begun))))
+        assert _steps(ledger.reserved("ward")) == _steps(list(job_of(1000 - len(begun))))
+        for number, reply in answered.items():
+            assert ledger.reply("job", number).hex() == reply
+    assert len(answered) > 10, "the processes must get some work done between the kills"
+
+
+def test_reserve__two_processes_for_the_last_budget__one_wins(tmp_path: Path) -> None:
+    last = (Charge(10.0, 1.0, 30, "training"),)  # more than half of 3
+    assert epsilon(last, DELTA) <= 3.0 < epsilon(last * 2, DELTA)
+    for attempt in range(5):
+        path = tmp_path / f"{attempt}.sqlite"
+        at = time.monotonic() + 0.1
+
+        def buyer(out: int, path: Path = path, at: float = at) -> None:
+            while time.monotonic() < at:  # both create the file and reserve at the same moment
+                pass
+            mine = Ledger(path)
+            mine.open_patient_set("ward", 3.0, DELTA)
+            try:
+                mine.reserve("ward", f"job {os.getpid()}", last)
+                os.write(out, b"won\n")
+            except BudgetExceeded:
+                os.write(out, b"refused\n")
+
+        children = [_fork(buyer), _fork(buyer)]
+        assert [os.waitpid(pid, 0)[1] for pid, _ in children] == [0, 0]
+        assert sorted(word for _, read_end in children for word in _said(read_end)) == ["refused", "won"]
+        assert Ledger(path).reserved("ward") == list(last)
+
+
+def test_begin_round__eight_threads_for_one_round__one_charge_and_one_reply(ledger: Ledger) -> None:
+    ledger.reserve("ward", "job", job_of(5))
+    start, left, refused = threading.Barrier(8), [], []
+
+    def node(name: int) -> None:
+        start.wait()
+        reply = ledger.begin_round("job", 1, b"model", ROUND)
+        if reply is None:
+            reply = f"reply of {name}".encode()
+            try:
+                ledger.finish_round("job", 1, reply)
+            except LedgerError:
+                refused.append(reply)
+                return
+        left.append(reply)
+
+    threads = [threading.Thread(target=node, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(left) + len(refused) == 8
+    assert set(left) == {ledger.reply("job", 1)}
+    assert ledger.history("ward") == list(ROUND)
