@@ -1,0 +1,384 @@
+"""The data room against a real chain: what it admits, what it refuses, and that asking again changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datatokens.chain import connect
+from datatokens.deploy import Deployment, deploy
+from datatokens.devchain import accounts, running_devchain
+from datatokens.errors import SignatureError
+from datatokens.escrow import Escrow
+from datatokens.registry import Registry, Token
+from datatokens.terms import (
+    DatasetTerm,
+    JobTerms,
+    acceptance_message,
+    check_signature,
+    rejection_message,
+)
+from fl_client import accounting, config
+from fl_client.app import DataRoom
+from fl_client.datasets import Feature, Manifest, Schema, load
+from fl_client.errors import DatasetError, LedgerError, ProtocolError
+from fl_client.graph import export_model
+from fl_client.ledger import Ledger
+from fl_client.models import build
+from fl_client.privacy import PrivacyPlan
+from fl_client.protocol import JobSpec, sha256_hex
+from fl_client.weights import from_safetensors, model_hash
+from fl_server.report import Part, Round
+from fl_server.report import build as build_report
+from torch import zeros
+
+SCHEMA = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), "y", 0)
+GRAPH, WEIGHTS = export_model(build("logistic_regression", 2), zeros(1, 2))
+PRICE = 1_000_000
+BUYER, OTHER_BUYER = accounts()[5], accounts()[6]
+
+
+@dataclass
+class Clinic:
+    """One hospital with 40 patients and a running chain; makes jobs over its dataset."""
+
+    url: str
+    made: Deployment
+    folder: Path
+    dataset_id: int
+    serial: int = 0
+
+    def room(self) -> DataRoom:
+        return DataRoom(config.read(self.folder), connect(self.url))
+
+    @property
+    def node(self) -> str:
+        return config.read(self.folder).node_address
+
+    def spec(self, rounds: int = 2, epsilon: float = 1.0, **changes: Any) -> JobSpec:
+        self.serial += 1
+        noise, metric_noise = accounting.calibrate(epsilon, 1e-5, 1.0, rounds, rounds, 0.05)
+        fields: dict[str, Any] = {
+            "purpose": "research",
+            "buyer_public_key": "11" * 32,
+            "schema_hash": SCHEMA.hash,
+            "graph_hash": sha256_hex(GRAPH),
+            "weights_hash": sha256_hex(WEIGHTS),
+            "loss": "binary_cross_entropy",
+            "rounds": rounds,
+            "local_steps": 1,
+            "learning_rate": 1.0,
+            "average_last": 1,
+            "plan": PrivacyPlan(noise, 1.0, 1.0, rounds, 1e-5, metric_noise, 1.0, rounds),
+            "persons": {self.dataset_id: 40},
+            "salt": hashlib.sha256(str(self.serial).encode()).hexdigest(),
+        }
+        return JobSpec(**(fields | changes))
+
+    def terms(self, spec: JobSpec | None = None, buyer: str = BUYER[0], **changes: Any) -> JobTerms:
+        fields: dict[str, Any] = {
+            "chain_id": self.made.chain_id,
+            "market": self.made.market,
+            "buyer": buyer,
+            "datasets": (DatasetTerm(self.dataset_id, self.node, PRICE),),
+            "reward_units": 100,
+            "fee_units": 0,
+            "deadline": connect(self.url).now() + 3600,
+            "quorum": 1,
+            "spec": (spec or self.spec()).as_dict(),
+        }
+        return JobTerms(**(fields | changes))
+
+    def paid(self, *args: Any, key: str = BUYER[1], **kwargs: Any) -> JobTerms:
+        terms = self.terms(*args, **kwargs)
+        Escrow(connect(self.url, key), self.made.market).create_job(terms)
+        return terms
+
+
+@pytest.fixture(scope="module")
+def bank() -> Iterator[tuple[str, Deployment]]:
+    with running_devchain(instant=True) as url:
+        operator = connect(url, accounts()[0][1])
+        made = deploy(operator)
+        for account, _ in (BUYER, OTHER_BUYER):
+            Token(operator, made.payment_token).mint(account, 10**12)
+        yield url, made
+
+
+@pytest.fixture
+def clinic(bank: tuple[str, Deployment], tmp_path: Path) -> Clinic:
+    url, made = bank
+    folder = tmp_path / "node"
+    network = {
+        "chain_id": made.chain_id,
+        "registry": made.registry,
+        "market": made.market,
+        "payment_token": made.payment_token,
+        "superlink": "127.0.0.1:1",
+        "ca_certificate": "",
+    }
+    node = config.create(folder, name="Clinic", hub="http://127.0.0.1:1", chain=url, network=network)
+    table = tmp_path / "table.csv"
+    rng = np.random.default_rng(0)
+    rows = [f"{x:.4f},{y:.4f},{int(x + y > 0)}" for x, y in rng.normal(size=(40, 2))]
+    table.write_text("\n".join(["a,b,y", *rows]))
+    manifest = Manifest("Clinic", "T", "", 40, 10, 3.0, 1e-5, SCHEMA)
+    registry = Registry(connect(url, accounts()[1][1]), made.registry)
+    dataset_id = registry.list_dataset(node.node_address, PRICE, 5000, manifest.hash, "u", "T")
+    entry = config.DatasetEntry(dataset_id, table, load(table, SCHEMA).patient_set, manifest)
+    config.add_dataset(folder, entry)
+    return Clinic(url, made, folder, dataset_id)
+
+
+def weights() -> dict[str, np.ndarray]:
+    return from_safetensors(WEIGHTS)
+
+
+def refusal(clinic: Clinic, terms: JobTerms, graph: bytes = GRAPH, start: bytes = WEIGHTS) -> str:
+    """The reason of a signed refusal; fails if the node accepts or does not sign."""
+    answer = clinic.room().admit(terms.to_json(), graph, start)
+    assert answer["accepted"] is False
+    check_signature(rejection_message(terms, answer["reason"]), answer["signature"], clinic.node)
+    return str(answer["reason"])
+
+
+def test_admit__paid_job__is_accepted_and_signed(clinic: Clinic) -> None:
+    terms = clinic.paid()
+    answer = clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)
+    assert answer["accepted"] is True
+    check_signature(acceptance_message(terms), answer["signature"], clinic.node)
+
+
+def test_admit__unpaid_job__refused_without_a_signature_and_free_to_be_paid_later(clinic: Clinic) -> None:
+    terms = clinic.terms()
+    room = clinic.room()
+    answer = room.admit(terms.to_json(), GRAPH, WEIGHTS)
+    assert not answer["accepted"] and "holds no money for exactly these terms" in answer["reason"]
+    assert answer["signature"] == b""
+    Escrow(connect(clinic.url, BUYER[1]), clinic.made.market).create_job(terms)
+    assert room.admit(terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+
+
+def test_admit__terms_changed_in_one_byte__are_not_the_paid_ones(clinic: Clinic) -> None:
+    raw = clinic.paid().to_json()
+    changed = raw.replace(b'"purpose":"research"', b'"purpose":"researcg"')
+    answer = clinic.room().admit(changed, GRAPH, WEIGHTS)
+    assert not answer["accepted"] and "holds no money for exactly these terms" in answer["reason"]
+
+
+def test_admit__other_chain_or_market__refused(clinic: Clinic) -> None:
+    for change in ({"chain_id": 1}, {"market": "0x" + "1" * 40}):
+        answer = clinic.room().admit(clinic.terms(**change).to_json(), GRAPH, WEIGHTS)
+        assert not answer["accepted"] and "this node serves" in answer["reason"] and answer["signature"] == b""
+
+
+def test_admit__wrong_buyer__refused(clinic: Clinic) -> None:
+    text = (clinic.folder / "node.toml").read_text()
+    (clinic.folder / "node.toml").write_text(text.replace('buyers = ["*"]', f'buyers = ["{BUYER[0]}"]'))
+    assert "is not on this hospital's list" in refusal(clinic, clinic.paid(buyer=OTHER_BUYER[0], key=OTHER_BUYER[1]))
+    assert clinic.room().admit(clinic.paid().to_json(), GRAPH, WEIGHTS)["accepted"]
+
+
+def test_admit__more_epsilon_than_the_lifetime_budget_leaves__refused(clinic: Clinic) -> None:
+    assert clinic.room().admit(clinic.paid(clinic.spec(epsilon=2.5)).to_json(), GRAPH, WEIGHTS)["accepted"]
+    said = refusal(clinic, clinic.paid(clinic.spec(epsilon=2.0)))
+    assert "the lifetime budget is 3" in said or "lifetime budget of 3" in said
+
+
+def test_admit__more_epsilon_than_one_job_may_cost__refused(clinic: Clinic) -> None:
+    assert "one job may cost" in refusal(clinic, clinic.paid(clinic.spec(epsilon=6.0)))
+
+
+def test_admit__cohort_under_the_floor__refused(clinic: Clinic) -> None:
+    text = (clinic.folder / "node.toml").read_text()
+    (clinic.folder / "node.toml").write_text(text.replace("minimum_persons = 10", "minimum_persons = 41"))
+    assert "under this hospital's floor of 41" in refusal(clinic, clinic.paid())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema_hash": "0" * 64}, "schema_hash"),
+        ({"loss": "anything"}, "loss='anything' must be one of"),
+        ({"graph_hash": "0" * 64}, "graph_hash"),
+    ],
+)
+def test_admit__spec_that_does_not_fit__says_which_field(clinic: Clinic, change: dict[str, Any], said: str) -> None:
+    assert said in refusal(clinic, clinic.paid(clinic.spec(**change)))
+
+
+def test_admit__persons_that_were_not_released__refused(clinic: Clinic) -> None:
+    assert "persons=400 must be 40" in refusal(clinic, clinic.paid(clinic.spec(persons={clinic.dataset_id: 400})))
+
+
+@pytest.mark.parametrize(
+    ("graph", "start", "said"),
+    [
+        (GRAPH.replace(b"linear.default", b"from_file.default"), WEIGHTS, "'from_file.default' is not allowed"),
+        (b"\x80\x04\x95junk.", WEIGHTS, "pickle"),
+        (GRAPH, b"\x80\x04\x95junk.", "pickle"),
+        (GRAPH, b"PK\x03\x04junk", "zip"),
+    ],
+)
+def test_admit__hostile_model_file__refused(clinic: Clinic, graph: bytes, start: bytes, said: str) -> None:
+    spec = clinic.spec(graph_hash=sha256_hex(graph), weights_hash=sha256_hex(start))
+    assert said in refusal(clinic, clinic.paid(spec), graph, start)
+
+
+def test_admit__asked_again_after_a_restart__gives_the_same_answer(clinic: Clinic) -> None:
+    terms = clinic.paid()
+    first = clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)
+    assert clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS) == first
+
+
+def test_data_room__table_changed_since_listing__refuses_to_start(clinic: Clinic) -> None:
+    entry = config.read(clinic.folder).datasets[0]
+    entry.file.write_text(entry.file.read_text() + "\n1,1,1\n")
+    with pytest.raises(DatasetError, match="has changed since it was listed"):
+        clinic.room()
+
+
+def accepted(clinic: Clinic, **changes: Any) -> JobTerms:
+    terms = clinic.paid(clinic.spec(**changes))
+    assert clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+    return terms
+
+
+def test_train__same_round_again_even_after_a_restart__same_reply_and_one_charge(clinic: Clinic) -> None:
+    job = accepted(clinic).job_id.hex()
+    first, metrics = clinic.room().train(job, 1, weights())
+    again, metrics_again = clinic.room().train(job, 1, weights())
+    assert model_hash(first) == model_hash(again) and metrics == metrics_again
+    assert model_hash(first) != model_hash(weights())
+    key = config.read(clinic.folder).datasets[0].patient_set
+    assert sum(c.steps for c in Ledger(clinic.folder / "ledger.sqlite").history(key) if c.what == "training") == 1
+
+
+def test_train__same_round_with_another_model__refused(clinic: Clinic) -> None:
+    job = accepted(clinic).job_id.hex()
+    room = clinic.room()
+    room.train(job, 1, weights())
+    with pytest.raises(LedgerError):
+        room.train(job, 1, {name: array + 1 for name, array in weights().items()})
+
+
+@pytest.mark.parametrize("number", [0, 3, -1, True, "1"])
+def test_train__round_outside_the_plan__refused(clinic: Clinic, number: Any) -> None:
+    job = accepted(clinic).job_id.hex()
+    with pytest.raises(ProtocolError, match="round="):
+        clinic.room().train(job, number, weights())
+
+
+def test_train__job_that_was_not_accepted__refused(clinic: Clinic) -> None:
+    with pytest.raises(ProtocolError, match="was not accepted"):
+        clinic.room().train("ab" * 32, 1, weights())
+    with pytest.raises(ProtocolError, match="hexadecimal"):
+        clinic.room().train("../../etc/passwd", 1, weights())
+
+
+@pytest.mark.parametrize("bad", ["names", "shape", "nan"])
+def test_train__parameters_that_do_not_fit__cost_nothing(clinic: Clinic, bad: str) -> None:
+    job = accepted(clinic).job_id.hex()
+    arrays = weights()
+    if bad == "names":
+        arrays["extra"] = np.zeros(1, np.float32)
+    elif bad == "shape":
+        arrays["bias"] = np.zeros(2, np.float32)
+    else:
+        arrays["bias"] = np.array([np.nan], np.float32)
+    with pytest.raises(ProtocolError, match="model:"):
+        clinic.room().train(job, 1, arrays)
+    key = config.read(clinic.folder).datasets[0].patient_set
+    assert not [c for c in Ledger(clinic.folder / "ledger.sqlite").history(key) if c.what == "training"]
+
+
+def trained(clinic: Clinic) -> tuple[JobTerms, JobSpec, dict[str, np.ndarray], Part]:
+    terms = accepted(clinic)
+    spec = JobSpec.from_dict(terms.spec)
+    arrays, metrics = weights(), {}
+    for number in range(1, spec.rounds + 1):
+        arrays, metrics = clinic.room().train(terms.job_id.hex(), number, arrays)
+    part = Part(clinic.dataset_id, spec.rounds, metrics["epsilon-job"], metrics["epsilon-lifetime"], "cpu")
+    return terms, spec, arrays, part
+
+
+def test_attest__honest_report__is_signed_and_settles(clinic: Clinic) -> None:
+    terms, spec, arrays, part = trained(clinic)
+    rounds = [Round(1, 0.7, 0.1), Round(2, 0.6, 0.1)]
+    report, worked, shares = build_report(terms, spec, model_hash(arrays), rounds, {clinic.dataset_id: part})
+    answer = clinic.room().attest(terms.job_id.hex(), arrays, report)
+    outcome = {
+        "model_hash": model_hash(arrays).hex(),
+        "worked": worked,
+        "reward_units": [str(s) for s in shares],
+        "signatures": {clinic.node: answer["signature"].hex()},
+    }
+    from fl_server.settlement import settle
+
+    escrow = Escrow(connect(clinic.url, accounts()[0][1]), clinic.made.market)
+    settle(escrow, terms, outcome, report)
+    assert escrow.job(terms.job_id).status == "settled"
+
+
+def test_attest__figures_that_the_node_knows_better__refused(clinic: Clinic) -> None:
+    terms, spec, arrays, part = trained(clinic)
+    job, ours = terms.job_id.hex(), clinic.dataset_id
+    for wrong, said in (
+        (replace(part, epsilon_job=part.epsilon_job / 2), "epsilon_job"),
+        (replace(part, epsilon_lifetime=0.1), "epsilon_lifetime"),
+        (replace(part, rounds_answered=1), "the quorum is 1"),
+    ):
+        report, _, _ = build_report(terms, spec, model_hash(arrays), [], {ours: wrong})
+        with pytest.raises(ProtocolError, match=said):
+            clinic.room().attest(job, arrays, report)
+    other = {name: array + 1 for name, array in arrays.items()}
+    report, _, _ = build_report(terms, spec, model_hash(arrays), [], {ours: part})
+    with pytest.raises(ProtocolError, match="model_hash"):
+        clinic.room().attest(job, other, report)
+    with pytest.raises(ProtocolError, match="reward_units"):
+        clinic.room().attest(job, arrays, report.replace(b'"reward_units":100', b'"reward_units":99'))
+
+
+def test_attest__a_second_different_result__is_never_signed(clinic: Clinic) -> None:
+    terms, spec, arrays, part = trained(clinic)
+    job = terms.job_id.hex()
+    report, _, _ = build_report(terms, spec, model_hash(arrays), [], {clinic.dataset_id: part})
+    first = clinic.room().attest(job, arrays, report)
+    assert clinic.room().attest(job, arrays, report)["signature"] == first["signature"]
+    other = {name: array + 1 for name, array in arrays.items()}
+    report, _, _ = build_report(terms, spec, model_hash(other), [], {clinic.dataset_id: part})
+    with pytest.raises(ProtocolError, match="already signed another result"):
+        clinic.room().attest(job, other, report)
+
+
+def test_attest__before_the_last_round__refused(clinic: Clinic) -> None:
+    terms = accepted(clinic)
+    spec = JobSpec.from_dict(terms.spec)
+    arrays, metrics = clinic.room().train(terms.job_id.hex(), 1, weights())
+    part = Part(clinic.dataset_id, spec.rounds, metrics["epsilon-job"], metrics["epsilon-lifetime"], "cpu")
+    report, _, _ = build_report(terms, spec, model_hash(arrays), [], {clinic.dataset_id: part})
+    with pytest.raises(ProtocolError, match="only 1 of 2 rounds"):
+        clinic.room().attest(terms.job_id.hex(), arrays, report)
+
+
+def test_release__frees_the_reservation_and_ends_the_job(clinic: Clinic) -> None:
+    terms = accepted(clinic, epsilon=2.5)
+    key = config.read(clinic.folder).datasets[0].patient_set
+    ledger = Ledger(clinic.folder / "ledger.sqlite")
+    assert ledger.epsilon_committed(key) > 2.4
+    clinic.room().release(terms.job_id.hex())
+    assert ledger.epsilon_committed(key) == 0
+    with pytest.raises(LedgerError):
+        clinic.room().train(terms.job_id.hex(), 1, weights())
+
+
+def test_refusal__signature_of_another_node__does_not_pass(clinic: Clinic) -> None:
+    terms = clinic.paid(clinic.spec(epsilon=6.0))
+    answer = clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)
+    with pytest.raises(SignatureError):
+        check_signature(rejection_message(terms, answer["reason"]), answer["signature"], "0x" + "2" * 40)
