@@ -100,7 +100,7 @@ def decode_revert(data: bytes) -> TransactionRefused:
             values = abi_decode([i["type"] for i in item["inputs"]], data[4:])
         except DecodingError:
             values = ()
-        given = {
+        given: dict[str, Any] = {
             i["name"]: to_checksum_address(value) if i["type"] == "address" else value
             for i, value in zip(item["inputs"], values, strict=False)
         }

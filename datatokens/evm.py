@@ -35,6 +35,7 @@ FUNDS_WEI = 10_000 * 10**18
 GAS_LIMIT = 30_000_000
 PRIORITY_FEE_WEI = 10**9
 ZERO = b"\x00" * 20
+PREVRANDAO = b"\x01" * 32  # nothing here draws lots
 LOG = logging.getLogger("datahub.chain")
 MAX_WAITING = 5000
 MAX_LOGS = 20_000
@@ -107,7 +108,7 @@ class DevChain:
         self._store = _Store({bytes(k): bytes(v) for k, v in self._db.execute("SELECT key, value FROM kv")})
         self._clock_offset = 0
         self._next_timestamp: int | None = None
-        self._waiting: list[Any] = []
+        self._waiting: dict[bytes, tuple[bytes, Any]] = {}  # hash -> (sender, transaction), in order of arrival
         if self._store.kv_store:
             self._evm = _Evm(AtomicDB(self._store))
             self._clock_offset = max(0, self._latest().timestamp - int(time.time()))
@@ -134,9 +135,11 @@ class DevChain:
             "eth_call": self._call,
             "eth_estimateGas": self._estimate,
             "eth_sendRawTransaction": self._send,
-            "eth_getTransactionByHash": lambda h: self._row("SELECT content FROM tx WHERE hash=?", h),
-            "eth_getTransactionReceipt": lambda h: self._row("SELECT receipt FROM tx WHERE hash=?", h),
-            "eth_getBlockByHash": lambda h, full=False: self._block("SELECT content FROM block WHERE hash=?", h, full),
+            "eth_getTransactionByHash": lambda h: self._row("SELECT content FROM tx WHERE hash=?", _hash(h)),
+            "eth_getTransactionReceipt": lambda h: self._row("SELECT receipt FROM tx WHERE hash=?", _hash(h)),
+            "eth_getBlockByHash": lambda h, full=False: self._block(
+                "SELECT content FROM block WHERE hash=?", _hash(h), full
+            ),
             "eth_getBlockByNumber": self._block_by_number,
             "eth_getLogs": self._logs,
             "evm_increaseTime": self._increase_time,
@@ -293,8 +296,11 @@ class DevChain:
     def _transaction_count(self, who: str, at: Any = "latest") -> str:
         count = self._state("latest" if at == "pending" else at).get_nonce(_address(who))
         if at == "pending":
-            count += sum(tx.sender == _address(who) for tx in self._waiting)
+            count += self._waiting_of(_address(who))
         return hex(count)
+
+    def _waiting_of(self, sender: bytes) -> int:
+        return sum(one == sender for one, _ in self._waiting.values())
 
     def _send(self, raw: str) -> str:
         content = _bytes(raw)
@@ -307,14 +313,16 @@ class DevChain:
         if getattr(transaction, "type_id", None) == BLOB_TRANSACTION:
             raise RpcError(-32000, "blob transactions are not taken here")
         state = self._state("latest")
-        expected = state.get_nonce(sender) + sum(tx.sender == sender for tx in self._waiting)
-        known = self._row("SELECT receipt FROM tx WHERE hash=?", "0x" + transaction.hash.hex())
-        if known or any(tx.hash == transaction.hash for tx in self._waiting):
+        expected = state.get_nonce(sender) + self._waiting_of(sender)
+        name = f"0x{transaction.hash.hex()}"
+        if transaction.hash in self._waiting or self._row("SELECT receipt FROM tx WHERE hash=?", name):
             raise RpcError(-32000, "already known")
         if len(self._waiting) >= MAX_WAITING:
             raise RpcError(-32000, f"txpool is full: {MAX_WAITING} transactions wait already")
         if transaction.gas > GAS_LIMIT:
             raise RpcError(-32000, f"gas {transaction.gas} exceeds the block gas limit {GAS_LIMIT}")
+        if transaction.gas < transaction.intrinsic_gas:
+            raise RpcError(-32000, f"intrinsic gas too low: gas {transaction.gas} is under {transaction.intrinsic_gas}")
         if transaction.nonce < expected:
             raise RpcError(-32000, f"nonce too low: next nonce {expected}, tx nonce {transaction.nonce}")
         if transaction.nonce > expected:
@@ -325,31 +333,15 @@ class DevChain:
             raise RpcError(-32000, f"max fee per gas {transaction.max_fee_per_gas} is under {self._base_fee()}")
         if state.get_balance(sender) < transaction.value + transaction.gas * transaction.max_fee_per_gas:
             raise RpcError(-32000, "insufficient funds for gas * price + value")
-        self._waiting.append(transaction)
+        self._waiting[transaction.hash] = (sender, transaction)
         self.mine_if_due()
-        return f"0x{transaction.hash.hex()}"
+        return name
 
     def _mine(self) -> None:
         """One block with everything that waits and fits, on disk in one transaction before anybody sees it."""
-        evm = self._evm
-        evm.header = self._pending()
-        done, receipts, later = [], [], []
-        for transaction in self._waiting:
-            if evm.header.gas_used + transaction.gas > evm.header.gas_limit:
-                later.append(transaction)
-                continue
-            try:
-                _, receipt, computation = evm.apply_transaction(transaction)
-            except ValidationError as error:
-                LOG.warning("dropped 0x%s: %s", transaction.hash.hex(), error)
-                continue
-            except Exception:  # a transaction that breaks the machine must not wait for ever at its head
-                LOG.exception("dropped 0x%s", transaction.hash.hex())
-                continue
-            done.append((transaction, computation))
-            receipts.append(receipt)
-        self._waiting = later
-        block = evm.mine_block(coinbase=ZERO, mix_hash=b"\x01" * 32, blob_gas_used=0)
+        while (built := self._build()) is None:
+            pass
+        block, done, receipts = built
         try:
             with self._transaction():
                 self._save(block, done, receipts)
@@ -358,9 +350,42 @@ class DevChain:
             LOG.exception("block %d could not be written", block.number)
             raise RpcError(-32603, self._stopped) from error
         self._store.changed.clear()
+        for transaction, _ in done:
+            del self._waiting[transaction.hash]
         if self._next_timestamp is not None:
             self._next_timestamp = None
             self._clock_offset = block.header.timestamp - int(time.time())
+
+    def _build(self) -> tuple[Any, list[tuple[Any, Any]], list[Any]] | None:
+        """The next block with what was done in it; None if a transaction had to be dropped, then build again.
+
+        A failure leaves py-evm's state half changed, so the whole machine is thrown away with it.
+        """
+        evm, header = self._evm, self._pending().copy(coinbase=ZERO, mix_hash=PREVRANDAO)
+        machine = evm.get_vm(header)
+        done, receipts = [], []
+        for sender, transaction in self._waiting.values():
+            if header.gas_used + transaction.gas > header.gas_limit:
+                break  # and all behind it: a later nonce must not overtake
+            try:
+                receipt, computation = machine.apply_transaction(header, transaction)
+            except Exception as error:  # noqa: BLE001 whatever it breaks, it must not wait for ever at the head
+                LOG.warning("dropped 0x%s and what follows from its sender: %r", transaction.hash.hex(), error)
+                nonce = transaction.nonce
+                behind = [h for h, (who, tx) in self._waiting.items() if who == sender and tx.nonce >= nonce]
+                for transaction_hash in behind:
+                    del self._waiting[transaction_hash]
+                return None
+            header = machine.add_receipt_to_header(header, receipt)
+            done.append((transaction, computation))
+            receipts.append(receipt)
+        transactions = [transaction for transaction, _ in done]
+        filled = machine.set_block_transactions_and_withdrawals(machine.get_block(), header, transactions, receipts)
+        block = machine.mine_block(filled).block
+        evm.validate_block(block)
+        evm.chaindb.persist_block(block)
+        evm.header = evm.create_header_from_parent(block.header)
+        return block, done, receipts
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -434,7 +459,7 @@ class DevChain:
     # -- looking up --------------------------------------------------------------------------------------------
 
     def _row(self, query: str, value: Any) -> Any:
-        row = self._db.execute(query, (str(value).lower() if isinstance(value, str) else value,)).fetchone()
+        row = self._db.execute(query, (value,)).fetchone()
         return json.loads(row[0]) if row else None
 
     def _block(self, query: str, value: Any, full: bool) -> Any:
@@ -456,7 +481,7 @@ class DevChain:
 
     def _logs(self, query: dict[str, Any]) -> list[Any]:
         if query.get("blockHash"):
-            block = self._row("SELECT content FROM block WHERE hash=?", query["blockHash"])
+            block = self._row("SELECT content FROM block WHERE hash=?", _hash(query["blockHash"]))
             if block is None:
                 raise RpcError(-32000, "unknown block")
             first = last = int(block["number"], 16)
@@ -531,6 +556,13 @@ def _bytes(text: Any) -> bytes:
         return bytes.fromhex(text[2:])
     except ValueError as error:
         raise RpcError(-32602, f"{text[:60]} is not hexadecimal") from error
+
+
+def _hash(text: Any) -> str:
+    raw = _bytes(text)
+    if len(raw) != 32:
+        raise RpcError(-32602, f"{str(text)[:80]} is not a hash of 32 bytes")
+    return "0x" + raw.hex()
 
 
 def _integer(value: Any) -> int:

@@ -76,7 +76,9 @@ class World:
         worked = 2 ** len(terms.datasets) - 1
         return Attestation(terms.job_id, b"\x11" * 32, b"\x22" * 32, worked, (third,) * len(terms.datasets))
 
-    def signatures(self, terms: JobTerms, attestation: Attestation, nodes: tuple[int, ...] = (0, 1, 2)) -> dict[str, bytes]:
+    def signatures(
+        self, terms: JobTerms, attestation: Attestation, nodes: tuple[int, ...] = (0, 1, 2)
+    ) -> dict[str, bytes]:
         message = attestation_message(terms, attestation)
         return {self.node(n): sign(message, self.node_keys[n]) for n in nodes}
 
@@ -93,7 +95,7 @@ def found_world(url: str) -> World:
     node_keys = ["0x" + bytes([0xA0 + n] * 32).hex() for n in range(3)]
     made = World(url, deployment, operator, buyer, hospitals, node_keys, [])
     for n, hospital in enumerate(hospitals):
-        listed = made.registry(hospital).list_dataset(made.node(n), PRICE, BPS, bytes([n]) * 32, f"https://h{n}", f"H{n}")
-        made.dataset_ids.append(listed)
+        mine, manifest_hash = made.registry(hospital), bytes([n]) * 32
+        made.dataset_ids.append(mine.list_dataset(made.node(n), PRICE, BPS, manifest_hash, f"https://h{n}", f"H{n}"))
     made.money(operator).mint(str(buyer.address), 10**12)
     return made

@@ -45,7 +45,8 @@ def test_registry__manifest_changed__newest_uri_wins(world: World) -> None:
     mine.set_manifest(world.dataset_ids[2], b"\x09" * 32, "https://new")
     assert mine.uri(world.dataset_ids[2]) == "https://new"
     assert mine.dataset(world.dataset_ids[2]).manifest_hash == b"\x09" * 32
-    assert "is not listed" in str(pytest.raises(BankError, mine.uri, 10**6).value)
+    with pytest.raises(BankError, match="dataset 1000000 is not listed"):
+        mine.uri(10**6)
 
 
 def test_registry__stranger_sets_price__refused_with_sentence(world: World) -> None:
@@ -95,7 +96,8 @@ def test_order__settled__every_unit_is_accounted_for(world: World) -> None:
     assert escrow.job(terms.job_id).status is Status.SETTLED
     assert before - money.balance_units(str(world.buyer.address)) == settlement.paid_units + FEE
     assert escrow.credit_units(str(world.operator.address)) - fee_before == FEE
-    earned = {line.dataset_id: PRICE + units for line, units in zip(terms.datasets, attestation.reward_units, strict=True)}
+    rewarded = zip(terms.datasets, attestation.reward_units, strict=True)
+    earned = {line.dataset_id: PRICE + units for line, units in rewarded}
     for dataset_id, pool_before in zip(world.dataset_ids, pools, strict=True):
         hospital = earned[dataset_id] - earned[dataset_id] * BPS // 10_000
         assert world.revenue(world.buyer).pool(dataset_id).hospital_units - pool_before == hospital
@@ -166,7 +168,8 @@ def test_settle__unpaid_job__refused(world: World) -> None:
 def test_settle__signature_of_a_stranger__refused_before_any_gas(world: World) -> None:
     terms = world.funded()
     attestation = world.attestation(terms)
-    forged = world.signatures(terms, attestation) | {world.node(0): sign(attestation_message(terms, attestation), STRANGER_KEY)}
+    by_stranger = sign(attestation_message(terms, attestation), STRANGER_KEY)
+    forged = world.signatures(terms, attestation) | {world.node(0): by_stranger}
     wei = world.operator.balance_wei(str(world.operator.address))
     assert refusal(world.escrow(world.operator).settle, terms, attestation, forged).name == "BadSignature"
     assert world.operator.balance_wei(str(world.operator.address)) == wei
