@@ -49,19 +49,19 @@ def epsilon_meter(spent: Mapping[str, tuple[float, float]], delta: float, path: 
         axes.text(spent[name][0], i, f" {spent[name][0]:.2f} of {spent[name][1]:g}", va="center")
     axes.set(xlabel=f"epsilon at delta={delta:g}, per patient", title="Privacy spent")
     axes.invert_yaxis()
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
     _finish(figure, path)
 
 
 def payouts(parts: Mapping[str, tuple[float, float]], path: Path) -> None:
     """Per hospital: its own part and its contributors' part, in whole tokens."""
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure, axes = plt.subplots(figsize=(7, 0.7 * len(parts) + 1.8))
     names = list(parts)
     own = [parts[n][0] for n in names]
     contributors = [parts[n][1] for n in names]
-    axes.bar(names, own, color=ACCENT, label="hospital")
-    axes.bar(names, contributors, bottom=own, color=SECOND, label="contributors")
-    axes.set(ylabel="tUSD", title="Who was paid")
-    axes.tick_params(axis="x", labelsize=8)
-    axes.legend(frameon=False)
+    axes.barh(names, own, color=ACCENT, label="hospital")
+    axes.barh(names, contributors, left=own, color=SECOND, label="contributors")
+    axes.set(xlabel="tUSD", title="Who was paid")
+    axes.invert_yaxis()
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
     _finish(figure, path)

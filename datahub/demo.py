@@ -372,13 +372,17 @@ def _claim(stack: Stack) -> list[dict[str, Any]]:
     return claims
 
 
+def _plain(units: int) -> str:
+    return money(units).removesuffix(" tUSD")
+
+
 def _money_table(
     stack: Stack, first: dict[str, Any], claims: list[dict[str, Any]], hospitals: list[Hospital]
 ) -> None:
     """Who got what, read from the chain; the sums must agree to the last unit."""
     revenue = Revenue(stack.chain(BUYER), stack.network["market"])
-    table = Table(title="Who got what (job 1)")
-    for column in ("hospital", "paid", "hospital's part", "contributors' part", "claimed so far", "epsilon"):
+    table = Table(title="Who got what (job 1, in tUSD)")
+    for column in ("hospital", "paid", "own part", "contributors", "claimed", "epsilon"):
         table.add_column(column, justify="left" if column == "hospital" else "right")
     parts = {}
     for h in hospitals:
@@ -388,14 +392,14 @@ def _money_table(
         if claimed != epoch.claimed_units or pool.hospital_units + epoch.credited_units != first["paid"][h.name]:
             raise HubError(f"the chain's figures for {h.name} do not add up")
         row = (first["paid"][h.name], pool.hospital_units, epoch.credited_units, claimed)
-        table.add_row(h.name, *(money(units) for units in row), f"{first['epsilon'][h.name]:.3f}")
+        table.add_row(h.name, *(_plain(units) for units in row), f"{first['epsilon'][h.name]:.3f}")
     paid = sum(first["paid"].values())
     if paid + first["fee_units"] + first["refund_units"] != first["price_units"]:
         raise HubError("what was paid, the fee and the change do not sum to the price")
     claimed = sum(c["units"] for c in claims)
     sums = (paid, sum(p[0] for p in parts.values()), sum(p[1] for p in parts.values()), claimed)
     table.add_section()
-    table.add_row("sum", *(money(units) for units in sums), "")
+    table.add_row("sum", *(_plain(units) for units in sums), "")
     console.print(table)
     console.print(
         f"escrowed {money(first['price_units'])} = paid {money(paid)} + hub's fee {money(first['fee_units'])} "

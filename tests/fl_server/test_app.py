@@ -1,0 +1,174 @@
+"""The conductor with scripted nodes: what it does when they refuse, vanish or send nonsense."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datatokens.terms import rejection_message, sign
+from eth_account import Account
+from fl_client import protocol
+from fl_client.weights import from_safetensors, model_hash, to_safetensors
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from fl_server.app import JobFolder, conduct
+from fl_server.errors import RunFailed
+
+from tests.conftest import NODE_KEYS, spec, terms
+
+@pytest.fixture(autouse=True)
+def _flower_task() -> None:
+    """Flower's Message constructor wants to know the task that it runs in."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+START = {"w": np.zeros(3, np.float32)}
+Script = Callable[[int, str, ConfigRecord], dict[str, Any] | Error | None]
+
+
+def folder(tmp_path: Path, **changes: Any) -> JobFolder:
+    job = terms(spec(persons={1: 64, 2: 32, 3: 16, 4: 16}), **changes)  # weights that float32 holds exactly
+    nodes = {line.node: i + 1 for i, line in enumerate(job.datasets)}
+    (tmp_path / "terms.json").write_bytes(job.to_json())
+    (tmp_path / "graph.json").write_bytes(b"{}")
+    (tmp_path / "weights.safetensors").write_bytes(to_safetensors(START))
+    (tmp_path / "nodes.json").write_text(json.dumps(nodes))
+    return JobFolder(tmp_path)
+
+
+def honest(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any]:
+    answer: dict[str, Any] = {"accepted": True, "reason": "", "signature": b"s"}
+    if kind == protocol.ROUND:
+        arrays = from_safetensors(request["model"])  # type: ignore[arg-type]
+        answer |= {
+            "model": to_safetensors({"w": arrays["w"] + dataset_id}),
+            "loss": 0.5,
+            "epsilon-job": 1.0,
+            "epsilon-lifetime": 2.0,
+            "training-seconds": 0.1,
+            "device": "cpu",
+        }
+    return answer
+
+
+def conductor(script: Script) -> Any:
+    """An `ask` that answers every message by the script; None is silence."""
+
+    def ask(messages: dict[int, Message], timeout: float, seen: Any) -> dict[int, Message]:
+        replies = {}
+        for dataset_id, message in messages.items():
+            message.metadata.__dict__["_message_id"] = "1"
+            answer = script(dataset_id, message.metadata.message_type, message.content[protocol.JOB])
+            if isinstance(answer, Error):
+                replies[dataset_id] = Message(answer, reply_to=message)
+            elif answer is not None:
+                content = RecordDict({protocol.ANSWER: ConfigRecord(answer)})
+                replies[dataset_id] = Message(content, reply_to=message)
+        return replies
+
+    return ask
+
+
+def outcome(job: JobFolder) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((job.path / "outcome.json").read_text())
+    return value
+
+
+def test_conduct__four_honest_nodes__attested_with_the_weighted_mean(tmp_path: Path) -> None:
+    job = folder(tmp_path)
+    conduct(job, conductor(honest))
+    assert outcome(job)["state"] == "attested" and len(outcome(job)["signatures"]) == 4
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [r["number"] for r in report["rounds"]] == [1, 2, 3]
+    # each round adds 1/2*1 + 1/4*2 + 1/8*3 + 1/8*4 = 1.875
+    assert report["model_hash"] == model_hash({"w": np.full(3, 5.625, np.float32)}).hex()
+    assert (tmp_path / "result.sealed").exists()
+
+
+def test_conduct__run_repeated__writes_the_same_report(tmp_path: Path) -> None:
+    job = folder(tmp_path)
+    conduct(job, conductor(honest))
+    first = (tmp_path / "report.json").read_bytes()
+    conduct(job, conductor(honest))
+    assert (tmp_path / "report.json").read_bytes() == first
+
+
+def test_conduct__enough_signed_refusals__refused_and_the_others_released(tmp_path: Path) -> None:
+    job = folder(tmp_path, quorum=4)
+    released = []
+
+    def script(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any]:
+        if kind == protocol.RELEASE:
+            released.append(dataset_id)
+        if kind == protocol.ADMIT and dataset_id == 2:
+            return {"accepted": False, "reason": "no budget", "signature": sign(rejection_message(job.terms, "no budget"), NODE_KEYS[1])}
+        return honest(dataset_id, kind, request)
+
+    conduct(job, conductor(script))
+    node = str(Account.from_key(NODE_KEYS[1]).address)
+    assert outcome(job)["state"] == "refused" and outcome(job)["rejections"][node]["reason"] == "no budget"
+    assert sorted(released) == [1, 3, 4]
+    assert not (tmp_path / "result.sealed").exists()
+
+
+def test_conduct__a_node_that_does_not_answer_admission__fails_without_a_refusal(tmp_path: Path) -> None:
+    job = folder(tmp_path, quorum=4)
+    with pytest.raises(RunFailed, match="admission: 3 hospitals accepted, the quorum is 4"):
+        conduct(job, conductor(lambda d, k, r: None if d == 3 and k == protocol.ADMIT else honest(d, k, r)))
+
+
+def nonsense(**changes: Any) -> Script:
+    """Dataset 1 spoils its round replies."""
+    return lambda d, k, r: honest(d, k, r) | (changes if d == 1 and k == protocol.ROUND else {})
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        nonsense(model=b"\x80\x04pickle"),
+        nonsense(model=to_safetensors({"w": np.zeros(4, np.float32)})),
+        nonsense(model=to_safetensors({"w": np.full(3, np.nan, np.float32)})),
+        nonsense(loss=float("nan")),
+        nonsense(loss="low"),
+        nonsense(device=7),
+        lambda d, k, r: Error(1, "boom") if d == 1 and k == protocol.ROUND else honest(d, k, r),
+        lambda d, k, r: None if d == 1 and k == protocol.ROUND else honest(d, k, r),
+        lambda d, k, r: {"odd": 1} if d == 1 and k == protocol.ROUND else honest(d, k, r),
+    ],
+)
+def test_conduct__one_node_sends_nonsense__is_dropped_and_the_quorum_goes_on(tmp_path: Path, script: Script) -> None:
+    job = folder(tmp_path)  # quorum 3 of 4
+    conduct(job, conductor(script))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {line["dataset_id"]: line["worked"] for line in report["hospitals"]}[1] is False
+    assert outcome(job)["state"] == "attested" and outcome(job)["worked"].bit_count() == 3
+
+
+def test_conduct__nonsense_below_the_quorum__fails(tmp_path: Path) -> None:
+    job = folder(tmp_path, quorum=4)
+    with pytest.raises(RunFailed, match="round 1: 3 hospitals answered, the quorum is 4"):
+        conduct(job, conductor(nonsense(loss=float("inf"))))
+
+
+def test_conduct__weights_claimed_in_a_reply__do_not_count(tmp_path: Path) -> None:
+    job = folder(tmp_path)
+    conduct(job, conductor(nonsense(persons=10**9)))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["model_hash"] == model_hash({"w": np.full(3, 5.625, np.float32)}).hex()
+
+
+def test_conduct__too_few_sign__fails_and_nothing_is_given_out(tmp_path: Path) -> None:
+    job = folder(tmp_path)
+
+    def script(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any]:
+        if kind == protocol.ATTEST and dataset_id > 2:
+            return {"accepted": False, "reason": "figures differ", "signature": b""}
+        return honest(dataset_id, kind, request)
+
+    with pytest.raises(RunFailed, match="attestation: 2 hospitals signed, the quorum is 3"):
+        conduct(job, conductor(script))
+    assert not (tmp_path / "result.sealed").exists()
