@@ -39,6 +39,8 @@ WAIT_S = 180.0
 LOG_RANGE = 2000
 GAS_MARGIN = 1.15
 NONCE_TRIES = 20
+SUBMIT_TRIES = 5
+SILENCE_S = 30.0  # how long a node may be away while a receipt is waited for
 FEE_CAP_WEI = 500 * 10**9  # a fee above this is a mistake or a trap; refuse rather than pay
 
 # What a person reads when a contract refuses; {fields} are the custom error's arguments.
@@ -67,6 +69,11 @@ SENTENCES = {
     "ClaimsExceedCredits": "dataset {datasetId}, epoch {epoch}: the claims would exceed what was credited",
     "NotDatasetOwner": "{caller} does not own dataset {datasetId}",
     "UnknownDataset": "dataset {datasetId} is not listed",
+    "ZeroNodeKey": "the node key must not be the zero address",
+    "ZeroWeight": "the weights of a contributor list must not sum to 0",
+    "NotMinter": "{caller} neither owns dataset {datasetId} nor is its market, so it cannot mint datatokens",
+    "MarketAlreadySet": "the registry has its market already",
+    "NotDeployer": "{caller} did not deploy the registry",
     "BadContributorBps": "contributor_bps={contributorBps} must be from 0 to 10000",
     "ERC20InsufficientBalance": "{sender} has {balance} units and needs {needed}",
     "ERC20InsufficientAllowance": "{spender} may take {allowance} units and needs {needed}",
@@ -135,7 +142,13 @@ class Chain:
             self.address: str | None = str(Account.from_key(key).address) if key else None
         except (ValueError, TypeError) as error:  # binascii.Error is a ValueError
             raise BankError("the private key must be 32 bytes, as 64 hexadecimal digits") from error
-        self.chain_id = int(self._ask(lambda: self._web3.eth.chain_id))
+        self.chain_id = self._ask(self._whole_chain_id)
+
+    def _whole_chain_id(self) -> int:
+        found = self._web3.eth.chain_id
+        if type(found) is not int:  # web3 passes on whatever came where a number should be
+            raise ChainUnreachable(f"no chain answers at {self.url}: its chain id is {str(found)[:40]!r}")
+        return found
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         """The answer to a question to the node; every way it can fail as one of this room's errors."""
@@ -230,7 +243,7 @@ class Chain:
             options = {"from": sender, "nonce": nonce, "chainId": self.chain_id, "gas": gas, **self._fees()}
             signed = Account.sign_transaction(self._ask(lambda: build(options)), self._key)  # noqa: B023 called at once
             try:
-                self._ask(lambda: self._web3.eth.send_raw_transaction(signed.raw_transaction))  # noqa: B023
+                self._submit(signed)
             except NodeRefused as error:
                 said = str(error).lower()
                 if not any(word in said for word in ("already known", "already imported", "known transaction")):
@@ -241,6 +254,18 @@ class Chain:
                         continue
             return self._receipt(signed.hash)
         raise BankError(f"the chain at {self.url} refused {NONCE_TRIES} nonces; is another program using this key?")
+
+    def _submit(self, signed: Any) -> None:
+        """Hand over a signed transaction; the same bytes again if no answer comes, as that cannot pay twice."""
+        for attempt in range(SUBMIT_TRIES):
+            try:
+                self._ask(lambda: self._web3.eth.send_raw_transaction(signed.raw_transaction))
+                return
+            except ChainUnreachable as error:
+                if attempt + 1 == SUBMIT_TRIES:
+                    sent = f"transaction 0x{bytes(signed.hash).hex()}"
+                    raise ChainUnreachable(f"{error}; it is not known whether {sent} was taken") from error
+                time.sleep(0.2 * 2**attempt)
 
     def _knows(self, transaction_hash: Any) -> bool:
         try:
@@ -262,16 +287,20 @@ class Chain:
         return fee
 
     def _receipt(self, transaction_hash: Any) -> Mapping[str, Any]:
-        end, pause = time.monotonic() + WAIT_S, 0.05
+        sent = f"transaction 0x{bytes(transaction_hash).hex()}"
+        answered_at, pause = time.monotonic(), 0.05
+        end = answered_at + WAIT_S
         while time.monotonic() < end:
             try:
                 receipt: Mapping[str, Any] = self._ask(lambda: self._web3.eth.get_transaction_receipt(transaction_hash))
+                return receipt
             except TransactionNotFound:
-                time.sleep(pause)
-                pause = min(0.5, pause * 1.5)
-                continue
-            return receipt
-        sent = f"transaction 0x{bytes(transaction_hash).hex()}"
+                answered_at = time.monotonic()
+            except ChainUnreachable as error:
+                if time.monotonic() - answered_at > SILENCE_S:
+                    raise ChainUnreachable(f"{error}; {sent} was sent and may be in a block") from error
+            time.sleep(pause)
+            pause = min(0.5, pause * 1.5)
         raise BankError(f"{sent} is not in a block after {WAIT_S:.0f} s; it may still be mined")
 
     def logs(

@@ -1,0 +1,246 @@
+"""The connection: refusals as sentences, fees, nonces between processes, answers lost on the way, logs in ranges."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from bank_world import World
+from eth_abi.abi import encode
+from eth_account import Account
+from eth_utils.crypto import keccak
+
+from datatokens import chain as chain_module
+from datatokens.chain import SENTENCES, artifact, connect, decode_revert
+from datatokens.devchain import accounts
+from datatokens.errors import BankError, ChainUnreachable, NodeRefused, TransactionRefused
+from datatokens.registry import Token
+
+INTERFACES = Path(chain_module.__file__).parent / "contracts" / "interfaces"
+CONTRACTS = ["DatasetRegistry", "Datatoken", "Market", "TestUSD"]
+
+
+def errors_of(contract: str) -> dict[str, dict[str, Any]]:
+    return {item["name"]: item for item in artifact(contract)["abi"] if item["type"] == "error"}
+
+
+# -- sentences ---------------------------------------------------------------------------------------------------------
+
+
+def test_sentences__every_error_of_the_interfaces__has_one() -> None:
+    sources = [path.read_text() for path in INTERFACES.glob("*.sol")]
+    declared = {name for source in sources for name in re.findall(r"^\s*error (\w+)", source, re.MULTILINE)}
+    assert len(declared) > 20
+    assert declared - set(SENTENCES) == set()
+
+
+@pytest.mark.parametrize("name", sorted(SENTENCES))
+def test_sentences__filled_with_the_errors_own_arguments__leave_nothing_open(name: str) -> None:
+    (item,) = {json.dumps(errors_of(c)[name]): errors_of(c)[name] for c in CONTRACTS if name in errors_of(c)}.values()
+    types = [i["type"] for i in item["inputs"]]
+    example = {"address": accounts()[0][0], "bytes32": b"\x01" * 32}
+    values = [example.get(t, 1) for t in types]
+    data = keccak(text=f"{name}({','.join(types)})")[:4] + encode(types, values)
+    refused = decode_revert(data)
+    assert refused.name == name
+    assert list(refused.args_by_name.values()) == values
+    assert not str(refused).startswith(f"{name}(")  # that would be the fallback
+    assert "{" not in str(refused)
+
+
+def test_decode__no_data_text_unknown_or_cut_short__still_a_sentence() -> None:
+    assert str(decode_revert(b"")) == "the contract refused without a reason"
+    assert str(decode_revert(keccak(text="Error(string)")[:4] + encode(["string"], ["too late"]))) == "too late"
+    assert str(decode_revert(b"\x01\x02\x03\x04")) == "the contract refused: 0x01020304"
+    cut = decode_revert(keccak(text="NotBuyer(address,address)")[:4] + b"\x00" * 10)
+    assert (cut.name, cut.args_by_name) == ("NotBuyer", {})
+
+
+# -- connecting --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def answering(answer: Callable[[bytes], bytes | None]) -> Iterator[str]:
+    """A server that answers each POST with what `answer` makes of its body; None hangs up."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            raw = answer(self.rfile.read(int(self.headers["content-length"])))
+            if raw is None:
+                self.close_connection = True
+                return
+            self.send_response(200)
+            self.send_header("content-length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_connect__nobody_there_or_not_a_chain__names_the_url() -> None:
+    with pytest.raises(ChainUnreachable, match=r"no chain answers at http://127\.0\.0\.1:9: ConnectionError"):
+        connect("http://127.0.0.1:9")
+    for answer in (b"<html>hello</html>", b"[]", b'{"jsonrpc":"2.0","id":0,"result":null}', b"{}"):
+        with answering(lambda _, answer=answer: answer) as url, pytest.raises(BankError, match=re.escape(url)):
+            connect(url)
+
+
+@pytest.mark.parametrize("key", ["0x12", "zz", b"\x01", "0x" + "00" * 32])
+def test_connect__key_that_is_none__refused_without_showing_it(world: World, key: str | bytes) -> None:
+    with pytest.raises(BankError, match=r"^the private key must be"):
+        connect(world.url, key)
+
+
+def test_connect__key_as_bytes_or_text__same_account(world: World) -> None:
+    address, key = accounts()[3]
+    assert connect(world.url, bytes.fromhex(key[2:])).address == connect(world.url, key).address == address
+    assert connect(world.url).address is None
+
+
+def test_read__no_contract_there__says_so(world: World) -> None:
+    with pytest.raises(BankError, match="no such contract at this address"):
+        Token(world.buyer, accounts()[0][0]).balance_units(accounts()[0][0])
+
+
+def test_now__is_the_clock_or_the_last_block(world: World) -> None:
+    world.travel(500)
+    last = int(world.operator.rpc("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
+    assert world.operator.now() >= last
+
+
+def test_rpc__unknown_method__refused_by_name(world: World) -> None:
+    with pytest.raises(NodeRefused, match=r"nonsense|Method not found"):  # ours names it, anvil does not
+        world.operator.rpc("eth_nonsense")
+
+
+# -- sending -----------------------------------------------------------------------------------------------------------
+
+
+def test_send__account_without_ether__refused_with_the_nodes_words(world: World) -> None:
+    poor = connect(world.url, Account.create().key.hex())
+    with pytest.raises(BankError, match=r"(?i)insufficient|enough"):
+        world.money(poor).approve(accounts()[0][0], 1)
+
+
+def test_send__fees_above_the_cap__not_paid(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_module, "FEE_CAP_WEI", 0)
+    nonce = world.buyer.rpc("eth_getTransactionCount", world.buyer.address, "pending")
+    with pytest.raises(BankError, match="gwei now; more than 0 is not paid"):
+        world.money(world.buyer).approve(accounts()[0][0], 1)
+    assert world.buyer.rpc("eth_getTransactionCount", world.buyer.address, "pending") == nonce
+
+
+def test_send__refused__costs_no_nonce_and_no_gas(world: World) -> None:
+    nonce = world.buyer.rpc("eth_getTransactionCount", world.buyer.address, "pending")
+    wei = world.buyer.balance_wei(str(world.buyer.address))
+    with pytest.raises(TransactionRefused, match="does not own dataset"):
+        world.registry(world.buyer).set_price(world.dataset_ids[0], 1)
+    assert world.buyer.rpc("eth_getTransactionCount", world.buyer.address, "pending") == nonce
+    assert world.buyer.balance_wei(str(world.buyer.address)) == wei
+
+
+SENDER = """
+import sys
+from datatokens.chain import connect
+from datatokens.registry import Token
+url, key, token, to = sys.argv[1:]
+mine = Token(connect(url, key), token)
+for _ in range(8):
+    mine.mint(to, 7)
+"""
+
+
+def test_send__three_processes_with_one_key__every_transaction_counts_once(world: World) -> None:
+    to, (address, key) = Account.create().address, accounts()[0]
+    nonce = int(world.operator.rpc("eth_getTransactionCount", address, "latest"), 16)
+    command = [sys.executable, "-c", SENDER, world.url, key, world.deployment.payment_token, to]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert world.money(world.operator).balance_units(to) == 3 * 8 * 7
+    assert int(world.operator.rpc("eth_getTransactionCount", address, "latest"), 16) == nonce + 3 * 8
+
+
+def test_send__answer_lost_after_the_node_took_it__not_sent_twice(world: World) -> None:
+    lost: list[bytes] = []
+    upstream = urlsplit(world.url)
+
+    def forward(body: bytes) -> bytes | None:
+        connection = http.client.HTTPConnection(str(upstream.hostname), upstream.port, timeout=10)
+        connection.request("POST", "/", body, {"content-type": "application/json"})
+        answer = connection.getresponse().read()
+        connection.close()
+        if b"eth_sendRawTransaction" in body and not lost:
+            lost.append(answer)
+            return None
+        return answer
+
+    to = Account.create().address
+    with answering(forward) as url:
+        Token(connect(url, accounts()[0][1]), world.deployment.payment_token).mint(to, 11)
+    assert "result" in json.loads(lost[0])
+    assert world.money(world.buyer).balance_units(to) == 11
+
+
+def test_send__reverts_on_the_chain_only__refused_with_the_reason(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # another transaction came between simulation and block: here the simulation is taken away
+    registry = world.registry(world.buyer)
+    function = registry.contract.functions.setPrice(world.dataset_ids[0], 1)
+    calls: list[Any] = []
+    real_call = type(function).call
+
+    def blind_once(self: Any, *arguments: Any, **named: Any) -> Any:
+        calls.append(arguments)
+        return None if len(calls) == 1 else real_call(self, *arguments, **named)
+
+    monkeypatch.setattr(type(function), "call", blind_once)
+    monkeypatch.setattr(type(function), "estimate_gas", lambda *_: 100_000)
+    with pytest.raises(TransactionRefused, match=f"{world.buyer.address} does not own dataset"):
+        world.buyer.send(function)
+    assert len(calls) == 2
+
+
+# -- logs --------------------------------------------------------------------------------------------------------------
+
+
+def test_logs__any_chunk__same_events_in_order_and_never_a_larger_range(world: World) -> None:
+    token, to = world.money(world.operator), Account.create().address
+    first = world.operator.block_number()
+    for units in range(1, 8):
+        token.mint(to, units)
+    transfer = token.contract.events.Transfer()
+    for chunk in (1, 2, 3, 1000):
+        found = [e["args"]["value"] for e in world.operator.logs(transfer, first, chunk=chunk, to=to)]
+        assert found == [1, 2, 3, 4, 5, 6, 7]
+        newest = world.operator.newest_log(transfer, chunk=chunk, to=to)
+        assert newest is not None
+        assert newest["args"]["value"] == 7
+    last = world.operator.block_number() - 1
+    assert [e["args"]["value"] for e in world.operator.logs(transfer, first, last, to=to)] == [1, 2, 3, 4, 5, 6]
+    assert world.operator.newest_log(transfer, to=Account.create().address) is None
