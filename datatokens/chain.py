@@ -237,10 +237,12 @@ class Chain:
         for attempt in range(NONCE_TRIES):
             simulate()
             nonce = self._ask(lambda: self._web3.eth.get_transaction_count(sender, "pending"))
-            # The odd gas makes this transaction unlike that of any other process with the same key and the same call.
-            # So a node that already knows it has it from us, by a resend after a lost answer: it is not sent twice.
-            gas = int(estimate() * GAS_MARGIN) + secrets.randbelow(1000)
-            options = {"from": sender, "nonce": nonce, "chainId": self.chain_id, "gas": gas, **self._fees()}
+            fees = self._fees()
+            # The odd cap, which costs nothing, makes this transaction unlike that of any other process with the same
+            # key, nonce and call. So a node that already knows it has it from us, by a resend after a lost answer.
+            fees["maxFeePerGas"] += secrets.randbelow(10**9)
+            gas = int(estimate() * GAS_MARGIN)
+            options = {"from": sender, "nonce": nonce, "chainId": self.chain_id, "gas": gas, **fees}
             signed = Account.sign_transaction(self._ask(lambda: build(options)), self._key)  # noqa: B023 called at once
             try:
                 self._submit(signed)
