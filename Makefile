@@ -48,7 +48,7 @@ contracts-check: $(VENV)/.dev
 
 ## forge: the contracts' own unit, fuzz and invariant tests
 forge:
-	cd datatokens && node_modules/@foundry-rs/forge-linux-amd64/bin/forge test
+	cd datatokens && node_modules/@foundry-rs/forge-*/bin/forge test
 
 clean:
 	rm -rf $(VENV) demo-output demo-state .pytest_cache .mypy_cache .ruff_cache .hypothesis datatokens/out datatokens/cache

@@ -1,0 +1,50 @@
+"""One running marketplace for all end-to-end tests: chain, hub, SuperLink and four nodes as real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from datahub import demo_data
+from datahub.demo import BUYER, Hospital, Stack, join, wait_for
+from datahub.sdk import Buyer
+from datatokens.registry import Token
+
+
+@dataclass
+class Marketplace:
+    """The stack, its hospitals, a buyer, and the data that the tables came from."""
+
+    stack: Stack
+    data: demo_data.DemoData
+    hospitals: list[Hospital]
+    buyer: Buyer
+
+    @property
+    def ids(self) -> list[int]:
+        return [h.dataset_id for h in self.hospitals]
+
+    def balance(self) -> int:
+        return Token(self.buyer.chain, self.buyer.network["payment_token"]).balance_units(self.buyer.address)
+
+
+@pytest.fixture(scope="session")
+def marketplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Marketplace]:
+    folder: Path = tmp_path_factory.mktemp("marketplace")
+    data = demo_data.prepare("breast-cancer", None, folder / "tables")
+    stack = Stack(folder)
+    try:
+        stack.start()
+        network = stack.network
+        with ThreadPoolExecutor(4) as pool:
+            hospitals = list(pool.map(lambda i: join(stack, data, i, network), range(4)))
+        wait_for("every node", lambda: stack.online(4), stack.processes)
+        buyer = Buyer(stack.hub_url, chain=stack.chain_url, key=stack.accounts[BUYER][1])
+        yield Marketplace(stack, data, hospitals, buyer)
+    finally:
+        stack.processes.stop()
+
+
