@@ -13,17 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from datatokens.errors import BankError
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
-from fl_server.errors import TheatreError
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from datahub import catalogue, jobs, orders, pages
 from datahub.desk import Desk
 from datahub.errors import BadRequest, HubError
+from datatokens.errors import BankError
+from fl_server.errors import TheatreError
 
 MAX_BODY_BYTES = 192 * 1024 * 1024
 

@@ -11,6 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col, delete, select
+
+from datahub.desk import Desk
+from datahub.errors import BadRequest, Conflict, NotFound
+from datahub.tables import ContributorRow, DatasetRow, NodeRow
 from datatokens.errors import BankError, SignatureError, TermsError
 from datatokens.merkle import Tree, leaf
 from datatokens.registry import Dataset
@@ -18,12 +24,6 @@ from datatokens.terms import address, canonical_json, check_signature, supernode
 from fl_client.datasets import Manifest
 from fl_client.errors import DatasetError
 from fl_server.errors import SuperLinkError
-from sqlalchemy.exc import IntegrityError
-from sqlmodel import Session, col, delete, select
-
-from datahub.desk import Desk
-from datahub.errors import BadRequest, Conflict, NotFound
-from datahub.tables import ContributorRow, DatasetRow, NodeRow
 
 MAX_CONTRIBUTORS = 1_000_000
 SYNC_ATTEMPTS = 3
@@ -47,7 +47,7 @@ def sync(desk: Desk) -> None:
 def _copy(session: Session, dataset: Dataset) -> None:
     manifest_hash = dataset.manifest_hash.hex()
     row = session.get(DatasetRow, dataset.dataset_id)
-    facts = {
+    facts: dict[str, Any] = {
         "dataset_id": dataset.dataset_id,
         "owner": dataset.owner,
         "datatoken": dataset.datatoken,

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from datatokens.errors import BankError
-from fl_client.cli import node
-from fl_client.errors import NodeError
-from fl_server.errors import TheatreError
 from rich.console import Console
 from rich.table import Table
 
 from datahub.errors import HubError
+from datatokens.cli import app as chain_commands
+from datatokens.errors import BankError
+from fl_client.cli import node
+from fl_client.errors import NodeError
+from fl_server.errors import TheatreError
 
 app = typer.Typer(
     help="Buy one training job over many hospitals; raw data never leaves them.",
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 hub = typer.Typer(help="The operator's hub.", no_args_is_help=True)
 app.add_typer(node, name="node")
+app.add_typer(chain_commands, name="chain")
 app.add_typer(hub, name="hub")
 console = Console()
 complaints = Console(stderr=True)
@@ -51,13 +53,12 @@ def hub_init(
     fee_bps: Annotated[int, typer.Option(help="The hub's fee, of 10000.")] = 250,
 ) -> None:
     """Make a hub: deploy the contracts (or check existing ones), certificates for the SuperLink, hub.toml."""
+    from datahub import config
     from datatokens.chain import connect
     from datatokens.deploy import Deployment, deploy, verify
     from fl_client.config import write_private
     from fl_server.certificates import write_certificates
     from fl_server.superlink import operator_token
-
-    from datahub import config
 
     key = key_file.read_text().strip()
     connection = connect(chain, key)
@@ -115,17 +116,6 @@ def hub_superlink(
     port = config.superlink.rsplit(":", 1)[1]
     arguments = ["--folder", str(config.superlink_folder), "--host", host, "--port", port]
     os.execv(sys.executable, [sys.executable, "-m", "fl_server.superlink", *arguments])  # noqa: S606 replaces us
-
-
-@app.command()
-def chain(
-    port: Annotated[int, typer.Option(help="Port on loopback.")] = 8545,
-    state: Annotated[Path, typer.Option(help="SQLite file that keeps the chain.")] = Path("chain.sqlite"),
-) -> None:
-    """Run the embedded chain (loopback only, public test keys)."""
-    os.execv(  # noqa: S606 replaces us
-        sys.executable, [sys.executable, "-m", "datatokens.devchain", "--port", str(port), "--state", str(state)]
-    )
 
 
 @app.command()

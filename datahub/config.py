@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datahub.errors import ConfigError
 from datatokens.errors import TermsError
 from datatokens.terms import address, whole
-
-from datahub.errors import ConfigError
 
 
 @dataclass(frozen=True)

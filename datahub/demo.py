@@ -24,23 +24,8 @@ from typing import Any
 
 import httpx
 import numpy as np
-from datatokens.chain import Chain, connect
-from datatokens.deploy import deploy
-from datatokens.devchain import accounts
-from datatokens.errors import ChainUnreachable
-from datatokens.registry import Token
-from datatokens.revenue import Revenue
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
-from fl_client import config as node_config
-from fl_client.datasets import load
-from fl_client.graph import load_model, predict, with_parameters
-from fl_client.ledger import Ledger
-from fl_client.listing import Listing, list_dataset
-from fl_client.weights import to_safetensors
-from fl_server.certificates import write_certificates
-from fl_server.results import Result
-from fl_server.superlink import operator_token
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
@@ -50,6 +35,21 @@ from datahub.errors import HubError
 from datahub.pages import money
 from datahub.sdk import Buyer, Job, claim_all
 from datahub.waiting import follow
+from datatokens.chain import Chain, connect
+from datatokens.deploy import deploy
+from datatokens.devchain import accounts
+from datatokens.errors import ChainUnreachable
+from datatokens.registry import Token
+from datatokens.revenue import Revenue
+from fl_client import config as node_config
+from fl_client.datasets import load
+from fl_client.graph import load_model, predict, with_parameters
+from fl_client.ledger import Ledger
+from fl_client.listing import Listing, list_dataset
+from fl_client.weights import to_safetensors
+from fl_server.certificates import write_certificates
+from fl_server.results import Result
+from fl_server.superlink import operator_token
 
 TUSD = 10**6
 EPSILON, ROUNDS = 4.0, 10
@@ -207,7 +207,7 @@ class Stack:
     def online(self, count: int) -> bool:
         """Whether `count` datasets have their node connected."""
         rows = httpx.get(f"{self.hub_url}/api/datasets", timeout=10).json()
-        return sum(row["online"] for row in rows) >= count
+        return sum(bool(row["online"]) for row in rows) >= count
 
 
 def contributor_list(stack: Stack, site: int) -> list[tuple[str, int]]:

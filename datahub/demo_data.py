@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fl_client.datasets import Feature, Schema, load
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 from datahub.errors import BadRequest
+from fl_client.datasets import Feature, Schema, load
 
 UCI_ARCHIVE = "https://archive.ics.uci.edu/static/public/45/heart+disease.zip"
 HEART_SHA256 = {
@@ -165,7 +165,7 @@ def _heart_files(data_dir: Path | None) -> Mapping[str, bytes]:
             raise BadRequest(f"DATA_DIR={data_dir} must hold processed.cleveland.data and so on: {error}") from error
     else:
         try:
-            with urllib.request.urlopen(UCI_ARCHIVE, timeout=60) as answer:  # noqa: S310 a fixed https address
+            with urllib.request.urlopen(UCI_ARCHIVE, timeout=60) as answer:
                 archive = zipfile.ZipFile(io.BytesIO(answer.read(64 * 1024 * 1024)))
             found = {key: archive.read(f"processed.{key}.data") for key in HEART_SHA256}
         except (urllib.error.URLError, OSError, KeyError, zipfile.BadZipFile) as error:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sqlalchemy import Engine, event
+from sqlmodel import Session, SQLModel, create_engine
+
+from datahub.config import HubConfig
 from datatokens.chain import Chain, connect
 from datatokens.escrow import Escrow
 from datatokens.registry import Registry
 from datatokens.revenue import Revenue
 from fl_server.runs import SuperLink
 from fl_server.superlink import operator_token
-from sqlalchemy import Engine, event
-from sqlmodel import Session, SQLModel, create_engine
-
-from datahub.config import HubConfig
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from datatokens.errors import BankError, TermsError, TransactionRefused
-from datatokens.terms import JobTerms
-from fl_client.errors import NodeError
-from fl_client.protocol import JobSpec
-from fl_server import settlement
-from fl_server.errors import TheatreError
 from sqlmodel import col, select
 
 from datahub import catalogue
@@ -26,6 +20,12 @@ from datahub.desk import Desk
 from datahub.domain import FINAL, JobState, advance
 from datahub.errors import BadRequest, Conflict, HubError, NotFound
 from datahub.tables import JobRow, NodeRow
+from datatokens.errors import BankError, TermsError
+from datatokens.terms import JobTerms
+from fl_client.errors import NodeError
+from fl_client.protocol import JobSpec
+from fl_server import settlement
+from fl_server.errors import TheatreError
 
 log = logging.getLogger("datahub.hub")
 

@@ -10,17 +10,16 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from datahub import catalogue
+from datahub.desk import Desk
+from datahub.errors import BadRequest, Conflict
+from datahub.tables import NodeRow
 from datatokens.errors import TermsError
 from datatokens.terms import DatasetTerm, JobTerms, address, whole
 from fl_client import accounting
 from fl_client.errors import NodeError
 from fl_client.privacy import PrivacyPlan
 from fl_client.protocol import JobSpec, sha256_hex
-
-from datahub import catalogue
-from datahub.desk import Desk
-from datahub.errors import BadRequest, Conflict
-from datahub.tables import NodeRow
 
 METRIC_SHARE = 0.05  # the loss curve's part of the Gaussian budget
 METRIC_CLIP = 1.0  # a patient's loss is counted up to this; ln 2 = 0.69 is a coin toss

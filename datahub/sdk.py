@@ -17,6 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from torch import Tensor, nn, zeros
+
+from datahub.errors import HubError, OrderRefused
 from datatokens.chain import connect
 from datatokens.escrow import Escrow
 from datatokens.registry import Registry
@@ -27,9 +30,6 @@ from fl_client.graph import export_model
 from fl_client.models import build
 from fl_client.protocol import JobSpec, sha256_hex
 from fl_server.results import Result, unseal
-from torch import Tensor, nn, zeros
-
-from datahub.errors import HubError, OrderRefused
 
 POLL_S = 0.25
 EPSILON_SLACK = 1.0001

@@ -268,7 +268,7 @@ def check_signature(message: SignableMessage, signature: bytes, signer: str) -> 
     """Raises SignatureError unless `signature` over `message` was made with the key of `signer`."""
     try:
         found = Account.recover_message(message, signature=signature)
-    except Exception as error:  # noqa: BLE001 eth_keys raises many kinds on hostile bytes
+    except Exception as error:
         raise SignatureError(f"the signature of {signer} is malformed") from error
     if found != signer:
         raise SignatureError(f"the signature was made by {found}, not by {signer}")

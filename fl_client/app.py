@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datatokens.chain import Chain
-from datatokens.errors import BankError, TermsError
-from datatokens.escrow import Escrow
-from datatokens.terms import JobTerms, acceptance_message, rejection_message, sign
 from eth_account import Account
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from datatokens.chain import Chain
+from datatokens.errors import BankError, TermsError
+from datatokens.escrow import Escrow
+from datatokens.terms import JobTerms, acceptance_message, rejection_message, sign
 from fl_client import accounting, datasets, protocol
 from fl_client.attest import OwnFigures, check_and_sign
 from fl_client.config import DatasetEntry, NodeConfig

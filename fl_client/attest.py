@@ -14,7 +14,6 @@ from typing import Any
 from datatokens.errors import TermsError
 from datatokens.payouts import split
 from datatokens.terms import Attestation, JobTerms, attestation_message, parse_canonical_json, sign
-
 from fl_client.errors import ProtocolError
 from fl_client.protocol import JobSpec
 
@@ -76,10 +75,10 @@ def check_and_sign(
         raise ProtocolError("report: this node's own work is not counted")
     if own.rounds_answered < spec.rounds:
         raise ProtocolError(f"only {own.rounds_answered} of {spec.rounds} rounds were asked of this node")
-    for name, value in (("epsilon_job", own.epsilon_job), ("epsilon_lifetime", own.epsilon_lifetime)):
+    for name, known in (("epsilon_job", own.epsilon_job), ("epsilon_lifetime", own.epsilon_lifetime)):
         given = mine[name]
-        if not isinstance(given, float) or not abs(given - value) <= EPSILON_TOLERANCE:
-            raise ProtocolError(f"report: {name}={given!r} of this node must be {value:.6f}")
+        if not isinstance(given, float) or not abs(given - known) <= EPSILON_TOLERANCE:
+            raise ProtocolError(f"report: {name}={given!r} of this node must be {known:.6f}")
     attestation = Attestation(terms.job_id, model_hash, hashlib.sha256(report_raw).digest(), worked, shares)
     return attestation, sign(attestation_message(terms, attestation), key)
 

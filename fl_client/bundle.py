@@ -36,7 +36,8 @@ README = b"This bundle carries no code: each side runs the package that it has i
 @cache
 def build_bundle() -> bytes:
     """The bundle's bytes (about 1 KB, the same on every machine)."""
-    return build_fab_from_files({"pyproject.toml": PYPROJECT, "README.md": README})[0]
+    content: bytes = build_fab_from_files({"pyproject.toml": PYPROJECT, "README.md": README})[0]
+    return content
 
 
 def bundle_hash() -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from datatokens.chain import connect
-from datatokens.deploy import verify
 from rich.console import Console
 from rich.table import Table
 
+from datatokens.chain import connect
+from datatokens.deploy import verify
 from fl_client import config as node_config
 from fl_client.datasets import PLATFORM_MINIMUM_PERSONS, Schema
 from fl_client.errors import ConfigError, DatasetError

@@ -15,10 +15,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from datatokens.errors import TermsError
-from datatokens.terms import address, whole
 from eth_account import Account
 
+from datatokens.errors import TermsError
+from datatokens.terms import address, whole
 from fl_client.datasets import PLATFORM_MINIMUM_PERSONS, Manifest
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.policy import Policy

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from datatokens.errors import TermsError
 from datatokens.terms import canonical_json, whole
-
 from fl_client.errors import DatasetError
 
 PLATFORM_MINIMUM_PERSONS = 10  # an owner can raise it, never lower it

@@ -15,13 +15,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+
 from datatokens.chain import connect
 from datatokens.errors import TermsError
 from datatokens.merkle import Tree, leaf
 from datatokens.registry import Registry
 from datatokens.revenue import Revenue
 from datatokens.terms import address, sign, supernode_message, whole
-
 from fl_client.config import DatasetEntry, NodeConfig, add_dataset
 from fl_client.datasets import PLATFORM_MINIMUM_PERSONS, Manifest, Schema, check_cohort, load
 from fl_client.errors import ConfigError, DatasetError

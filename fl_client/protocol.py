@@ -14,7 +14,6 @@ from typing import Any
 
 from datatokens.errors import TermsError
 from datatokens.terms import whole
-
 from fl_client.errors import ProtocolError
 from fl_client.privacy import Charge, PrivacyPlan
 

@@ -18,15 +18,15 @@ from typing import Any
 
 import flwr.superlink.grid.http_grid as http_grid
 import numpy as np
-from datatokens.terms import JobTerms
-from fl_client import protocol
-from fl_client.protocol import JobSpec
-from fl_client.errors import GraphRefused
-from fl_client.weights import from_safetensors, model_hash, to_safetensors
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from datatokens.terms import JobTerms
+from fl_client import protocol
+from fl_client.errors import GraphRefused
+from fl_client.protocol import JobSpec
+from fl_client.weights import from_safetensors, model_hash, to_safetensors
 from fl_server.errors import RunFailed
 from fl_server.report import Part, Round, build, loss_interval95
 from fl_server.results import Result, seal
@@ -42,7 +42,9 @@ _pull_objects = http_grid.pull_objects
 
 
 def _pull_objects_quickly(*args: Any, **kwargs: Any) -> dict[str, bytes]:
-    return _pull_objects(*args, **{"initial_backoff": FIRST_BACKOFF_S, "backoff_cap": BACKOFF_CAP_S, **kwargs})
+    quick = {"initial_backoff": FIRST_BACKOFF_S, "backoff_cap": BACKOFF_CAP_S, **kwargs}
+    objects: dict[str, bytes] = _pull_objects(*args, **quick)
+    return objects
 
 
 class JobFolder:
@@ -73,7 +75,7 @@ class JobFolder:
         self.write("outcome.json", json.dumps({"state": state, **facts}).encode())
 
 
-@app.main()
+@app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Conduct one job from admission to attestations."""
     http_grid.pull_objects = _pull_objects_quickly
@@ -152,7 +154,7 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
             epsilon={str(d): parts[d].epsilon_job for d in active},
             epsilon_lifetime={str(d): parts[d].epsilon_lifetime for d in active},
         )
-    final = {name: np.mean([a[name] for a in tail], axis=0, dtype=np.float64).astype(np.float32) for name in arrays}
+    final = {name: np.asarray(np.mean([a[name] for a in tail], axis=0, dtype=np.float64), np.float32) for name in arrays}
     _attestation(job, ask, final, rounds, parts)
 
 

@@ -75,7 +75,7 @@ class SuperLink:
         """Start the run of job `job_id` (hex); answers at once with the run id."""
         fab = Fab(hash_str=bundle_hash(), content=build_bundle())
         config = user_config_to_proto({"job-id": job_id})
-        return self._ask(self._client.StartRun, StartRunRequest(fab=fab, override_config=config)).run_id
+        return int(self._ask(self._client.StartRun, StartRunRequest(fab=fab, override_config=config)).run_id)
 
     def run_status(self, run_id: int) -> RunStatus:
         """Where the run stands. Raises SuperLinkError for an unknown run."""
@@ -101,12 +101,12 @@ class SuperLink:
         if known is not None:
             return known
         request = RegisterNodeRequest(public_key=public_key_pem, name=name)
-        return self._ask(self._client.RegisterNode, request).node_id
+        return int(self._ask(self._client.RegisterNode, request).node_id)
 
     def _node_id(self, public_key_pem: bytes) -> int | None:
         for node in self._ask(self._client.ListNodes, ListNodesRequest()).nodes_info:
             if node.public_key == public_key_pem:
-                return node.node_id
+                return int(node.node_id)
         return None
 
     def online_nodes(self) -> set[int]:

@@ -20,7 +20,6 @@ from datatokens.terms import (
     rejection_message,
 )
 from fl_client.protocol import sha256_hex
-
 from fl_server.errors import RunFailed
 
 

@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 import pytest
-from datatokens.terms import DatasetTerm, JobTerms
 from eth_account import Account
+
+from datatokens.terms import DatasetTerm, JobTerms
 from fl_client.privacy import PrivacyPlan
 from fl_client.protocol import JobSpec
 

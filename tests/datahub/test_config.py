@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from datahub import config
 from datahub.errors import ConfigError
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from datahub import demo_data
 from datahub.errors import BadRequest
 from fl_client.datasets import load

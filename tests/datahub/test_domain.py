@@ -1,8 +1,9 @@
 """Job states only move forward, and an end is an end."""
 
-from datahub.domain import FINAL, JobState, advance
 from hypothesis import given
 from hypothesis import strategies as st
+
+from datahub.domain import FINAL, JobState, advance
 
 states = st.sampled_from(list(JobState))
 

@@ -1,9 +1,12 @@
 """The split of a reward pool: exact, proportional, deterministic."""
 
+from itertools import pairwise
+
 import pytest
-from datatokens.payouts import split
 from hypothesis import given
 from hypothesis import strategies as st
+
+from datatokens.payouts import split
 
 pools = st.integers(0, 10**24)
 weights = st.lists(st.integers(0, 10**9), min_size=1, max_size=64)
@@ -27,7 +30,7 @@ def test_split__each_share__is_within_one_unit_of_its_proportion(pool: int, give
 @given(pools, weights)
 def test_split__larger_weight__never_gets_less(pool: int, given_weights: list[int]) -> None:
     ranked = sorted(zip(given_weights, split(pool, given_weights), strict=True))
-    for (w1, s1), (w2, s2) in zip(ranked, ranked[1:], strict=False):
+    for (w1, s1), (w2, s2) in pairwise(ranked):
         assert w1 == w2 or s1 <= s2
 
 

@@ -3,6 +3,10 @@
 import json
 
 import pytest
+from eth_account import Account
+from hypothesis import given
+from hypothesis import strategies as st
+
 from datatokens.errors import SignatureError, TermsError
 from datatokens.terms import (
     Attestation,
@@ -15,16 +19,13 @@ from datatokens.terms import (
     rejection_message,
     sign,
 )
-from eth_account import Account
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.conftest import NODE_KEYS, terms
 
+texts = st.text(st.characters(exclude_categories=["Cs"]))
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4),
+    | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=10,
 )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from datahub import demo_data
 from datahub.demo import BUYER, Hospital, Stack, join, wait_for
 from datahub.sdk import Buyer

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from datahub.errors import HubError, OrderRefused
 from datahub.sdk import Hub, claim_all
 from datatokens.chain import connect
@@ -25,7 +26,6 @@ from fl_server.errors import ResultError
 from fl_server.results import unseal
 from fl_server.runs import SuperLink
 from fl_server.superlink import operator_token
-
 from tests.e2e.conftest import Marketplace
 
 pytestmark = pytest.mark.e2e

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import zeros
+
 from datatokens.chain import connect
 from datatokens.deploy import Deployment, deploy
 from datatokens.devchain import accounts, running_devchain
@@ -35,7 +37,6 @@ from fl_client.protocol import JobSpec, sha256_hex
 from fl_client.weights import from_safetensors, model_hash
 from fl_server.report import Part, Round
 from fl_server.report import build as build_report
-from torch import zeros
 
 SCHEMA = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), "y", 0)
 GRAPH, WEIGHTS = export_model(build("logistic_regression", 2), zeros(1, 2))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fl_client.datasets import Feature, Manifest, Schema, check_cohort, load
 from fl_client.errors import DatasetError
 
@@ -46,7 +47,7 @@ def test_load__bad_cell__names_line_column_and_value(tmp_path: Path, row: str, s
 
 
 def test_load__missing_column__is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="lacks the column.*pain"):
+    with pytest.raises(DatasetError, match=r"lacks the column.*pain"):
         load(table(tmp_path, "60,1", header="age,ill"), SCHEMA)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from fl_client.errors import PolicyRefusal
 from fl_client.policy import Policy, Request, admit
 

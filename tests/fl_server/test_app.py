@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datatokens.terms import rejection_message, sign
 from eth_account import Account
-from fl_client import protocol
-from fl_client.weights import from_safetensors, model_hash, to_safetensors
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+
+from datatokens.terms import rejection_message, sign
+from fl_client import protocol
+from fl_client.weights import from_safetensors, model_hash, to_safetensors
 from fl_server.app import JobFolder, conduct
 from fl_server.errors import RunFailed
-
 from tests.conftest import NODE_KEYS, spec, terms
+
 
 @pytest.fixture(autouse=True)
 def _flower_task() -> None:
@@ -105,7 +106,8 @@ def test_conduct__enough_signed_refusals__refused_and_the_others_released(tmp_pa
         if kind == protocol.RELEASE:
             released.append(dataset_id)
         if kind == protocol.ADMIT and dataset_id == 2:
-            return {"accepted": False, "reason": "no budget", "signature": sign(rejection_message(job.terms, "no budget"), NODE_KEYS[1])}
+            signature = sign(rejection_message(job.terms, "no budget"), NODE_KEYS[1])
+            return {"accepted": False, "reason": "no budget", "signature": signature}
         return honest(dataset_id, kind, request)
 
     conduct(job, conductor(script))

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from datatokens.terms import JobTerms, canonical_json
-from fl_client.protocol import JobSpec
-from fl_server.report import Part, Round, build, loss_interval95
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datatokens.terms import JobTerms, canonical_json
+from fl_client.protocol import JobSpec
+from fl_server.report import Part, Round, build, loss_interval95
 from tests.conftest import plan, spec, terms
 
 PARTS = {i: Part(i, 3, 1.5, 2.5, "cpu") for i in (1, 2, 3, 4)}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 from fl_client.weights import model_hash
 from fl_server.errors import ResultError
 from fl_server.results import Result, seal, unseal

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+
 from fl_server.certificates import write_certificates
 from fl_server.superlink import TOKEN_HEADER, OperatorGate, operator_token
 
