@@ -59,24 +59,32 @@ OPERATIONS: Mapping[str, Any] = {
     name: getattr(getattr(torch.ops.aten, name.split(".")[0]), name.split(".")[1]) for name in _REVIEWED.split()
 }
 _NO_STATISTICS = "use GroupNorm or LayerNorm: batch statistics mix patients"
+_NO_LOOPS = "write its cells out with Linear, sigmoid and tanh"
 INSTEAD = {
     "batch_norm": _NO_STATISTICS,
     "native_batch_norm": _NO_STATISTICS,
     "_native_batch_norm_legit_functional": _NO_STATISTICS,
-    "gru": "write its cells out with Linear, sigmoid and tanh",
-    "lstm": "write its cells out with Linear, sigmoid and tanh",
+    "gru": _NO_LOOPS,
+    "lstm": _NO_LOOPS,
     "embedding": "a node's inputs are numbers, not indices: use Linear on one-hot columns",
 }
 _POOLS = {"max_pool1d.default", "max_pool2d.default", "avg_pool1d.default", "avg_pool2d.default"}
+MAX_DEPTH = 12  # an honest graph has 7
+_BRACKET = re.compile(rb"[\[\]{}]")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 
 
 def export_model(module: nn.Module, example: Tensor) -> tuple[bytes, bytes]:
     """(graph JSON, safetensors) of `module` for inputs like `example`, shape [1, features...]. The buyer's side.
 
-    Every parameter is trained, frozen ones too. Raises GraphRefused naming an operation that no node would run, and
-    what to use instead.
+    Every parameter is trained, frozen ones too; one without dimensions becomes one of shape [1]. Raises GraphRefused
+    naming an operation that no node would run, and what to use instead.
     """
+    for part in module.modules():  # torch.export stumbles over these before it names their operation
+        if isinstance(part, nn.modules.batchnorm._BatchNorm | nn.RNNBase):
+            hint = _NO_LOOPS if isinstance(part, nn.RNNBase) else _NO_STATISTICS
+            raise GraphRefused(f"{type(part).__name__} is not allowed: {hint}")
     was_training = module.training
     # the message of torch.export speaks of its own internals, so the cause is kept and the sentence is ours
     try:
@@ -187,8 +195,7 @@ def parameters(model: GraphModel) -> dict[str, np.ndarray]:
     """Parameter name -> float32 array (copies)."""
     keys = model._keys.values()
     return {
-        name: getattr(model, key).detach().cpu().numpy().copy()
-        for name, key in zip(model.parameter_names, keys, strict=True)
+        name: getattr(model, key).detach().cpu().numpy().copy() for name, key in zip(model.parameter_names, keys, strict=True)
     }
 
 
@@ -234,6 +241,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise GraphRefused(f"a graph of {len(raw)} bytes is larger than {MAX_GRAPH_BYTES}")
     if raw[:2] == b"PK" or raw[:1] == b"\x80":
         raise GraphRefused("a graph must be JSON; this is a zip or pickle file, which is never opened")
+    _check_depth(raw)
     try:
         spec = json.loads(raw.decode(), parse_constant=_no_constant, object_pairs_hook=_no_repeats)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -265,6 +273,15 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return spec
 
 
+def _check_depth(raw: bytes) -> None:
+    """Before json.loads, whose recursion overruns the C stack where an imported library has raised Python's limit."""
+    depth = 0
+    for found in _BRACKET.finditer(_STRING.sub(b"", raw)):
+        depth += 1 if found.group() in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise GraphRefused(f"the graph is not JSON of at most {MAX_DEPTH} levels")
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not allowed")
 
@@ -289,9 +306,7 @@ def _check_input(value: Any) -> set[str]:
         or any(type(d) is not int or not 1 <= d <= MAX_INPUT_ELEMENTS for d in shape)
         or math.prod(shape) > MAX_INPUT_ELEMENTS
     ):
-        raise GraphRefused(
-            f"input.shape={repr(shape)[:80]} must be 1 to 7 numbers; their product at most {MAX_INPUT_ELEMENTS}"
-        )
+        raise GraphRefused(f"input.shape={repr(shape)[:80]} must be 1 to 7 numbers; their product at most {MAX_INPUT_ELEMENTS}")
     return {value["name"]}
 
 

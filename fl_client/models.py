@@ -17,7 +17,8 @@ from fl_client.errors import GraphRefused
 
 def logistic_regression(features: int) -> nn.Module:
     """One logit from [n, features]; starts at zero."""
-    layer = nn.Linear(features, 1)
+    with torch.random.fork_rng(devices=[]):  # Linear draws before it is zeroed
+        layer = nn.Linear(features, 1)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
