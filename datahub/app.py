@@ -92,6 +92,13 @@ def _base64(name: str, text: str) -> bytes:
         raise BadRequest(f"{name} must be base64") from error
 
 
+def _say(request: Request, sentence: str, status: int) -> Response:
+    """An error as JSON under /api, as a page elsewhere."""
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": sentence}, status_code=status)
+    return pages.error(request, sentence, status)
+
+
 def create_app(desk: Desk, *, reconcile: bool = True) -> FastAPI:
     """The application over open connections; with `reconcile` it also drives jobs."""
 
@@ -119,13 +126,13 @@ def create_app(desk: Desk, *, reconcile: bool = True) -> FastAPI:
     app.include_router(pages.router)
 
     @app.exception_handler(HubError)
-    async def _hub_error(_: Request, error: HubError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=error.status)
+    async def _hub_error(request: Request, error: HubError) -> Response:
+        return _say(request, str(error), error.status)
 
     @app.exception_handler(BankError)
     @app.exception_handler(TheatreError)
-    async def _outside_error(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=503)
+    async def _outside_error(request: Request, error: Exception) -> Response:
+        return _say(request, str(error), 503)
 
     @app.exception_handler(RequestValidationError)
     async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -165,6 +165,7 @@ class Claim:
     account: str
     weight: int
     claimable_units: int
+    claimed_units: int
     proof: tuple[str, ...]
 
 
@@ -185,10 +186,11 @@ def claims_of(desk: Desk, account: str) -> list[Claim]:
             tree = Tree([leaf(r.dataset_id, r.epoch, r.account, int(r.weight)) for r in rows])
             try:
                 units = desk.revenue.claimable(row.dataset_id, row.epoch, account, int(row.weight))
+                claimed = desk.revenue.claimed(row.dataset_id, row.epoch, account)
             except BankError:
-                units = 0
+                units, claimed = 0, 0
             proof = tuple("0x" + sibling.hex() for sibling in tree.proof(row.position))
-            claims.append(Claim(row.dataset_id, row.epoch, account, int(row.weight), units, proof))
+            claims.append(Claim(row.dataset_id, row.epoch, account, int(row.weight), units, claimed, proof))
     return claims
 
 

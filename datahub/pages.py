@@ -35,6 +35,11 @@ def _page(request: Request, name: str, **facts: Any) -> HTMLResponse:
     return templates.TemplateResponse(request, name, facts)
 
 
+def error(request: Request, sentence: str, status: int) -> HTMLResponse:
+    """A page that says what went wrong."""
+    return templates.TemplateResponse(request, "error.html", {"sentence": sentence}, status_code=status)
+
+
 def _desk(request: Request) -> Desk:
     desk: Desk = request.app.state.desk
     return desk
@@ -62,10 +67,10 @@ def job_page(request: Request, job_id: str) -> HTMLResponse:
 
 @router.get("/claims")
 def claims_page(request: Request, account: str = "") -> HTMLResponse:
-    claims, error = [], ""
+    claims, sentence = [], ""
     if account:
         try:
             claims = catalogue.claims_of(_desk(request), account.strip())
         except HubError as refused:
-            error = str(refused)
-    return _page(request, "claims.html", account=account, claims=claims, error=error)
+            sentence = str(refused)
+    return _page(request, "claims.html", account=account, claims=claims, error=sentence)

@@ -10,6 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from datahub.sdk import Job
 
 
+def _epsilons(spent: dict[str, float]) -> str:
+    """'1.11 at each of 4 hospitals', or name by name where they differ."""
+    shown = {f"{value:.2f}" for value in spent.values()}
+    if len(shown) == 1:
+        return f"{shown.pop()} at each of {len(spent)} hospitals"
+    return ", ".join(f"{name} {value:.2f}" for name, value in sorted(spent.items()))
+
+
 def follow(job: Job, console: Console, names: dict[int, str] | None = None) -> dict[str, Any]:
     """Wait until the job is settled or refunded; its last status. One line per round also goes to a log."""
     names = names or {}
@@ -32,9 +40,7 @@ def follow(job: Job, console: Console, names: dict[int, str] | None = None) -> d
                     who = names.get(line["dataset_id"], f"dataset {line['dataset_id']}")
                     progress.console.print(f"  {who} refuses: {line['reason']}")
             for one in status["rounds"][shown:]:
-                spent = ", ".join(
-                    f"{names.get(int(d), d)} {value:.2f}" for d, value in sorted(one["epsilon"].items())
-                )
+                spent = _epsilons({names.get(int(d), f"dataset {d}"): value for d, value in one["epsilon"].items()})
                 progress.console.print(
                     f"  round {one['number']:>2}/{one['rounds']}: loss {one['loss']:6.3f} ± {one['loss_interval95']:.3f}"
                     f" (noised), epsilon {spent}; {one['seconds']:.2f} s",
