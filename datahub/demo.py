@@ -220,18 +220,26 @@ def contributor_list(stack: Stack, site: int) -> list[tuple[str, int]]:
     return real + made
 
 
-def join(stack: Stack, data: demo_data.DemoData, index: int, network: dict[str, Any]) -> Hospital:
+LIFETIMES = (LIFETIME_EPSILON, LIFETIME_EPSILON, LIFETIME_EPSILON, SMALL_LIFETIME_EPSILON)
+
+
+def join(
+    stack: Stack,
+    data: demo_data.DemoData,
+    index: int,
+    network: dict[str, Any],
+    lifetimes: Sequence[float] = LIFETIMES,
+) -> Hospital:
     """One hospital: make its node, list its dataset, post its contributors, start its process."""
     site = data.sites[index]
     folder = stack.folder / "nodes" / site.key
     made = node_config.create(folder, name=site.hospital, hub=stack.hub_url, chain=stack.chain_url, network=network)
-    last = index == len(data.sites) - 1
     listing = Listing(
         name=f"{data.title}: {site.hospital}",
         description=data.origin,
         price_units=PRICES[index] * TUSD,
         contributor_bps=6000,
-        lifetime_epsilon=SMALL_LIFETIME_EPSILON if last else LIFETIME_EPSILON,
+        lifetime_epsilon=lifetimes[index],
         delta=data.delta,
     )
     owner = stack.accounts[FIRST_HOSPITAL + index][1]
@@ -297,6 +305,7 @@ def run(name: str, data_dir: Path | None, out: Path, keep: bool) -> None:
     console.print(f"[bold]{data.title}[/]: {data.origin}.")
     stack = Stack(state.resolve())
     seconds: dict[str, float] = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stopped from outside: still stop what was started
     try:
         with stage("chain, contracts, hub and SuperLink are up", seconds, "start"):
             stack.start()
