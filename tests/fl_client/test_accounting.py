@@ -154,7 +154,7 @@ def test_fits__any_history__exactly_when_the_joint_epsilon_is_within_the_limit(
     st.integers(1, 100),
     st.floats(0.01, 0.5),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_calibrate__any_target__costs_at_most_it_and_over_99_percent(
     target: float, delta: float, rate: float, steps: int, metric_steps: int, share: float
 ) -> None:
