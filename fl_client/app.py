@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from fl_client.graph import GraphModel, load_model, parameters
 from fl_client.ledger import Ledger
 from fl_client.policy import Request, admit
 from fl_client.protocol import JobSpec, sha256_hex
-from fl_client.training import LOSSES, train_round
+from fl_client.training import check_loss, train_round
 from fl_client.weights import from_safetensors, model_hash, to_safetensors
 
 log = logging.getLogger("datahub.node")
@@ -151,8 +152,6 @@ class DataRoom:
             raise ProtocolError(
                 f"persons={spec.persons[entry.dataset_id]} must be {manifest.persons} for dataset {entry.dataset_id}"
             )
-        if spec.loss not in LOSSES:
-            raise ProtocolError(f"loss={spec.loss!r} must be one of {', '.join(LOSSES)}")
         charges = spec.plan.charges()
         records = self.records[entry.dataset_id]
         request = Request(
@@ -173,6 +172,7 @@ class DataRoom:
                 raise ProtocolError(f"{name}: the file that was sent is not the one that the terms name")
         model = load_model(graph, weights)
         width = entry.manifest.schema.width
+        check_loss(model, spec.loss)
         if tuple(model.input_shape) != (width,):
             raise ProtocolError(f"the model takes inputs of shape {tuple(model.input_shape)}, the dataset has ({width},)")
         return model
@@ -230,7 +230,8 @@ class DataRoom:
                 "persons": spec.persons[entry.dataset_id],
                 "epsilon-job": accounting.epsilon(spec.round_charges() * number, spec.plan.delta),
                 "epsilon-lifetime": self.ledger.epsilon_spent(entry.patient_set),
-                "training-seconds": float(result.seconds),
+                # rounded up: the exact time depends on how many patients there are
+                "training-seconds": math.ceil(result.seconds * 10) / 10,
                 "device": result.device,
             }
             stored = _pack(result.arrays, metrics)

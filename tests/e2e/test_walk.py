@@ -33,9 +33,16 @@ pytestmark = pytest.mark.e2e
 PURPOSE = "research"
 
 
+def revenue_units(m: Marketplace, dataset_id: int) -> int:
+    """Everything that a dataset has earned and its hospital not withdrawn."""
+    revenue = Revenue(m.buyer.chain, m.buyer.network["market"])
+    return revenue.pool(dataset_id).hospital_units + revenue.epoch(dataset_id, 1).credited_units
+
+
 def test_walk__order_over_four_hospitals__settles_and_a_contributor_claims(marketplace: Marketplace) -> None:
     m = marketplace
     before = m.balance()
+    earned = {h.dataset_id: revenue_units(m, h.dataset_id) for h in m.hospitals}
     job = m.buyer.order(m.ids, epsilon=3.0, purpose=PURPOSE, rounds=2, reward_units=1_000_001)
     result = job.wait(timeout_s=120)
     report = json.loads(result.report)
@@ -48,10 +55,8 @@ def test_walk__order_over_four_hospitals__settles_and_a_contributor_claims(marke
         ledger = Ledger(hospital.folder / "ledger.sqlite")
         assert ledger.epsilon_spent(entry.patient_set) == pytest.approx(line["epsilon_lifetime"])
         assert ledger.epsilon_committed(entry.patient_set) == pytest.approx(line["epsilon_lifetime"])
-        revenue = Revenue(m.buyer.chain, m.buyer.network["market"])
         paid = line["price_units"] + line["reward_units"]
-        pool, epoch = revenue.pool(hospital.dataset_id), revenue.epoch(hospital.dataset_id, 1)
-        assert pool.hospital_units + epoch.credited_units == paid
+        assert revenue_units(m, hospital.dataset_id) - earned[hospital.dataset_id] == paid
     account, key = m.stack.accounts[6]
     token = Token(m.buyer.chain, m.buyer.network["payment_token"])
     had = token.balance_units(account)
