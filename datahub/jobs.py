@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from fl_server.errors import TheatreError
 log = logging.getLogger("datahub.hub")
 
 MAX_RUNS = 3
+PATIENCE = timedelta(seconds=90)  # a killed node is let in again after a minute; then a quorum may start without it
 TICK_S = 0.3
 
 
@@ -134,6 +135,13 @@ def _start_run(desk: Desk, row: JobRow, terms: JobTerms, folder: Path) -> None:
         nodes = {line.node: session.get(NodeRow, line.node) for line in terms.datasets}
     if missing := [node for node, found in nodes.items() if found is None]:
         raise Conflict(f"node {missing[0]} has not registered with this hub")
+    online = desk.superlink.online_nodes()
+    absent = [node for node, found in nodes.items() if found and int(found.supernode_id) not in online]
+    waited = datetime.now(UTC) - (row.funded_at or row.quoted_at).replace(tzinfo=UTC)
+    if absent and (len(nodes) - len(absent) < terms.quorum or waited < PATIENCE):
+        row.reason = f"waiting for node {absent[0]} to connect"
+        return
+    row.reason = ""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "terms.json").write_bytes(row.terms.encode())
     (folder / "nodes.json").write_text(json.dumps({n: int(r.supernode_id) for n, r in nodes.items() if r}))
@@ -149,6 +157,8 @@ def _watch_run(desk: Desk, row: JobRow, folder: Path) -> None:
         row.state = advance(JobState(row.state), JobState.RUNNING)
     elif "admission" in events:
         row.state = advance(JobState(row.state), JobState.ACCEPTED)
+    if (folder / f"outcome.{row.runs_started}.json").exists():
+        return  # that run failed, and it was the last: only the deadline is left
     status = desk.superlink.run_status(int(row.run_id or 0))
     if status.state == "finished" and not (folder / "outcome.json").exists():
         _another_run(row, f"run {row.run_id} ended without an outcome ({status.outcome}: {status.details[:300]})")

@@ -77,6 +77,16 @@ class DataRoom:
             self.records[entry.dataset_id] = records
             manifest = entry.manifest
             self.ledger.open_patient_set(entry.patient_set, manifest.lifetime_epsilon, manifest.delta)
+        self._free_overdue()
+
+    def _free_overdue(self) -> None:
+        """Free what jobs past their deadline had reserved and never ran: their money has gone back by now."""
+        now = self.chain.now()
+        for entry in self.config.datasets:
+            for line in self.ledger.jobs(entry.patient_set):
+                path = self.config.folder / "jobs" / line.job_id / "terms.json"
+                if not line.closed and path.exists() and JobTerms.from_json(path.read_bytes()).deadline < now:
+                    self.ledger.close_job(line.job_id)
 
     # -- admission ---------------------------------------------------------------------------------------------
 
@@ -94,6 +104,7 @@ class DataRoom:
             return _answer_from_json((folder / "answer.json").read_text())
         paid = False
         try:
+            self._free_overdue()
             entry = self._check_paid(terms)
             paid = True
             self._check_job(terms, entry, graph, weights)

@@ -85,7 +85,8 @@ def start(folder: Folder) -> None:
     from fl_client.listing import register_node
     from fl_client.supernode import serve
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    form = "%(asctime)s %(name)s %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, force=True)  # Flower has set up its own by now
     for noisy in ("httpx", "httpcore", "flwr"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     configuration = node_config.read(folder)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -26,6 +27,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
 from flwr.supercore.run import RunNotRunningException
+from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from fl_client.bundle import bundle_hash
@@ -35,6 +37,18 @@ log = logging.getLogger("datahub.node")
 BUSY_POLL_S, IDLE_POLL_S, BUSY_FOR_S = 0.1, 0.5, 20.0
 RETRY_S = 3.0  # a killed node's old session counts as alive for up to 60 s; activation is refused until then
 FOREIGN_BUNDLE = "this node runs only its installed code: the run's bundle is not datahub's metadata-only bundle"
+
+
+class NoSession(Exception):
+    """The SuperLink did not let this node in."""
+
+
+def _no_session(code: int, message: str | None = None, *_: object, **__: object) -> NoReturn:
+    """Instead of Flower's exit, which ends the process after a few refusals: a node tries for ever."""
+    raise NoSession(" ".join((message or f"exit code {code}").split())[:200])
+
+
+fleet_http_connection.flwr_exit = _no_session
 
 
 def serve(
@@ -53,8 +67,8 @@ def serve(
     while not stop.is_set():
         try:
             _serve_session(app, superlink, ca_file, key, stop, on_connected)
-        except SystemExit:  # Flower's way of saying that the connection could not be made
-            log.warning("no session with the SuperLink at %s yet; trying again in %.0f s", superlink, RETRY_S)
+        except NoSession as error:
+            log.warning("no session with the SuperLink at %s yet (%s); again in %.0f s", superlink, error, RETRY_S)
             stop.wait(RETRY_S)
 
 

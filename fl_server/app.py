@@ -175,10 +175,11 @@ def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
             rejections[line.node] = {"reason": answer["reason"], "signature": answer["signature"].hex()}
     if len(accepted) >= job.terms.quorum:
         return accepted
-    ask(_messages(job, accepted, protocol.RELEASE), ADMIT_TIMEOUT_S, _nobody)
     if len(job.terms.datasets) - len(rejections) < job.terms.quorum:
+        ask(_messages(job, accepted, protocol.RELEASE), ADMIT_TIMEOUT_S, _nobody)
         job.finish("refused", rejections=rejections)
         return None
+    # somebody was silent: the others keep their reservation, the hub may start another run before the deadline
     raise RunFailed(f"admission: {len(accepted)} hospitals accepted, the quorum is {job.terms.quorum}")
 
 

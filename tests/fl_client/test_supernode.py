@@ -1,0 +1,50 @@
+"""The SuperNode's own rules: foreign bundles are refused, errors carry no data, refusals do not end the process."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from fl_client.bundle import bundle_hash
+from fl_client.supernode import FOREIGN_BUNDLE, NoSession, answer
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode import fleet_http_connection
+
+
+@pytest.fixture
+def message() -> Message:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    made = Message(RecordDict({"job": ConfigRecord({"x": 1})}), 7, "query.admit")
+    made.metadata.__dict__["_message_id"] = "1"
+    return made
+
+
+def failing() -> ClientApp:
+    app = ClientApp()
+
+    @app.query("admit")
+    def _(message: Message, context: Context) -> Message:
+        raise ValueError("patient 4711 has a secret")
+
+    return app
+
+
+def test_answer__foreign_bundle__is_refused_before_the_app_sees_it(message: Message) -> None:
+    reply = answer(failing(), message, "ab" * 32, 7)
+    assert reply.has_error() and reply.error.reason == FOREIGN_BUNDLE
+
+
+def test_answer__app_that_fails__names_the_kind_of_error_only(message: Message) -> None:
+    reply = answer(failing(), message, bundle_hash(), 7)
+    assert reply.has_error() and reply.error.reason == "ValueError"
+
+
+def test_session__refused__raises_and_starts_no_timer_that_ends_the_process() -> None:
+    before = threading.active_count()
+    with pytest.raises(NoSession, match="not let in"):
+        fleet_http_connection.flwr_exit(305, "not\nlet in")
+    time.sleep(0.05)
+    assert threading.active_count() == before
