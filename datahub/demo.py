@@ -260,7 +260,6 @@ def summary_of(
     lines = report["hospitals"] if report else []
     at = {line["event"]: line["at"] for line in status["events"]}
     rounds = status["rounds"]
-    overhead = [r["seconds"] - r["training_seconds"] for r in rounds]
     seconds: dict[str, float] = {"funded_to_end": time.time() - paid_at}
     if settled:
         seconds |= {
@@ -269,7 +268,6 @@ def summary_of(
             "admission": at["admission"] - at["started"],
             "rounds": sum(r["seconds"] for r in rounds),
             "round_median": statistics.median(r["seconds"] for r in rounds),
-            "round_median_beside_training": statistics.median(overhead),
             "attestation": at["attestation"] - at["attesting"],
         }
     return {
@@ -353,8 +351,8 @@ def _walk(
     took = first["seconds"]
     console.print(
         f"[green]settled[/] {took['funded_to_settled']:.1f} s after payment: run started {took['run_start']:.1f}, "
-        f"admission {took['admission']:.1f}, rounds {took['rounds']:.1f} (median {took['round_median']:.2f} each, "
-        f"{took['round_median_beside_training']:.2f} beside training), attestation {took['attestation']:.1f}"
+        f"admission {took['admission']:.1f}, rounds {took['rounds']:.1f} (median {took['round_median']:.2f} each), "
+        f"attestation {took['attestation']:.1f}"
     )
     console.print(
         f"the model opens with the buyer's key only, and is the one attested on-chain: AUC {first['auc']:.3f} on "

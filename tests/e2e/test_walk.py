@@ -275,3 +275,27 @@ def test_terms__of_a_settled_job__rebuild_the_same_job_id_on_chain(marketplace: 
     market = connect(m.stack.chain_url).contract("Market", quote.terms.market)
     assert market.functions.hashTerms(quote.terms.to_struct()).call() == quote.terms.job_id
     assert JobTerms.from_json(quote.terms.to_json()) == quote.terms
+
+
+def test_walk__node_killed_in_the_middle__the_job_is_finished_and_charged_once(marketplace: Marketplace) -> None:
+    m = marketplace
+    victim = m.hospitals[0]
+    (entry,) = node_config.read(victim.folder).datasets
+    ledger = Ledger(victim.folder / "ledger.sqlite")
+
+    def training_steps() -> int:
+        return sum(c.steps for c in ledger.history(entry.patient_set) if c.what == "training")
+
+    before = training_steps()
+    job = m.buyer.order(m.ids, epsilon=0.5, purpose=PURPOSE, rounds=5)
+    end = time.monotonic() + 60
+    while len(job.status()["rounds"]) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+    node = m.stack.processes.running.pop(f"node-{victim.folder.name}")
+    node.kill()
+    node.wait()
+    m.stack.start_node(victim.folder)
+    result = job.wait(timeout_s=240)  # Flower counts the dead session as alive for a minute
+    assert [line["worked"] for line in json.loads(result.report)["hospitals"]] == [True] * 4
+    assert job.status()["runs_started"] == 2
+    assert training_steps() - before == 5

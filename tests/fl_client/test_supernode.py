@@ -6,12 +6,13 @@ import threading
 import time
 
 import pytest
-from fl_client.bundle import bundle_hash
-from fl_client.supernode import FOREIGN_BUNDLE, NoSession, answer
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import fleet_http_connection
+
+from fl_client.bundle import bundle_hash
+from fl_client.supernode import FOREIGN_BUNDLE, NoSession, answer
 
 
 @pytest.fixture
