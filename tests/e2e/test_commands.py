@@ -1,0 +1,98 @@
+"""Every persona's commands, as a person types them, on the running marketplace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datahub.demo import wait_for
+from fl_client import config as node_config
+
+from tests.e2e.conftest import Marketplace
+
+pytestmark = pytest.mark.e2e
+
+
+def datahub(*arguments: str | Path, fails: bool = False) -> str:
+    """Run `datahub ...`; its standard output, or its complaint where it should fail."""
+    done = subprocess.run(
+        [sys.executable, "-m", "datahub.cli", *map(str, arguments)], capture_output=True, text=True, timeout=200
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert (done.returncode != 0) is fails, done.stdout + done.stderr
+    return " ".join((done.stderr if fails else done.stdout).split())
+
+
+def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(marketplace: Marketplace, tmp_path: Path) -> None:
+    m, stack = marketplace, marketplace.stack
+    where = ["--hub", stack.hub_url, "--chain", stack.chain_url]
+    node = tmp_path / "fifth"
+    assert "code is that of this version" in datahub("node", "init", node, "--name", "Fifth", *where)
+    assert "holds a node already" in datahub("node", "init", node, "--name", "Fifth", *where, fails=True)
+
+    table = tmp_path / "table.csv"
+    table.write_text(m.data.sites[0].table.read_text())
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps(m.data.schema.as_dict()))
+    contributors = tmp_path / "contributors.csv"
+    account, key = stack.accounts[10]
+    contributors.write_text(f"account,weight\n{account},3\n0x{'9' * 40},1\n")
+    owner = tmp_path / "owner.key"
+    owner.write_text(stack.accounts[11][1])
+    add = ["node", "add-dataset", node, "--file", table, "--schema", schema, "--name", "Fifth's table",
+           "--price-units", "4000000", "--contributors", contributors, "--owner-key-file", owner]  # fmt: skip
+    tiny = tmp_path / "tiny.csv"
+    tiny.write_text("\n".join(table.read_text().splitlines()[:8]))
+    assert "persons=7 is under the floor of 10" in datahub(*[tiny if a == table else a for a in add], fails=True)
+    assert "is listed with about" in datahub(*add)
+    (entry,) = node_config.read(node).datasets
+
+    stack.start_node(node)
+    wait_for("the fifth node", lambda: stack.online(5), stack.processes)
+    rows = json.loads(datahub("datasets", "--hub", stack.hub_url, "--json"))
+    assert next(r for r in rows if r["dataset_id"] == entry.dataset_id)["online"] is True
+
+    wallet = tmp_path / "buyer.key"
+    wallet.write_text(stack.accounts[5][1])
+    out = tmp_path / "result"
+    bought = datahub("buy", *where, "--key-file", wallet, "--dataset", str(entry.dataset_id), "--epsilon", "1",
+                     "--purpose", "research", "--rounds", "2", "--out", out, "--yes", "--json")  # fmt: skip
+    job = json.loads(bought)["job_id"]
+    assert json.loads(bought)["state"] == "settled"
+    assert {p.name for p in out.iterdir()} == {"model.safetensors", "graph.json", "report.json"}
+    assert "settled, 2 of 2 rounds" in datahub("job", job, "--hub", stack.hub_url)
+    for hospital in m.hospitals:  # a run leaves no trace at hospitals that are not in its terms
+        assert not (hospital.folder / "jobs" / job).exists()
+
+    status = json.loads(datahub("node", "status", node, "--json"))
+    assert 0.9 < status[0]["epsilon_spent"] < 1.5 and status[0]["jobs"][0]["rounds_answered"] == 2
+    wallet.write_text(key)
+    paid = json.loads(datahub("claim", *where, "--key-file", wallet, "--json"))
+    assert paid == {str(entry.dataset_id): 4_000_000 * 5000 // 10_000 * 3 // 4}
+    assert "nothing to claim now" in datahub("claim", *where, "--key-file", wallet)
+
+
+def test_commands__an_operator_makes_a_hub_of_their_own(marketplace: Marketplace, tmp_path: Path) -> None:
+    key = tmp_path / "operator.key"
+    key.write_text(marketplace.stack.accounts[12][1])
+    folder = tmp_path / "hub"
+    said = datahub("hub", "init", folder, "--chain", marketplace.stack.chain_url, "--key-file", key)
+    assert "registry 0x" in said and "market 0x" in said
+    assert (folder / "superlink" / "operator.token").stat().st_mode & 0o077 == 0
+    assert "holds no hub.toml" in datahub("hub", "start", tmp_path / "nothing", fails=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["node", "start", "nowhere"], "holds no node.toml"),
+        (["job", "ab", "--hub", "http://127.0.0.1:9"], "does not answer"),
+        (["claim", "--hub", "http://127.0.0.1:9", "--chain", "http://127.0.0.1:9", "--key-file", "missing"], "missing does not exist"),
+        (["demo", "--data", "iris"], "DATA=iris must be one of"),
+    ],
+)
+def test_commands__mistakes__are_one_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:
+    assert said in datahub(*arguments, *(["--out", tmp_path / "o"] if arguments[0] == "demo" else []), fails=True)
