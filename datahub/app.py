@@ -104,7 +104,7 @@ def create_app(desk: Desk, *, reconcile: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        jobs.recover(desk)
+        catalogue.sync(desk)
         loop = jobs.Reconciler(desk) if reconcile else None
         if loop:
             loop.start()

@@ -140,8 +140,10 @@ def put_contributors(desk: Desk, dataset_id: int, epoch: int, entries: Sequence[
         clean = [(address("account", a), whole("weight", w, 1, 2**128 - 1)) for a, w in entries]
     except TermsError as error:
         raise BadRequest(f"contributors: {error}") from error
-    tree = Tree([leaf(dataset_id, epoch, account, weight) for account, weight in clean])
-    if tree.root != desk.revenue.epoch(dataset_id, epoch).root:
+    posted = desk.revenue.epoch(dataset_id, epoch)
+    # the sum is checked first: a tree of a stranger's million entries is not even built
+    fits = posted.total_weight == sum(weight for _, weight in clean)
+    if not fits or Tree([leaf(dataset_id, epoch, account, w) for account, w in clean]).root != posted.root:
         raise BadRequest(f"contributors: the list's root is not the one of dataset {dataset_id}, epoch {epoch}, on-chain")
     with desk.session() as session:
         session.exec(

@@ -15,7 +15,6 @@ from typing import Any
 
 from sqlmodel import col, select
 
-from datahub import catalogue
 from datahub.desk import Desk
 from datahub.domain import FINAL, JobState, advance
 from datahub.errors import BadRequest, Conflict, HubError, NotFound
@@ -285,7 +284,3 @@ def result_file(desk: Desk, row: JobRow, name: str) -> bytes:
         raise Conflict(f"job {row.job_id[:12]} is {row.state}; its result is given out once it is settled")
     return (desk.config.jobs_folder / row.job_id / name).read_bytes()
 
-
-def recover(desk: Desk) -> None:
-    """At start: read the datasets again from the chain."""
-    catalogue.sync(desk)

@@ -84,26 +84,22 @@ def main(grid: Grid, context: Context) -> None:
         raise RunFailed(f"job-id={job_id[:80]!r} must be 64 hexadecimal digits")
     job = JobFolder(Path(os.environ["DATAHUB_JOBS"]) / job_id)
     try:
-        conduct(job, lambda messages, timeout, seen: exchange(grid, messages, timeout, seen))
+        conduct(job, lambda messages, timeout: exchange(grid, messages, timeout))
     except RunFailed as error:
         job.finish("failed", reason=str(error))
 
 
-Exchange = Callable[[dict[int, Message], float, Callable[[int, Message], None]], dict[int, Message]]
+Exchange = Callable[[dict[int, Message], float], dict[int, Message]]
 
 
-def exchange(
-    grid: Grid, messages: dict[int, Message], timeout: float, seen: Callable[[int, Message], None]
-) -> dict[int, Message]:
+def exchange(grid: Grid, messages: dict[int, Message], timeout: float) -> dict[int, Message]:
     """Send each dataset's message, wait for the replies (polling fast); those that came in time, by dataset id."""
     ids = dict(zip(grid.push_messages(messages.values()), messages, strict=True))
     replies: dict[int, Message] = {}
     end = time.monotonic() + timeout
     while ids and time.monotonic() < end:
         for reply in grid.pull_messages(ids):
-            dataset_id = ids.pop(reply.metadata.reply_to_message_id)
-            replies[dataset_id] = reply
-            seen(dataset_id, reply)
+            replies[ids.pop(reply.metadata.reply_to_message_id)] = reply
         if ids:
             time.sleep(POLL_S)
     return replies
@@ -123,7 +119,7 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
     tail: list[dict[str, np.ndarray]] = []
     for number in range(1, spec.rounds + 1):
         started = time.monotonic()
-        replies = ask(_messages(job, active, protocol.ROUND, arrays, round=number), ROUND_TIMEOUT_S, _nobody)
+        replies = ask(_messages(job, active, protocol.ROUND, arrays, round=number), ROUND_TIMEOUT_S)
         good: dict[int, Message] = {}
         for dataset_id in active:
             problem = _problem(replies.get(dataset_id), arrays)
@@ -164,7 +160,7 @@ def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
     request = {"terms": job.terms.to_json(), "graph": job.graph, "weights": job.weights}
     content = {d: RecordDict({protocol.JOB: ConfigRecord(dict(request))}) for d in everyone}
     messages = {d: Message(content[d], job.supernode[d], protocol.ADMIT) for d in everyone}
-    replies = ask(messages, ADMIT_TIMEOUT_S, _nobody)
+    replies = ask(messages, ADMIT_TIMEOUT_S)
     accepted, rejections = [], {}
     for line in job.terms.datasets:
         answer = _answer(replies.get(line.dataset_id))
@@ -176,7 +172,7 @@ def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
     if len(accepted) >= job.terms.quorum:
         return accepted
     if len(job.terms.datasets) - len(rejections) < job.terms.quorum:
-        ask(_messages(job, accepted, protocol.RELEASE), ADMIT_TIMEOUT_S, _nobody)
+        ask(_messages(job, accepted, protocol.RELEASE), ADMIT_TIMEOUT_S)
         job.finish("refused", rejections=rejections)
         return None
     # somebody was silent: the others keep their reservation, the hub may start another run before the deadline
@@ -189,7 +185,7 @@ def _attestation(
     report, worked, shares = build(job.terms, job.spec, model_hash(final), rounds, parts)
     active = [line.dataset_id for i, line in enumerate(job.terms.datasets) if worked >> i & 1]
     job.progress("attesting", model_hash=model_hash(final).hex())
-    replies = ask(_messages(job, active, protocol.ATTEST, final, report=report), ADMIT_TIMEOUT_S, _nobody)
+    replies = ask(_messages(job, active, protocol.ATTEST, final, report=report), ADMIT_TIMEOUT_S)
     signatures = {}
     for line in job.terms.datasets:
         if line.dataset_id in active:
@@ -215,10 +211,6 @@ def _messages(
         record = ConfigRecord({"job": job.terms.job_id.hex(), **model, **facts})
         messages[dataset_id] = Message(RecordDict({protocol.JOB: record}), job.supernode[dataset_id], kind)
     return messages
-
-
-def _nobody(dataset_id: int, reply: Message) -> None:
-    """Nothing to show for a single reply."""
 
 
 def _answer(reply: Message | None) -> dict[str, Any]:

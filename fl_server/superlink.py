@@ -20,7 +20,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from fl_server.certificates import write_certificates, write_private
+from fl_client.config import write_private
+from fl_server.certificates import write_certificates
 
 TOKEN_HEADER = "x-datahub-operator"  # noqa: S105 the header's name, not a secret
 OPEN_PATHS = ("/v1/fleet/", "/health")

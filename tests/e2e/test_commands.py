@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from datahub.demo import wait_for
 from fl_client import config as node_config
-
 from tests.e2e.conftest import Marketplace
 
 pytestmark = pytest.mark.e2e
+
+NOWHERE = "http://127.0.0.1:9"
 
 
 def datahub(*arguments: str | Path, fails: bool = False) -> str:
@@ -89,8 +91,8 @@ def test_commands__an_operator_makes_a_hub_of_their_own(marketplace: Marketplace
     ("arguments", "said"),
     [
         (["node", "start", "nowhere"], "holds no node.toml"),
-        (["job", "ab", "--hub", "http://127.0.0.1:9"], "does not answer"),
-        (["claim", "--hub", "http://127.0.0.1:9", "--chain", "http://127.0.0.1:9", "--key-file", "missing"], "missing does not exist"),
+        (["job", "ab", "--hub", NOWHERE], "does not answer"),
+        (["claim", "--hub", NOWHERE, "--chain", NOWHERE, "--key-file", "missing"], "missing does not exist"),
         (["demo", "--data", "iris"], "DATA=iris must be one of"),
     ],
 )

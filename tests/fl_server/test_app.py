@@ -59,7 +59,7 @@ def honest(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any]:
 def conductor(script: Script) -> Any:
     """An `ask` that answers every message by the script; None is silence."""
 
-    def ask(messages: dict[int, Message], timeout: float, seen: Any) -> dict[int, Message]:
+    def ask(messages: dict[int, Message], timeout: float) -> dict[int, Message]:
         replies = {}
         for dataset_id, message in messages.items():
             message.metadata.__dict__["_message_id"] = "1"
