@@ -80,8 +80,8 @@ def test_market__typed_words__are_in_its_code(words: str) -> None:
 def test_package_lock__every_package__is_pinned_by_content_and_names_no_host() -> None:
     lock = json.loads((ROOM / "package-lock.json").read_text())
     package = json.loads((ROOM / "package.json").read_text())
-    pins = package["dependencies"] | package["devDependencies"]
-    assert lock["packages"][""]["dependencies"] | lock["packages"][""]["devDependencies"] == pins
+    pins = package["dependencies"] | package["optionalDependencies"]
+    assert lock["packages"][""]["dependencies"] | lock["packages"][""]["optionalDependencies"] == pins
     for name, version in pins.items():
         assert lock["packages"][f"node_modules/{name}"]["version"] == version
     for path, entry in lock["packages"].items():

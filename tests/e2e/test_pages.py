@@ -35,7 +35,7 @@ def page() -> Iterator[Any]:
 
 def test_catalogue__shows_every_dataset_with_a_noised_count(marketplace: Marketplace, page: Any) -> None:
     page.goto(marketplace.stack.hub_url)
-    assert page.locator("article").count() == 4
+    assert page.locator("article").count() == len(marketplace.buyer.hub.get("/api/datasets")) >= 4
     assert "(noised)" in page.locator("article").first.inner_text()
     assert page.complaints == []
 

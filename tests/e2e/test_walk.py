@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from datahub.demo import wait_for
 from datahub.errors import HubError, OrderRefused
 from datahub.sdk import Hub, claim_all
 from datatokens.chain import connect
@@ -299,3 +300,24 @@ def test_walk__node_killed_in_the_middle__the_job_is_finished_and_charged_once(m
     assert [line["worked"] for line in json.loads(result.report)["hospitals"]] == [True] * 4
     assert job.status()["runs_started"] == 2
     assert training_steps() - before == 5
+
+
+def test_walk__hospital_offline_until_the_deadline__the_hub_refunds(marketplace: Marketplace) -> None:
+    m = marketplace
+    absent = m.hospitals[-1]
+    node = m.stack.processes.running.pop(f"node-{absent.folder.name}")
+    node.terminate()
+    node.wait(timeout=20)
+    before = m.balance()
+    job = m.buyer.order([absent.dataset_id], epsilon=0.1, purpose=PURPOSE, rounds=1, deadline_s=700)
+    end = time.monotonic() + 30
+    while "waiting for node" not in job.status()["reason"] and time.monotonic() < end:
+        time.sleep(0.2)
+    assert "waiting for node" in job.status()["reason"] and m.balance() < before
+    m.buyer.chain.rpc("evm_increaseTime", 701)
+    m.buyer.chain.rpc("evm_mine")
+    with pytest.raises(OrderRefused, match="was refunded"):
+        job.wait(timeout_s=30)
+    assert m.balance() == before
+    m.stack.start_node(absent.folder)
+    wait_for("the node", lambda: m.stack.online(4), m.stack.processes)
