@@ -41,6 +41,7 @@ GAS_MARGIN = 1.15
 NONCE_TRIES = 20
 SUBMIT_TRIES = 5
 SILENCE_S = 30.0  # how long a node may be away while a receipt is waited for
+REPLACED_S = 5.0  # how long a spent nonce must stay without our transaction before we believe that another took it
 FEE_CAP_WEI = 500 * 10**9  # a fee above this is a mistake or a trap; refuse rather than pay
 
 # What a person reads when a contract refuses; {fields} are the custom error's arguments.
@@ -240,7 +241,8 @@ class Chain:
             fees = self._fees()
             # The odd cap, which costs nothing, makes this transaction unlike that of any other process with the same
             # key, nonce and call. So a node that already knows it has it from us, by a resend after a lost answer.
-            fees["maxFeePerGas"] += secrets.randbelow(10**9)
+            # It stays far below the tenth more that would let it push another process's transaction out of the pool.
+            fees["maxFeePerGas"] += secrets.randbelow(max(2, fees["maxFeePerGas"] // 50))
             gas = int(estimate() * GAS_MARGIN)
             options = {"from": sender, "nonce": nonce, "chainId": self.chain_id, "gas": gas, **fees}
             signed = Account.sign_transaction(self._ask(lambda: build(options)), self._key)  # noqa: B023 called at once
@@ -254,7 +256,9 @@ class Chain:
                     if not self._knows(signed.hash):
                         time.sleep(0.02 * (attempt + 1) * (1 + secrets.randbelow(100) / 100))
                         continue
-            return self._receipt(signed.hash)
+            receipt = self._receipt(signed.hash, nonce)
+            if receipt is not None:
+                return receipt
         raise BankError(f"the chain at {self.url} refused {NONCE_TRIES} nonces; is another program using this key?")
 
     def _submit(self, signed: Any) -> None:
@@ -288,22 +292,34 @@ class Chain:
             raise BankError(f"gas costs {gwei} gwei now; more than {cap_gwei} is not paid")
         return fee
 
-    def _receipt(self, transaction_hash: Any) -> Mapping[str, Any]:
+    def _receipt(self, transaction_hash: Any, nonce: int) -> Mapping[str, Any] | None:
+        """The receipt; None if the nonce went to another transaction of this key, so that this one can never count."""
         sent = f"transaction 0x{bytes(transaction_hash).hex()}"
         answered_at, pause = time.monotonic(), 0.05
-        end = answered_at + WAIT_S
+        end, gone_at = answered_at + WAIT_S, None
         while time.monotonic() < end:
             try:
-                receipt: Mapping[str, Any] = self._ask(lambda: self._web3.eth.get_transaction_receipt(transaction_hash))
-                return receipt
-            except TransactionNotFound:
+                receipt, gone = self._looked_up(transaction_hash, nonce)
+                if receipt is not None:
+                    return receipt
                 answered_at = time.monotonic()
+                gone_at = (gone_at or answered_at) if gone else None
+                if gone_at is not None and answered_at - gone_at > REPLACED_S:
+                    return None
             except ChainUnreachable as error:
                 if time.monotonic() - answered_at > SILENCE_S:
                     raise ChainUnreachable(f"{error}; {sent} was sent and may be in a block") from error
             time.sleep(pause)
             pause = min(0.5, pause * 1.5)
         raise BankError(f"{sent} is not in a block after {WAIT_S:.0f} s; it may still be mined")
+
+    def _looked_up(self, transaction_hash: Any, nonce: int) -> tuple[Mapping[str, Any] | None, bool]:
+        """The receipt, if there is one; and whether the transaction is gone: nonce spent, transaction unknown."""
+        try:
+            return self._ask(lambda: self._web3.eth.get_transaction_receipt(transaction_hash)), False
+        except TransactionNotFound:
+            spent = self._ask(lambda: self._web3.eth.get_transaction_count(self._sender(), "latest")) > nonce
+            return None, spent and not self._knows(transaction_hash)
 
     def logs(
         self, event: Any, from_block: int = 0, to_block: int | None = None, chunk: int = LOG_RANGE, **filters: Any

@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +25,7 @@ from eth_utils.crypto import keccak
 
 from datatokens import chain as chain_module
 from datatokens.chain import SENTENCES, artifact, connect, decode_revert
-from datatokens.devchain import accounts
+from datatokens.devchain import accounts, anvil_binary, running_anvil
 from datatokens.errors import BankError, ChainUnreachable, NodeRefused, TransactionRefused
 from datatokens.registry import Token
 
@@ -183,6 +185,45 @@ def test_send__three_processes_with_one_key__every_transaction_counts_once(world
     assert [process.returncode for process in processes] == [0, 0, 0], said
     assert world.money(world.operator).balance_units(to) == 3 * 8 * 7
     assert int(world.operator.rpc("eth_getTransactionCount", address, "latest"), 16) == nonce + 3 * 8
+
+
+@pytest.fixture
+def own_anvil() -> Iterator[str]:
+    if anvil_binary() is None:
+        pytest.skip("anvil is not installed: make tools")
+    with running_anvil() as url:
+        yield url
+
+
+def test_send__pushed_out_of_the_pool_by_another_program__sent_again_and_counts_once(
+    own_anvil: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a wallet with the same key outbids the waiting transaction: its nonce is spent, its receipt never comes
+    anvil = own_anvil
+    monkeypatch.setattr("datatokens.chain.REPLACED_S", 1.0)
+    address, key = accounts()[0]
+    to, third = Account.create().address, Account.create().address
+    chain = connect(anvil, key)
+    token = Token(chain, chain.deploy("TestUSD"))
+    nonce = int(chain.rpc("eth_getTransactionCount", address, "latest"), 16)
+    chain.rpc("evm_setAutomine", False)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            minting = pool.submit(token.mint, to, 7)
+            while int(chain.rpc("eth_getTransactionCount", address, "pending"), 16) == nonce:
+                time.sleep(0.02)
+            price = {"maxFeePerGas": 400 * 10**9, "maxPriorityFeePerGas": 100 * 10**9}
+            rival = {"to": third, "value": 1, "nonce": nonce, "gas": 21_000, "chainId": chain.chain_id, **price}
+            raw = Account.sign_transaction(rival, key).raw_transaction
+            chain.rpc("eth_sendRawTransaction", "0x" + bytes(raw).hex())
+            chain.rpc("evm_mine")
+            chain.rpc("evm_setAutomine", True)
+            minting.result(timeout=60)
+    finally:
+        chain.rpc("evm_setAutomine", True)
+    assert token.balance_units(to) == 7
+    assert chain.balance_wei(third) == 1
+    assert int(chain.rpc("eth_getTransactionCount", address, "latest"), 16) == nonce + 2
 
 
 def test_send__answer_lost_after_the_node_took_it__not_sent_twice(world: World) -> None:
