@@ -53,15 +53,30 @@ SENTENCES = {
     "BadQuorum": "quorum={quorum} must be from 1 to {datasets}",
     "BadDeadline": "deadline={deadline} must be 10 minutes to 365 days after {nowSeconds}",
     "NodesNotAscending": "the datasets of a job must be in ascending order of their node keys, each key once",
-    "PriceMismatch": "dataset {datasetId} costs {listed} units now, not {given}; ask for a new quote",
     "NodeMismatch": "dataset {datasetId} has the node key {registered} now, not {given}; ask for a new quote",
     "FeeTooHigh": "fee_units={feeUnits} is more than the {maxUnits} that are allowed",
     "DeadlinePassed": "the deadline {deadline} has passed (it is {nowSeconds})",
     "DeadlineNotPassed": "the deadline {deadline} has not passed yet (it is {nowSeconds})",
     "BadSignature": "signature {index} was not made by the node {expected} of this job over exactly this content",
     "QuorumNotMet": "{signatures} signatures or hospitals are too few; {needed} are needed",
-    "BadPayouts": "the payout list has {given} entries for {datasets} datasets",
-    "RewardWithoutWork": "dataset {index} of the job did not work, so it can neither sign nor be paid",
+    "BadOutcomes": "the result has {given} outcomes for {datasets} datasets",
+    "AlreadyAccepted": "dataset {index} of the job has accepted already",
+    "NotAccepted": "the datasets {worked} (bits) are not all among {accepted}",
+    "PayWithoutWork": "dataset {index} of the job did not work, so it cannot be paid",
+    "ComputeAboveCap": "dataset {index} of the job asks {computeUnits} units for compute; the cap is {capUnits}",
+    "PaymentsExceedAmount": "the payments sum to {units} units; the job holds {amountUnits}",
+    "AmountTooLow": "amount_units={amountUnits} must be at least the reward pool and the fee, {neededUnits}",
+    "BadDispute": "a dispute window is 0 without an arbiter or up to 30 days with one, silent_bps at most 10000; not "
+    "{disputeWindow} s, {arbiter}, {silentBps}",
+    "OtherResult": "this is not the result that was attested",
+    "WindowOpen": "this has to wait until {until} (it is {nowSeconds})",
+    "WindowClosed": "the time for this ended at {until} (it is {nowSeconds})",
+    "NotParty": "{caller} is neither the buyer nor a node of this job",
+    "NotArbiter": "only the arbiter {arbiter} can rule on this job, not {caller}",
+    "BadRuling": "paid_bps={paidBps} must be from 0 to 10000",
+    "NotGuardian": "only the guardian {guardian} can pause new jobs, not {caller}",
+    "BadPause": "until={until} must be at most {maxUntil}",
+    "NewJobsArePaused": "new jobs are paused until {until}; those that are paid go on",
     "RewardsExceedPool": "the rewards sum to {sum} units; the pool has {pool}",
     "NothingToWithdraw": "{account} has no credit to withdraw",
     "BadProof": "the proof does not show that {account} has weight {weight} in dataset {datasetId}, epoch {epoch}",
@@ -79,7 +94,7 @@ SENTENCES = {
     "ERC20InsufficientBalance": "{sender} has {balance} units and needs {needed}",
     "ERC20InsufficientAllowance": "{spender} may take {allowance} units and needs {needed}",
 }
-STATUS_NAMES = {0: "unpaid", 1: "funded", 2: "settled", 3: "refunded"}
+STATUS_NAMES = {0: "unpaid", 1: "funded", 2: "settled", 3: "refunded", 4: "proposed", 5: "disputed"}
 
 
 @cache

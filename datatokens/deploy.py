@@ -39,17 +39,20 @@ class Deployment:
             raise BankError(f"{path} is not a deployment: {type(error).__name__} {error}") from error
 
 
-def deploy(chain: Chain, payment_token: str | None = None, fee_recipient: str | None = None) -> Deployment:
+def deploy(
+    chain: Chain, payment_token: str | None = None, fee_recipient: str | None = None, guardian: str | None = None
+) -> Deployment:
     """Deploy registry and market from the connection's account.
 
     Without `payment_token` (an existing ERC-20) a test stablecoin is deployed too, which this account may mint.
-    The hub's fees are credited to `fee_recipient`, by default this account.
+    The hub's fees are credited to `fee_recipient`, `guardian` may pause new jobs; both are this account by default.
     """
     if payment_token is not None and not chain.code(address("payment_token", payment_token)):
         raise BankError(f"payment_token={payment_token} is not a contract on chain {chain.chain_id}")
     token = payment_token or chain.deploy("TestUSD")
     registry = chain.deploy("DatasetRegistry")
-    market = chain.deploy("Market", registry, token, address("fee_recipient", fee_recipient or chain.address))
+    fees = address("fee_recipient", fee_recipient or chain.address)
+    market = chain.deploy("Market", registry, token, fees, address("guardian", guardian or chain.address))
     chain.send(chain.contract("DatasetRegistry", registry).functions.setMarket(market))
     return Deployment(chain.chain_id, registry, market, token)
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from eth_abi.abi import encode as abi_encode
@@ -26,6 +28,11 @@ from eth_utils.crypto import keccak
 from datatokens.errors import SignatureError, TermsError
 
 MAX_UNITS = 2**96 - 1
+MAX_OUTCOME_UNITS = 2**88 - 1  # rewards and compute share one word on the chain
+ZERO_ADDRESS = "0x" + "0" * 40
+TERMS_STRUCT = (
+    "(address,uint96,uint96,uint96,uint96,uint40,uint32,uint16,uint16,address,uint64,bytes32,bytes)"
+)
 MAX_DATASETS = 64
 DOMAIN_NAME = "datahub"
 DOMAIN_VERSION = "1"
@@ -80,21 +87,66 @@ def _exact_keys(what: str, value: object, keys: Sequence[str]) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class DatasetTerm:
-    """One dataset of a job: who signs for it and what it is paid (price 0 with a voucher, i.e. one datatoken)."""
+    """One dataset of a job: who signs for it and what it is paid.
+
+    `price_units` is 0 with a voucher, i.e. 1.0 datatoken of `tier`. Compute is metered: `compute_rate_units` for every
+    started minute of training, up to `compute_cap_units`, which is escrowed with the rest.
+    """
 
     dataset_id: int
     node: str
     price_units: int
     voucher: bool = False
+    tier: int = 0
+    compute_rate_units: int = 0
+    compute_cap_units: int = 0
 
     def __post_init__(self) -> None:
-        whole("dataset_id", self.dataset_id, 1, 2**64 - 1)
+        whole("dataset_id", self.dataset_id, 1, 2**32 - 1)
         object.__setattr__(self, "node", address("node", self.node))
         whole("price_units", self.price_units, 0, MAX_UNITS)
+        whole("tier", self.tier, 0, 255)
+        whole("compute_rate_units", self.compute_rate_units, 0, MAX_OUTCOME_UNITS)
+        whole("compute_cap_units", self.compute_cap_units, 0, MAX_OUTCOME_UNITS)
         if type(self.voucher) is not bool:
             raise TermsError(f"voucher={self.voucher!r} must be true or false")
         if self.voucher and self.price_units:
             raise TermsError(f"price_units={self.price_units} must be 0 where a voucher pays")
+
+    def compute_units(self, seconds: float) -> int:
+        """What `seconds` of training cost: every started minute, at most the cap."""
+        return min(self.compute_cap_units, math.ceil(max(0.0, seconds) / 60) * self.compute_rate_units)
+
+    @property
+    def packed(self) -> bytes:
+        """The 49 bytes of this line in IJobEscrow.Terms.lines (the rate is for the node to check, not for the chain)."""
+        head = self.dataset_id.to_bytes(4, "big") + bytes.fromhex(self.node[2:]) + bytes([self.tier])
+        return head + self.price_units.to_bytes(12, "big") + self.compute_cap_units.to_bytes(12, "big")
+
+
+@dataclass(frozen=True)
+class DisputeTerms:
+    """What the buyer and the hospitals agree to do when they disagree.
+
+    `window_s` seconds pass between the attestations and the payment; within them the buyer or a node may dispute for
+    `bond_units`; `arbiter` (an account or a contract) rules within 14 days, else `silent_bps` basis points are paid.
+    """
+
+    window_s: int
+    arbiter: str
+    bond_units: int
+    silent_bps: int
+
+    def __post_init__(self) -> None:
+        whole("dispute window_s", self.window_s, 1, 30 * 24 * 3600)
+        object.__setattr__(self, "arbiter", address("arbiter", self.arbiter))
+        if int(self.arbiter, 16) == 0:
+            raise TermsError(f"arbiter={self.arbiter} must not be the zero address")
+        whole("bond_units", self.bond_units, 0, MAX_UNITS)
+        whole("silent_bps", self.silent_bps, 0, 10_000)
+
+
+TERMS_FIELDS = "buyer chain_id datasets deadline dispute fee_units market quorum reward_units spec".split()
 
 
 @dataclass(frozen=True)
@@ -103,7 +155,8 @@ class JobTerms:
 
     Units are base units of the escrow's payment token; `deadline` is unix seconds; `spec` is the training,
     privacy and purpose part, opaque here. Datasets are kept in ascending order of their node address, as the
-    contract demands (one key can then not be counted twice towards the quorum).
+    contract demands (one key can then not be counted twice towards the quorum). Without `dispute` terms a quorum of
+    attestations pays at once.
     """
 
     chain_id: int
@@ -115,6 +168,7 @@ class JobTerms:
     deadline: int
     quorum: int
     spec: Mapping[str, Any]
+    dispute: DisputeTerms | None = None
 
     def __post_init__(self) -> None:
         whole("chain_id", self.chain_id, 1, 2**64 - 1)
@@ -126,7 +180,7 @@ class JobTerms:
             raise TermsError("node: each dataset of a job needs a node key of its own")
         if len({d.dataset_id for d in self.datasets}) != len(self.datasets):
             raise TermsError("dataset_id: a dataset can appear only once in a job")
-        whole("reward_units", self.reward_units, 0, MAX_UNITS)
+        whole("reward_units", self.reward_units, 0, MAX_OUTCOME_UNITS)
         whole("fee_units", self.fee_units, 0, MAX_UNITS)
         whole("amount_units", self.amount_units, 0, MAX_UNITS)
         whole("deadline", self.deadline, 1, 2**40 - 1)
@@ -136,44 +190,30 @@ class JobTerms:
 
     @property
     def amount_units(self) -> int:
-        """What the buyer escrows: prices + reward pool + fee."""
-        return sum(d.price_units for d in self.datasets) + self.reward_units + self.fee_units
+        """What the buyer escrows: prices + caps of metered compute + reward pool + fee."""
+        return sum(d.price_units + d.compute_cap_units for d in self.datasets) + self.reward_units + self.fee_units
 
     def to_json(self) -> bytes:
         """The canonical JSON document that is hashed, sent and shown."""
-        return canonical_json(
-            {
-                "buyer": self.buyer,
-                "chain_id": self.chain_id,
-                "datasets": [
-                    {"dataset_id": d.dataset_id, "node": d.node, "price_units": d.price_units, "voucher": d.voucher}
-                    for d in self.datasets
-                ],
-                "deadline": self.deadline,
-                "fee_units": self.fee_units,
-                "market": self.market,
-                "quorum": self.quorum,
-                "reward_units": self.reward_units,
-                "spec": self.spec,
-            }
-        )
+        document = {name: getattr(self, name) for name in TERMS_FIELDS}
+        document["datasets"] = [asdict(line) for line in self.datasets]
+        document["dispute"] = asdict(self.dispute) if self.dispute else None
+        return canonical_json(document)
 
     @classmethod
     def from_json(cls, raw: bytes) -> JobTerms:
         """The terms in `raw`. Raises TermsError for anything but canonical, complete, in-range terms."""
         if len(raw) > MAX_TERMS_BYTES:
             raise TermsError(f"terms of {len(raw)} bytes are larger than {MAX_TERMS_BYTES}")
-        fields = (
-            "buyer chain_id datasets deadline fee_units market quorum reward_units spec".split()
-        )  # the whole document, nothing else
-        value = _exact_keys("terms", parse_canonical_json(raw), fields)
+        value = _exact_keys("terms", parse_canonical_json(raw), TERMS_FIELDS)
         if not isinstance(value["datasets"], list):
             raise TermsError("datasets must be a list")
-        lines = [
-            DatasetTerm(**_exact_keys("a dataset line", line, "dataset_id node price_units voucher".split()))
-            for line in value["datasets"]
-        ]
-        terms = cls(**{**value, "datasets": tuple(lines)})
+        line_fields = list(DatasetTerm.__dataclass_fields__)
+        lines = [DatasetTerm(**_exact_keys("a dataset line", line, line_fields)) for line in value["datasets"]]
+        dispute = value["dispute"]
+        if dispute is not None:
+            dispute = DisputeTerms(**_exact_keys("dispute", dispute, list(DisputeTerms.__dataclass_fields__)))
+        terms = cls(**{**value, "datasets": tuple(lines), "dispute": dispute})
         if terms.to_json() != raw:
             raise TermsError("terms are not in canonical form: checksummed addresses, datasets ascending by node")
         return terms
@@ -184,15 +224,28 @@ class JobTerms:
         return hashlib.sha256(self.to_json()).digest()
 
     def to_struct(self) -> tuple[Any, ...]:
-        """IJobEscrow.Terms as the nested tuple that the ABI encoder takes."""
-        lines = [(d.dataset_id, d.node, d.price_units, d.voucher) for d in self.datasets]
-        return (self.buyer, self.reward_units, self.fee_units, self.deadline, self.quorum, self.spec_hash, lines)
+        """IJobEscrow.Terms as the tuple that the ABI encoder takes."""
+        dispute = self.dispute
+        return (
+            self.buyer,
+            self.amount_units,
+            self.reward_units,
+            self.fee_units,
+            dispute.bond_units if dispute else 0,
+            self.deadline,
+            dispute.window_s if dispute else 0,
+            self.quorum,
+            dispute.silent_bps if dispute else 0,
+            dispute.arbiter if dispute else ZERO_ADDRESS,
+            sum(1 << i for i, line in enumerate(self.datasets) if line.voucher),
+            self.spec_hash,
+            b"".join(line.packed for line in self.datasets),
+        )
 
     @property
     def job_id(self) -> bytes:
         """keccak256(abi.encode(chain id, market, keccak256(abi.encode(terms)))), as IJobEscrow.hashTerms."""
-        struct = "(address,uint96,uint96,uint40,uint16,bytes32,(uint64,address,uint96,bool)[])"
-        inner = keccak(abi_encode([struct], [self.to_struct()]))
+        inner = keccak(abi_encode([TERMS_STRUCT], [self.to_struct()]))
         return keccak(abi_encode(["uint256", "address", "bytes32"], [self.chain_id, self.market, inner]))
 
     def index_of_node(self, node: str) -> int:
@@ -204,19 +257,60 @@ class JobTerms:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What one dataset gets and what its privacy was charged.
+
+    `epsilon_micro` and `delta_pico` are epsilon in 1e-6 and delta in 1e-12, rounded up, so that the public ledger on
+    the chain never says less than was spent.
+    """
+
+    compute_units: int
+    reward_units: int
+    epsilon_micro: int
+    delta_pico: int
+
+    def __post_init__(self) -> None:
+        whole("compute_units", self.compute_units, 0, MAX_OUTCOME_UNITS)
+        whole("reward_units", self.reward_units, 0, MAX_OUTCOME_UNITS)
+        whole("epsilon_micro", self.epsilon_micro, 0, 2**40 - 1)
+        whole("delta_pico", self.delta_pico, 0, 2**40 - 1)
+
+    @property
+    def word(self) -> int:
+        """One word: uint88 compute | uint88 reward | uint40 epsilon | uint40 delta, as IJobEscrow.Result.outcomes."""
+        return self.compute_units << 168 | self.reward_units << 80 | self.epsilon_micro << 40 | self.delta_pico
+
+    @classmethod
+    def from_word(cls, word: int) -> Outcome:
+        """The outcome in one word of the chain."""
+        return cls(word >> 168, word >> 80 & MAX_OUTCOME_UNITS, word >> 40 & 2**40 - 1, word & 2**40 - 1)
+
+
+def privacy_charged(epsilon: float, delta: float) -> tuple[int, int]:
+    """(epsilon in 1e-6, delta in 1e-12), both rounded up. Raises TermsError outside 0..1e6 and 0..1."""
+    if not 0 <= epsilon <= 1e6 or not 0 <= delta <= 1:
+        raise TermsError(f"epsilon={epsilon!r} and delta={delta!r} must be from 0 to 1000000 and from 0 to 1")
+    return math.ceil(Fraction(epsilon) * 10**6), math.ceil(Fraction(delta) * 10**12)
+
+
+@dataclass(frozen=True)
 class Attestation:
-    """What a node signs at the end: this model, this report, who worked, who gets which part of the reward pool."""
+    """What a node signs at the end: this model, this report, who worked, who gets what and was charged what."""
 
     job_id: bytes
     model_hash: bytes
     report_hash: bytes
     worked: int
-    reward_units: tuple[int, ...]
+    outcomes: tuple[Outcome, ...]
 
     @property
-    def rewards_hash(self) -> bytes:
-        """keccak256 over the list, each element padded to 32 bytes (Solidity's encodePacked of an array)."""
-        return keccak(b"".join(units.to_bytes(32, "big") for units in self.reward_units))
+    def outcomes_hash(self) -> bytes:
+        """keccak256 over the words (Solidity's encodePacked of an array)."""
+        return keccak(b"".join(outcome.word.to_bytes(32, "big") for outcome in self.outcomes))
+
+    def to_struct(self) -> tuple[Any, ...]:
+        """IJobEscrow.Result as the tuple that the ABI encoder takes."""
+        return (self.model_hash, self.report_hash, self.worked, [outcome.word for outcome in self.outcomes])
 
 
 def _typed(chain_id: int, market: str, primary: str, fields: Mapping[str, tuple[str, Any]]) -> SignableMessage:
@@ -233,7 +327,7 @@ def _typed(chain_id: int, market: str, primary: str, fields: Mapping[str, tuple[
 
 
 def attestation_message(terms: JobTerms, attestation: Attestation) -> SignableMessage:
-    """EIP-712 Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint256 worked,bytes32 rewardsHash)."""
+    """EIP-712 Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint64 worked,bytes32 outcomesHash)."""
     return _typed(
         terms.chain_id,
         terms.market,
@@ -242,8 +336,8 @@ def attestation_message(terms: JobTerms, attestation: Attestation) -> SignableMe
             "jobId": ("bytes32", attestation.job_id),
             "modelHash": ("bytes32", attestation.model_hash),
             "reportHash": ("bytes32", attestation.report_hash),
-            "worked": ("uint256", attestation.worked),
-            "rewardsHash": ("bytes32", attestation.rewards_hash),
+            "worked": ("uint64", attestation.worked),
+            "outcomesHash": ("bytes32", attestation.outcomes_hash),
         },
     )
 

@@ -2,11 +2,10 @@
 pragma solidity 0.8.37;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
-import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC20Permit.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
-import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
-import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {Datatoken} from "./Datatoken.sol";
 import {RevenuePools} from "./RevenuePools.sol";
 import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
@@ -14,122 +13,221 @@ import {IJobEscrow} from "./interfaces/IJobEscrow.sol";
 
 /// @title The escrow part of the market: every job is funded once and ends once, settled or refunded
 abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
-    using SafeERC20 for IERC20;
-
     /// @notice The hub's fee is at most this part of what the buyer escrows, in basis points of 10_000.
     uint256 public constant MAX_FEE_BPS = 500;
+    /// @notice How long an arbiter may think before silence decides.
+    uint256 public constant RULING_TIME = 14 days;
+    uint256 private constant FULL_BPS = 10_000;
+    uint256 private constant LINE_BYTES = 49;
     uint256 private constant MAX_DATASETS = 64;
     uint256 private constant MIN_TIME = 10 minutes;
     uint256 private constant MAX_TIME = 365 days;
+    uint256 private constant MAX_WINDOW = 30 days;
+    uint256 private constant MAX_PAUSE = 14 days;
     uint256 private constant ONE_JOB = 1e18;
+    bytes32 private constant ACCEPTANCE = keccak256("Acceptance(bytes32 jobId)");
     bytes32 private constant ATTESTATION = keccak256(
-        "Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint256 worked,bytes32 rewardsHash)"
+        "Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint64 worked,bytes32 outcomesHash)"
     );
     bytes32 private constant REJECTION = keccak256("Rejection(bytes32 jobId,bytes32 reasonHash)");
 
+    /// @dev One dataset of a job, unpacked.
+    struct Line {
+        uint256 datasetId;
+        address node;
+        uint256 tier;
+        uint256 priceUnits;
+        uint256 computeCapUnits;
+    }
+
+    struct Dispute {
+        address disputer;
+        bytes32 result;
+    }
+
     /// @notice Whose credit the fee of a settled job goes to.
     address public immutable feeRecipient;
+    /// @notice Who may pause new jobs, and nothing else.
+    address public immutable guardian;
+    /// @notice No new jobs until then (unix seconds).
+    uint40 public pausedUntil;
     mapping(bytes32 jobId => Job) private _jobs;
-    /// @inheritdoc IJobEscrow
-    mapping(address account => uint256 units) public credit;
+    mapping(bytes32 jobId => Dispute) private _disputes;
 
-    constructor(address feeRecipient_) EIP712("datahub", "1") {
+    constructor(address feeRecipient_, address guardian_) EIP712("datahub", "1") {
         feeRecipient = feeRecipient_;
+        guardian = guardian_;
     }
 
     /// @inheritdoc IJobEscrow
     function createJob(Terms calldata terms) external nonReentrant returns (bytes32 jobId) {
-        if (msg.sender != terms.buyer) revert NotBuyer(terms.buyer, msg.sender);
-        jobId = hashTerms(terms);
-        if (_jobs[jobId].status != Status.None) revert JobExists(jobId);
-        uint256 amountUnits = _checkTerms(terms);
-        uint256 maxFeeUnits = amountUnits * MAX_FEE_BPS / 10_000;
-        if (terms.feeUnits > maxFeeUnits) revert FeeTooHigh(terms.feeUnits, maxFeeUnits);
-        _jobs[jobId] = Job(SafeCast.toUint96(amountUnits), terms.deadline, Status.Funded);
-        emit JobCreated(jobId, terms.buyer, amountUnits, terms);
-        _pull(paymentToken, msg.sender, amountUnits);
-        for (uint256 i = 0; i < terms.datasets.length; ++i) {
-            if (terms.datasets[i].voucher) {
-                IERC20 datatoken = IERC20(registry.dataset(terms.datasets[i].datasetId).datatoken);
-                _pull(datatoken, msg.sender, ONE_JOB);
-            }
+        return _create(terms);
+    }
+
+    /// @inheritdoc IJobEscrow
+    function createJobWithPermit(Terms calldata terms, uint256 permitDeadline, uint8 v, bytes32 r, bytes32 s)
+        external
+        nonReentrant
+        returns (bytes32 jobId)
+    {
+        try IERC20Permit(address(paymentToken)).permit(
+            msg.sender, address(this), terms.amountUnits, permitDeadline, v, r, s
+        ) {} catch {} // used already, or no such token: the allowance decides
+        return _create(terms);
+    }
+
+    /// @inheritdoc IJobEscrow
+    function accept(Terms calldata terms, uint64 signers, bytes[] calldata signatures) external nonReentrant {
+        (bytes32 jobId, Job storage held) = _find(terms, Status.Funded);
+        if (block.timestamp > terms.deadline) revert DeadlinePassed(terms.deadline, block.timestamp);
+        bytes32 digest = _hashTypedDataV4(keccak256(abi.encode(ACCEPTANCE, jobId)));
+        uint64 accepted = held.accepted;
+        held.accepted = accepted | signers;
+        emit JobAccepted(jobId, signers);
+        uint256 found = 0;
+        for (uint256 i = 0; signers >> i != 0; ++i) {
+            if (signers >> i & 1 == 0) continue;
+            if (accepted >> i & 1 == 1) revert AlreadyAccepted(i);
+            Line memory line = _line(terms, i);
+            if (found == signatures.length) revert QuorumNotMet(found, found + 1);
+            _checkSignature(found, line.node, digest, signatures[found]);
+            IDatasetRegistry.Dataset memory listed = registry.dataset(line.datasetId);
+            if (line.node != listed.node) revert NodeMismatch(line.datasetId, line.node, listed.node);
+            _countAccepted(line.datasetId);
+            ++found;
+        }
+        if (found == 0 || found != signatures.length) revert QuorumNotMet(signatures.length, found);
+    }
+
+    /// @inheritdoc IJobEscrow
+    function settle(Terms calldata terms, Result calldata result, uint64 signers, bytes[] calldata signatures)
+        external
+        nonReentrant
+    {
+        (bytes32 jobId, Job storage held) = _find(terms, Status.Funded);
+        if (block.timestamp > terms.deadline) revert DeadlinePassed(terms.deadline, block.timestamp);
+        if (result.worked & ~held.accepted != 0) revert NotAccepted(result.worked, held.accepted);
+        if (signers & ~result.worked != 0) revert NotAccepted(signers, result.worked);
+        if (_bits(signers) < terms.quorum) revert QuorumNotMet(_bits(signers), terms.quorum);
+        if (result.outcomes.length != terms.lines.length / LINE_BYTES) {
+            revert BadOutcomes(result.outcomes.length, terms.lines.length / LINE_BYTES);
+        }
+        _checkSignatures(terms, signers, _attestation(jobId, result), signatures);
+        emit JobAttested(jobId, result.modelHash, result.reportHash, result.worked, signers, result.outcomes);
+        if (terms.disputeWindow == 0) {
+            held.status = Status.Settled;
+            _pay(jobId, terms, result, held.accepted, FULL_BPS);
+        } else {
+            held.status = Status.Proposed;
+            held.until = uint40(block.timestamp + terms.disputeWindow);
+            _disputes[jobId].result = keccak256(abi.encode(result));
+            // what nobody can pay must fail here, where the job can still be refunded, and not after the window
+            _owed(terms, result, FULL_BPS);
         }
     }
 
     /// @inheritdoc IJobEscrow
-    function settle(
-        Terms calldata terms,
-        Result calldata result,
-        uint256[] calldata signers,
-        bytes[] calldata signatures
-    ) external nonReentrant {
-        bytes32 jobId = _end(terms, Status.Settled);
-        if (block.timestamp > terms.deadline) revert DeadlinePassed(terms.deadline, block.timestamp);
-        _checkWorked(terms, result.worked);
-        bytes32 digest = _hashTypedDataV4(
-            keccak256(
-                abi.encode(
-                    ATTESTATION,
-                    jobId,
-                    result.modelHash,
-                    result.reportHash,
-                    result.worked,
-                    keccak256(abi.encodePacked(result.rewardUnits))
-                )
-            )
-        );
-        if (signers.length < terms.quorum || signatures.length != signers.length) {
-            revert QuorumNotMet(Math.min(signers.length, signatures.length), terms.quorum);
+    function finalize(Terms calldata terms, Result calldata result) external nonReentrant {
+        bytes32 jobId = hashTerms(terms);
+        Job storage held = _jobs[jobId];
+        Status status = held.status;
+        if (status != Status.Proposed && status != Status.Disputed) revert WrongStatus(jobId, status);
+        if (block.timestamp <= held.until) revert WindowOpen(held.until, block.timestamp);
+        _checkResult(jobId, result);
+        held.status = Status.Settled;
+        address disputer = _disputes[jobId].disputer;
+        delete _disputes[jobId];
+        if (status == Status.Proposed) {
+            _pay(jobId, terms, result, held.accepted, FULL_BPS);
+        } else {
+            _pay(jobId, terms, result, held.accepted, terms.silentBps);
+            _payBack(disputer, terms.bondUnits);
         }
-        for (uint256 k = 0; k < signers.length; ++k) {
-            _checkSigner(terms, signers, k);
-            if (result.worked >> signers[k] & 1 == 0) revert RewardWithoutWork(signers[k]);
-            _checkSignature(k, terms.datasets[signers[k]].node, digest, signatures[k]);
+    }
+
+    /// @inheritdoc IJobEscrow
+    function dispute(Terms calldata terms, Result calldata result) external nonReentrant {
+        (bytes32 jobId, Job storage held) = _find(terms, Status.Proposed);
+        if (block.timestamp > held.until) revert WindowClosed(held.until, block.timestamp);
+        _checkResult(jobId, result);
+        bool party = msg.sender == terms.buyer;
+        for (uint256 i = 0; i < result.outcomes.length; ++i) {
+            Line memory line = _line(terms, i);
+            if (line.node == msg.sender) party = true;
+            if (result.worked >> i & 1 == 1) _countDisputed(line.datasetId);
         }
-        uint256 paidUnits = _pay(terms, result);
-        uint256 changeUnits = _amountOf(terms) - paidUnits - terms.feeUnits;
-        emit JobSettled(jobId, result.modelHash, result.reportHash, result.worked, paidUnits, changeUnits);
-        if (terms.feeUnits > 0) {
-            credit[feeRecipient] += terms.feeUnits;
-            emit Credited(feeRecipient, terms.feeUnits);
+        if (!party) revert NotParty(msg.sender);
+        held.status = Status.Disputed;
+        held.until = uint40(block.timestamp + RULING_TIME);
+        _disputes[jobId].disputer = msg.sender;
+        emit JobDisputed(jobId, msg.sender, terms.bondUnits, held.until);
+        _pull(paymentToken, msg.sender, terms.bondUnits);
+    }
+
+    /// @inheritdoc IJobEscrow
+    function rule(Terms calldata terms, Result calldata result, uint256 paidBps) external nonReentrant {
+        (bytes32 jobId, Job storage held) = _find(terms, Status.Disputed);
+        if (msg.sender != terms.arbiter) revert NotArbiter(terms.arbiter, msg.sender);
+        if (block.timestamp > held.until) revert WindowClosed(held.until, block.timestamp);
+        if (paidBps > FULL_BPS) revert BadRuling(paidBps);
+        _checkResult(jobId, result);
+        held.status = Status.Settled;
+        address disputer = _disputes[jobId].disputer;
+        delete _disputes[jobId];
+        _pay(jobId, terms, result, held.accepted, paidBps);
+        if (paidBps < FULL_BPS) {
+            for (uint256 i = 0; i < result.outcomes.length; ++i) {
+                if (result.worked >> i & 1 == 1) _countLost(_line(terms, i).datasetId);
+            }
+            _payBack(disputer, terms.bondUnits);
+        } else if (disputer == terms.buyer) {
+            _shareBond(terms, result.worked);
+        } else {
+            _payBack(terms.buyer, terms.bondUnits);
         }
-        _payBack(terms.buyer, changeUnits);
     }
 
     /// @inheritdoc IJobEscrow
     function refund(Terms calldata terms) external nonReentrant {
-        bytes32 jobId = _end(terms, Status.Refunded);
+        (bytes32 jobId, Job storage held) = _find(terms, Status.Funded);
         if (block.timestamp <= terms.deadline) revert DeadlineNotPassed(terms.deadline, block.timestamp);
-        _refundAll(jobId, terms, false);
+        // whoever accepted and let the deadline pass has failed
+        _refundAll(jobId, held, terms, held.accepted, false);
     }
 
     /// @inheritdoc IJobEscrow
     function refundRejected(
         Terms calldata terms,
-        uint256[] calldata signers,
+        uint64 signers,
         bytes32[] calldata reasonHashes,
         bytes[] calldata signatures
     ) external nonReentrant {
-        bytes32 jobId = _end(terms, Status.Refunded);
-        uint256 needed = terms.datasets.length - terms.quorum + 1;
-        if (signers.length < needed || signatures.length != signers.length || reasonHashes.length != signers.length) {
-            revert QuorumNotMet(Math.min(Math.min(signers.length, signatures.length), reasonHashes.length), needed);
+        (bytes32 jobId, Job storage held) = _find(terms, Status.Funded);
+        uint256 needed = terms.lines.length / LINE_BYTES - terms.quorum + 1;
+        uint256 given = _bits(signers);
+        if (given < needed || given != signatures.length || given != reasonHashes.length) {
+            revert QuorumNotMet(given, needed);
         }
-        for (uint256 k = 0; k < signers.length; ++k) {
-            _checkSigner(terms, signers, k);
-            bytes32 digest = _hashTypedDataV4(keccak256(abi.encode(REJECTION, jobId, reasonHashes[k])));
-            _checkSignature(k, terms.datasets[signers[k]].node, digest, signatures[k]);
+        uint256 found = 0;
+        address before = address(0);
+        for (uint256 i = 0; signers >> i != 0; ++i) {
+            if (signers >> i & 1 == 0) continue;
+            address node = _line(terms, i).node;
+            if (node <= before) revert NodesNotAscending(i);
+            before = node;
+            bytes32 digest = _hashTypedDataV4(keccak256(abi.encode(REJECTION, jobId, reasonHashes[found])));
+            _checkSignature(found, node, digest, signatures[found]);
+            ++found;
         }
-        _refundAll(jobId, terms, true);
+        _refundAll(jobId, held, terms, held.accepted & signers, true);
     }
 
     /// @inheritdoc IJobEscrow
-    function withdrawCredit(address to) external nonReentrant returns (uint256 units) {
-        units = credit[msg.sender];
-        if (units == 0) revert NothingToWithdraw(msg.sender);
-        credit[msg.sender] = 0;
-        emit CreditWithdrawn(msg.sender, to, units);
-        paymentToken.safeTransfer(to, units);
+    function pauseNewJobs(uint40 until) external {
+        if (msg.sender != guardian) revert NotGuardian(guardian, msg.sender);
+        if (until > block.timestamp + MAX_PAUSE) revert BadPause(until, block.timestamp + MAX_PAUSE);
+        pausedUntil = until;
+        emit NewJobsPaused(until);
     }
 
     /// @inheritdoc IJobEscrow
@@ -138,110 +236,223 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
     }
 
     /// @inheritdoc IJobEscrow
+    function proposal(bytes32 jobId) external view returns (bytes32 digest) {
+        return _disputes[jobId].result;
+    }
+
+    /// @inheritdoc IJobEscrow
     function hashTerms(Terms calldata terms) public view returns (bytes32) {
         return keccak256(abi.encode(block.chainid, address(this), keccak256(abi.encode(terms))));
     }
 
-    /// @dev The job's one end: funded -> `status`. Every path out of Funded goes through here, before money moves.
-    function _end(Terms calldata terms, Status status) private returns (bytes32 jobId) {
+    function _create(Terms calldata terms) private returns (bytes32 jobId) {
+        if (block.timestamp <= pausedUntil) revert NewJobsArePaused(pausedUntil);
+        if (msg.sender != terms.buyer) revert NotBuyer(terms.buyer, msg.sender);
         jobId = hashTerms(terms);
-        if (_jobs[jobId].status != Status.Funded) revert WrongStatus(jobId, _jobs[jobId].status);
-        _jobs[jobId].status = status;
+        if (_jobs[jobId].status != Status.None) revert JobExists(jobId);
+        _checkTerms(terms);
+        _jobs[jobId] = Job(terms.amountUnits, 0, 0, Status.Funded);
+        emit JobCreated(jobId, terms.buyer, terms);
+        _pull(paymentToken, msg.sender, terms.amountUnits);
+        for (uint256 i = 0; terms.vouchers >> i != 0; ++i) {
+            if (terms.vouchers >> i & 1 == 1) _pull(IERC20(address(_voucher(_line(terms, i)))), msg.sender, ONE_JOB);
+        }
     }
 
-    /// @dev Everything about terms that can be wrong at creation; returns what the buyer owes.
-    function _checkTerms(Terms calldata terms) private view returns (uint256) {
-        uint256 count = terms.datasets.length;
-        if (count == 0 || count > MAX_DATASETS) revert BadDatasetCount(count);
+    /// @dev What can be wrong with terms and would harm somebody else, or make the job unable to end.
+    function _checkTerms(Terms calldata terms) private view {
+        uint256 count = terms.lines.length / LINE_BYTES;
+        if (count == 0 || count > MAX_DATASETS || terms.lines.length % LINE_BYTES != 0) revert BadDatasetCount(count);
         if (terms.quorum == 0 || terms.quorum > count) revert BadQuorum(terms.quorum, count);
+        if (uint256(terms.vouchers) >> count != 0) revert BadDatasetCount(count);
         if (terms.deadline < block.timestamp + MIN_TIME || terms.deadline > block.timestamp + MAX_TIME) {
             revert BadDeadline(terms.deadline, block.timestamp);
         }
-        for (uint256 i = 0; i < count; ++i) {
-            DatasetTerm calldata line = terms.datasets[i];
-            // strictly ascending node keys: one key can never count twice towards the quorum
-            if (i > 0 && line.node <= terms.datasets[i - 1].node) revert NodesNotAscending(i);
-            IDatasetRegistry.Dataset memory listed = registry.dataset(line.datasetId);
-            if (line.node != listed.node) revert NodeMismatch(line.datasetId, line.node, listed.node);
-            uint256 price = line.voucher ? 0 : listed.priceUnits;
-            if (line.priceUnits != price) revert PriceMismatch(line.datasetId, line.priceUnits, price);
-        }
-        return _amountOf(terms);
+        if (
+            terms.disputeWindow > MAX_WINDOW || (terms.disputeWindow == 0) != (terms.arbiter == address(0))
+                || terms.silentBps > FULL_BPS
+        ) revert BadDispute(terms.disputeWindow, terms.arbiter, terms.silentBps);
+        uint256 maxFeeUnits = uint256(terms.amountUnits) * MAX_FEE_BPS / FULL_BPS;
+        if (terms.feeUnits > maxFeeUnits) revert FeeTooHigh(terms.feeUnits, maxFeeUnits);
+        uint256 needed = uint256(terms.rewardUnits) + terms.feeUnits;
+        if (terms.amountUnits < needed) revert AmountTooLow(terms.amountUnits, needed);
     }
 
-    /// @dev Prices + reward pool + fee; 66 numbers below 2**96 cannot overflow.
-    function _amountOf(Terms calldata terms) private pure returns (uint256 units) {
-        units = uint256(terms.rewardUnits) + terms.feeUnits;
-        for (uint256 i = 0; i < terms.datasets.length; ++i) {
-            units += terms.datasets[i].priceUnits;
-        }
+    /// @dev The job of these terms, which must be in this state.
+    function _find(Terms calldata terms, Status status) private view returns (bytes32 jobId, Job storage held) {
+        jobId = hashTerms(terms);
+        held = _jobs[jobId];
+        if (held.status != status) revert WrongStatus(jobId, held.status);
     }
 
-    /// @dev At least a quorum of the datasets worked, and no bit names a dataset that the job does not have.
-    function _checkWorked(Terms calldata terms, uint256 worked) private pure {
-        uint256 count = terms.datasets.length;
-        if (worked >> count != 0) revert BadPayouts(Math.log2(worked) + 1, count);
-        uint256 bits = 0;
-        for (uint256 i = 0; i < count; ++i) {
-            bits += worked >> i & 1;
+    /// @dev Two calldata words per dataset; the index is within the list, or the node is nobody's and nothing fits it.
+    function _line(Terms calldata terms, uint256 i) private pure returns (Line memory line) {
+        bytes calldata lines = terms.lines;
+        if ((i + 1) * LINE_BYTES > lines.length) revert BadSignature(i, address(0));
+        uint256 head;
+        uint256 tail;
+        assembly ("memory-safe") {
+            let at := add(lines.offset, mul(i, LINE_BYTES))
+            head := calldataload(at)
+            tail := calldataload(add(at, 17)) // the last 32 of the 49 bytes
         }
-        if (bits < terms.quorum) revert QuorumNotMet(bits, terms.quorum);
+        line.datasetId = head >> 224;
+        line.node = address(uint160(head >> 64));
+        line.tier = head >> 56 & 0xff;
+        line.priceUnits = tail >> 96 & type(uint96).max;
+        line.computeCapUnits = tail & type(uint96).max;
     }
 
-    /// @dev Strictly ascending and inside the list, so no index counts twice. Address 0: nobody is expected there.
-    function _checkSigner(Terms calldata terms, uint256[] calldata signers, uint256 k) private pure {
-        if (signers[k] >= terms.datasets.length || (k > 0 && signers[k] <= signers[k - 1])) {
-            revert BadSignature(k, address(0));
-        }
+    function _attestation(bytes32 jobId, Result calldata result) private view returns (bytes32) {
+        bytes32 outcomesHash = keccak256(abi.encodePacked(result.outcomes));
+        return _hashTypedDataV4(
+            keccak256(
+                abi.encode(ATTESTATION, jobId, result.modelHash, result.reportHash, result.worked, outcomesHash)
+            )
+        );
     }
 
-    /// @dev Signature `k` is `node`'s own: by its key (ECDSA) or, where the node is a contract, by its ERC-1271 word.
+    /// @dev One signature per bit, by strictly ascending nodes: one key can never count twice towards the quorum.
+    function _checkSignatures(Terms calldata terms, uint64 signers, bytes32 digest, bytes[] calldata signatures)
+        private
+        view
+    {
+        uint256 found = 0;
+        address before = address(0);
+        for (uint256 i = 0; signers >> i != 0; ++i) {
+            if (signers >> i & 1 == 0) continue;
+            address node = _line(terms, i).node;
+            if (node <= before) revert NodesNotAscending(i);
+            before = node;
+            if (found == signatures.length) revert QuorumNotMet(found, terms.quorum);
+            _checkSignature(found, node, digest, signatures[found]);
+            ++found;
+        }
+        if (found != signatures.length) revert QuorumNotMet(found, signatures.length);
+    }
+
+    /// @dev Signature `k` is `node`'s own: by its key (ECDSA, low s), or by the ERC-1271 word of a contract. The key is
+    ///      tried first: looking whether a node has code costs as much as the recovery itself.
     function _checkSignature(uint256 k, address node, bytes32 digest, bytes calldata signature) private view {
-        if (!SignatureChecker.isValidSignatureNowCalldata(node, digest, signature)) revert BadSignature(k, node);
+        address signer;
+        if (signature.length == 64) {
+            (signer,,) = ECDSA.tryRecover(digest, bytes32(signature[:32]), bytes32(signature[32:]));
+        } else {
+            (signer,,) = ECDSA.tryRecoverCalldata(digest, signature);
+        }
+        if (signer == node && node != address(0)) return;
+        if (node.code.length == 0 || !SignatureChecker.isValidERC1271SignatureNowCalldata(node, digest, signature)) {
+            revert BadSignature(k, node);
+        }
     }
 
-    /// @dev Credit pools of datasets that worked, burn their vouchers, give back the vouchers of the others.
-    function _pay(Terms calldata terms, Result calldata result) private returns (uint256 paidUnits) {
-        uint256 count = terms.datasets.length;
-        if (result.rewardUnits.length != count) revert BadPayouts(result.rewardUnits.length, count);
+    function _checkResult(bytes32 jobId, Result calldata result) private view {
+        bytes32 given = keccak256(abi.encode(result));
+        bytes32 attested = _disputes[jobId].result;
+        if (given != attested) revert OtherResult(given, attested);
+    }
+
+    /// @dev Credit pools of datasets that worked, burn their vouchers, give back the vouchers of the others, earn the
+    ///      fee, return the change. The status is final before this runs.
+    function _pay(bytes32 jobId, Terms calldata terms, Result calldata result, uint256 accepted, uint256 paidBps)
+        private
+    {
+        uint256 paidUnits = _owed(terms, result, paidBps);
+        uint256 feeUnits = terms.feeUnits * paidBps / FULL_BPS;
+        uint256 changeUnits = terms.amountUnits - paidUnits - feeUnits;
+        emit JobSettled(jobId, paidBps, paidUnits, changeUnits);
+        for (uint256 i = 0; i < result.outcomes.length; ++i) {
+            if (accepted >> i & 1 == 0) continue;
+            Line memory line = _line(terms, i);
+            if (result.worked >> i & 1 == 0) {
+                _countFailed(line.datasetId);
+            } else {
+                (uint256 shared, uint256 compute) = _shares(line, result.outcomes[i], paidBps);
+                _countSettled(line.datasetId);
+                _creditPool(line.datasetId, shared, compute);
+            }
+        }
+        _returnVouchers(terms, paidBps == 0 ? 0 : result.worked);
+        _credit(feeRecipient, feeUnits);
+        _payBack(terms.buyer, changeUnits);
+    }
+
+    /// @dev What the pools get in all; refuses a result that pays without work, above a cap or above the amount.
+    function _owed(Terms calldata terms, Result calldata result, uint256 paidBps) private pure returns (uint256 units) {
         uint256 rewardSum = 0;
-        for (uint256 i = 0; i < count; ++i) {
-            DatasetTerm calldata line = terms.datasets[i];
-            uint256 reward = result.rewardUnits[i];
-            bool worked = result.worked >> i & 1 == 1;
-            if (reward > 0 && !worked) revert RewardWithoutWork(i);
+        uint256 fullUnits = terms.feeUnits;
+        for (uint256 i = 0; i < result.outcomes.length; ++i) {
+            uint256 outcome = result.outcomes[i];
+            uint256 compute = outcome >> 168;
+            uint256 reward = outcome >> 80 & type(uint88).max;
+            if (result.worked >> i & 1 == 0) {
+                if (compute + reward != 0) revert PayWithoutWork(i);
+                continue;
+            }
+            Line memory line = _line(terms, i);
+            if (compute > line.computeCapUnits) revert ComputeAboveCap(i, compute, line.computeCapUnits);
             rewardSum += reward;
-            if (worked) {
-                paidUnits += reward + line.priceUnits;
-                _creditPool(line.datasetId, reward + line.priceUnits);
-            }
-            if (line.voucher) {
-                Datatoken datatoken = Datatoken(registry.dataset(line.datasetId).datatoken);
-                if (worked) datatoken.burn(ONE_JOB);
-                else datatoken.transfer(terms.buyer, ONE_JOB);
-            }
+            fullUnits += line.priceUnits + reward + compute;
+            (uint256 shared, uint256 metered) = _shares(line, outcome, paidBps);
+            units += shared + metered;
         }
         if (rewardSum > terms.rewardUnits) revert RewardsExceedPool(rewardSum, terms.rewardUnits);
+        if (fullUnits > terms.amountUnits) revert PaymentsExceedAmount(fullUnits, terms.amountUnits);
     }
 
-    /// @dev Every unit and every voucher back to the buyer; `_end` has closed the job already.
-    function _refundAll(bytes32 jobId, Terms calldata terms, bool rejected) private {
-        uint256 units = _amountOf(terms);
-        emit JobRefunded(jobId, units, rejected);
-        for (uint256 i = 0; i < terms.datasets.length; ++i) {
-            if (terms.datasets[i].voucher) {
-                Datatoken(registry.dataset(terms.datasets[i].datasetId).datatoken).transfer(terms.buyer, ONE_JOB);
-            }
+    /// @dev Price and reward are revenue of the data, shared with contributors; compute is the hospital's own.
+    function _shares(Line memory line, uint256 outcome, uint256 paidBps)
+        private
+        pure
+        returns (uint256 shared, uint256 compute)
+    {
+        shared = line.priceUnits + (outcome >> 80 & type(uint88).max);
+        compute = outcome >> 168;
+        if (paidBps != FULL_BPS) {
+            shared = shared * paidBps / FULL_BPS;
+            compute = compute * paidBps / FULL_BPS;
         }
-        _payBack(terms.buyer, units);
     }
 
-    /// @dev Never reverts for a receiver that cannot take the token: the units wait as credit instead.
-    function _payBack(address to, uint256 units) private {
-        if (units == 0) return;
-        if (!paymentToken.trySafeTransfer(to, units)) {
-            credit[to] += units;
-            emit Credited(to, units);
+    /// @dev A lost dispute of the buyer pays those who worked, in equal parts; the first gets what division leaves.
+    function _shareBond(Terms calldata terms, uint64 worked) private {
+        uint256 part = terms.bondUnits / _bits(worked);
+        uint256 left = terms.bondUnits - part * _bits(worked);
+        for (uint256 i = 0; worked >> i != 0; ++i) {
+            if (worked >> i & 1 == 0) continue;
+            _creditPool(_line(terms, i).datasetId, 0, part + left);
+            left = 0;
+        }
+    }
+
+    /// @dev Every unit and every voucher back to the buyer.
+    function _refundAll(bytes32 jobId, Job storage held, Terms calldata terms, uint256 failed, bool rejected) private {
+        held.status = Status.Refunded;
+        emit JobRefunded(jobId, terms.amountUnits, rejected);
+        for (uint256 i = 0; failed >> i != 0; ++i) {
+            if (failed >> i & 1 == 1) _countFailed(_line(terms, i).datasetId);
+        }
+        _returnVouchers(terms, 0);
+        _payBack(terms.buyer, terms.amountUnits);
+    }
+
+    /// @dev Vouchers of datasets in `spent` are burned, the others go back.
+    function _returnVouchers(Terms calldata terms, uint256 spent) private {
+        for (uint256 i = 0; terms.vouchers >> i != 0; ++i) {
+            if (terms.vouchers >> i & 1 == 0) continue;
+            Datatoken datatoken = _voucher(_line(terms, i));
+            if (spent >> i & 1 == 1) datatoken.burn(ONE_JOB);
+            else datatoken.transfer(terms.buyer, ONE_JOB);
+        }
+    }
+
+    function _voucher(Line memory line) private view returns (Datatoken) {
+        return Datatoken(registry.dataset(line.datasetId).datatoken);
+    }
+
+    function _bits(uint64 set) private pure returns (uint256 count) {
+        for (; set != 0; set &= set - 1) {
+            ++count;
         }
     }
 }

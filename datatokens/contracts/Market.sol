@@ -7,10 +7,10 @@ import {RevenuePools} from "./RevenuePools.sol";
 import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
 
 /// @title Escrow and revenue pools in one contract, so that settling credits pools without moving a token
-/// @notice No owner, no upgrade, no pause: nobody can move anybody's money but by the rules in the two parts.
+/// @notice No owner, no upgrade; the guardian can pause new jobs for days, and nothing else: nobody can move anybody's money but by the rules in the two parts.
 contract Market is JobEscrow {
-    constructor(IDatasetRegistry registry_, IERC20 paymentToken_, address feeRecipient_)
+    constructor(IDatasetRegistry registry_, IERC20 paymentToken_, address feeRecipient_, address guardian_)
         RevenuePools(registry_, paymentToken_)
-        JobEscrow(feeRecipient_)
+        JobEscrow(feeRecipient_, guardian_)
     {}
 }

@@ -28,6 +28,10 @@ abstract contract RevenuePools is IRevenuePools, ReentrancyGuardTransient {
     mapping(uint256 datasetId => mapping(uint64 epoch => Epoch)) private _epochs;
     mapping(uint256 datasetId => mapping(uint64 epoch => mapping(address account => uint256))) private _claimed;
 
+    mapping(uint256 datasetId => Standing) private _standings;
+    /// @inheritdoc IRevenuePools
+    mapping(address account => uint256 units) public credit;
+
     constructor(IDatasetRegistry registry_, IERC20 paymentToken_) {
         registry = registry_;
         paymentToken = paymentToken_;
@@ -94,9 +98,23 @@ abstract contract RevenuePools is IRevenuePools, ReentrancyGuardTransient {
     function buyDatatokens(uint256 datasetId, uint256 count) external nonReentrant {
         uint256 paidUnits = count * registry.dataset(datasetId).priceUnits;
         _pull(paymentToken, msg.sender, paidUnits);
-        _creditPool(datasetId, paidUnits);
+        _creditPool(datasetId, paidUnits, 0);
         emit DatatokensSold(datasetId, msg.sender, count, paidUnits);
         registry.mintDatatokens(datasetId, msg.sender, count * 1e18);
+    }
+
+    /// @inheritdoc IRevenuePools
+    function withdrawCredit(address to) external nonReentrant returns (uint256 units) {
+        units = credit[msg.sender];
+        if (units == 0) revert NothingToWithdraw(msg.sender);
+        credit[msg.sender] = 0;
+        emit CreditWithdrawn(msg.sender, to, units);
+        paymentToken.safeTransfer(to, units);
+    }
+
+    /// @inheritdoc IRevenuePools
+    function standing(uint256 datasetId) external view returns (Standing memory) {
+        return _standings[datasetId];
     }
 
     /// @inheritdoc IRevenuePools
@@ -114,14 +132,47 @@ abstract contract RevenuePools is IRevenuePools, ReentrancyGuardTransient {
         return _claimed[datasetId][epochNumber][account];
     }
 
-    /// @dev Split revenue between hospital and contributors; the hospital gets what rounding leaves.
-    function _creditPool(uint256 datasetId, uint256 units) internal {
+    /// @dev Split shared revenue between hospital and contributors; the hospital gets what rounding leaves, and all
+    ///      of what is its own.
+    function _creditPool(uint256 datasetId, uint256 sharedUnits, uint256 hospitalOnlyUnits) internal {
+        uint256 units = sharedUnits + hospitalOnlyUnits;
         if (units == 0) return;
-        uint256 contributorUnits = units * registry.dataset(datasetId).contributorBps / BPS;
+        uint256 contributorUnits = sharedUnits * registry.dataset(datasetId).contributorBps / BPS;
         uint64 open = _openEpoch(datasetId);
         _pools[datasetId].hospitalUnits += SafeCast.toUint128(units - contributorUnits);
         _epochs[datasetId][open].creditedUnits += SafeCast.toUint128(contributorUnits);
         emit RevenueCredited(datasetId, open, units - contributorUnits, contributorUnits);
+    }
+
+    function _countAccepted(uint256 datasetId) internal {
+        _standings[datasetId].accepted += 1;
+    }
+
+    function _countSettled(uint256 datasetId) internal {
+        _standings[datasetId].settled += 1;
+    }
+
+    function _countFailed(uint256 datasetId) internal {
+        _standings[datasetId].failed += 1;
+    }
+
+    function _countDisputed(uint256 datasetId) internal {
+        _standings[datasetId].disputed += 1;
+    }
+
+    function _countLost(uint256 datasetId) internal {
+        _standings[datasetId].lost += 1;
+    }
+
+    function _credit(address to, uint256 units) internal {
+        if (units == 0) return;
+        credit[to] += units;
+        emit Credited(to, units);
+    }
+
+    /// @dev Never reverts for a receiver that cannot take the token: the units wait as credit instead.
+    function _payBack(address to, uint256 units) internal {
+        if (units != 0 && !paymentToken.trySafeTransfer(to, units)) _credit(to, units);
     }
 
     /// @dev Take exactly `units` from `from`: a token that charges for transfers is refused.

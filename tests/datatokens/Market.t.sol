@@ -15,11 +15,15 @@ contract Crowd is Bank {
     uint256 private constant MAX_JOBS = 40;
 
     bytes[] private _jobs; // the terms, encoded: the compiler cannot copy their list into storage
+    bytes[] private _results; // what was attested, encoded; empty before
+    mapping(uint256 job => address) public disputers; // whose bond is held
     mapping(uint256 job => uint256) public settlements;
     mapping(uint256 job => uint256) public refunds;
     mapping(uint256 id => mapping(uint64 epoch => uint128[PEOPLE])) private _weights;
     mapping(uint256 id => mapping(uint64 epoch => mapping(uint256 person => uint256))) public received;
     mapping(bytes32 action => uint256) public done;
+    address private immutable _director = msg.sender; // the test itself: some acts are not for the fuzzer
+    mapping(uint256 id => uint256[5]) private _standingBefore;
 
     constructor() {
         _open(address(new BlocklistToken()), DATASETS);
@@ -41,6 +45,24 @@ contract Crowd is Bank {
         return _weights[id][epoch][person];
     }
 
+    /// @dev What a job holds while it is open, and its bond.
+    function held(uint256 i) external view returns (uint256 units, uint256 vouchers) {
+        IJobEscrow.Terms memory terms = job(i);
+        return (terms.amountUnits + (disputers[i] == address(0) ? 0 : terms.bondUnits), terms.vouchers);
+    }
+
+    /// @dev A job's slot may only go forward; the counters of a hospital only up.
+    function standingFell(uint256 id) external returns (bool fell) {
+        if (msg.sender != _director) return false;
+        IRevenuePools.Standing memory now_ = market.standing(id);
+        uint256[5] memory figures =
+            [uint256(now_.accepted), now_.settled, now_.failed, now_.disputed, now_.lost];
+        for (uint256 i = 0; i < 5; ++i) {
+            if (figures[i] < _standingBefore[id][i]) fell = true;
+            _standingBefore[id][i] = figures[i];
+        }
+    }
+
     function vouchersHeld(uint256 id) external view returns (uint256) {
         return _datatoken(id).balanceOf(address(market));
     }
@@ -51,38 +73,107 @@ contract Crowd is Bank {
 
     // ---- what anybody may try
 
-    function create(uint256 quorum, uint96 reward, uint256 fee, uint256 vouchers, uint256 lifetime) external {
+    function create(uint256 quorum, uint88 reward, uint256 fee, uint256 vouchers, uint256 lifetime, uint256 window)
+        external
+    {
         if (_jobs.length == MAX_JOBS) return;
         IJobEscrow.Terms memory terms = _terms(DATASETS, uint16(bound(quorum, 1, DATASETS)), reward / 2**20, 0);
         for (uint256 i = 0; i < DATASETS; ++i) {
-            if (vouchers >> i & 1 == 1) (terms.datasets[i].voucher, terms.datasets[i].priceUnits) = (true, 0);
+            if (vouchers >> i & 1 == 1) _payByVoucher(terms, i);
+            _capCompute(terms, i, uint96(reward / 2 ** 40));
         }
+        if (window % 2 == 1) _arbitrate(terms, uint32(bound(window, 1, 20 minutes)), reward / 2 ** 30, 2_500);
         terms.feeUnits = uint96(bound(fee, 0, _amount(terms) / 20));
+        terms.amountUnits = uint96(_amount(terms));
         terms.deadline = uint40(block.timestamp + bound(lifetime, 10 minutes, 1 hours));
         terms.specHash = bytes32(_jobs.length);
-        _fund(terms);
+        _create(terms);
         _jobs.push(abi.encode(terms));
+        _results.push("");
         ++done["create"];
     }
 
+    function accept(uint256 which, uint256 who) external {
+        if (_jobs.length == 0) return;
+        IJobEscrow.Terms memory terms = job(bound(which, 0, _jobs.length - 1));
+        uint64 bits = uint64(bound(who, 1, 2 ** DATASETS - 1));
+        bytes[] memory signatures = _signedBy(bits, _acceptance(market.hashTerms(terms)));
+        try market.accept(terms, bits, signatures) {
+            ++done["accept"];
+        } catch {
+            ++done["accept refused"];
+        }
+    }
+
     /// @dev Any job, whatever its state: the market must refuse what is not due.
-    function settle(uint256 which, uint256 worked, uint96 reward) external {
+    function settle(uint256 which, uint256 worked, uint88 reward) external {
         if (_jobs.length == 0) return;
         which = bound(which, 0, _jobs.length - 1);
         IJobEscrow.Terms memory terms = job(which);
-        worked = bound(worked, 1, 2 ** DATASETS - 1);
-        IJobEscrow.Result memory r =
-            _result(DATASETS, worked, uint96(bound(reward, 0, terms.rewardUnits / DATASETS)));
-        (uint256[] memory signers, bytes[] memory signatures) = _attest(terms, r, worked);
-        try market.settle(terms, r, signers, signatures) {
-            ++settlements[which];
-            ++done["settle"];
+        IJobEscrow.Result memory r = _result(DATASETS, uint64(bound(worked, 1, 2 ** DATASETS - 1)), 0);
+        for (uint256 i = 0; i < DATASETS; ++i) {
+            if (r.worked >> i & 1 == 0) continue;
+            uint256 cap = _lineAt(terms, i).computeCapUnits;
+            r.outcomes[i] =
+                _outcome(uint88(bound(reward, 0, cap)), uint88(bound(reward, 0, terms.rewardUnits / DATASETS)));
+        }
+        bytes[] memory signatures = _attest(terms, r, r.worked);
+        try market.settle(terms, r, r.worked, signatures) {
+            _results[which] = abi.encode(r);
+            if (terms.disputeWindow == 0) ++settlements[which];
+            ++done[terms.disputeWindow == 0 ? bytes32("settle") : bytes32("propose")];
         } catch {
             ++done["settle refused"];
         }
     }
 
-    function refund(uint256 which) external {
+    function _attested(uint256 which) private view returns (IJobEscrow.Result memory) {
+        return _results[which].length == 0
+            ? _result(DATASETS, 1, 0)
+            : abi.decode(_results[which], (IJobEscrow.Result));
+    }
+
+    function dispute(uint256 which, bool byNode) external {
+        if (_jobs.length == 0) return;
+        which = bound(which, 0, _jobs.length - 1);
+        IJobEscrow.Terms memory terms = job(which);
+        address who = byNode ? vm.addr(keys[0]) : BUYER;
+        money.mint(who, terms.bondUnits);
+        vm.prank(who);
+        money.approve(address(market), type(uint256).max);
+        vm.prank(who);
+        try market.dispute(terms, _attested(which)) {
+            disputers[which] = who;
+            ++done["dispute"];
+        } catch {
+            ++done["dispute refused"];
+        }
+    }
+
+    function rule(uint256 which, uint256 bps) external {
+        if (_jobs.length == 0) return;
+        which = bound(which, 0, _jobs.length - 1);
+        vm.prank(ARBITER);
+        try market.rule(job(which), _attested(which), bound(bps, 0, 10_000)) {
+            ++settlements[which];
+            ++done["rule"];
+        } catch {
+            ++done["rule refused"];
+        }
+    }
+
+    function finalize(uint256 which) public {
+        if (_jobs.length == 0) return;
+        which = bound(which, 0, _jobs.length - 1);
+        try market.finalize(job(which), _attested(which)) {
+            ++settlements[which];
+            ++done["finalize"];
+        } catch {
+            ++done["finalize refused"];
+        }
+    }
+
+    function refund(uint256 which) public {
         if (_jobs.length == 0) return;
         which = bound(which, 0, _jobs.length - 1);
         try market.refund(job(which)) {
@@ -96,18 +187,28 @@ contract Crowd is Bank {
     function reject(uint256 which, uint256 who) external {
         if (_jobs.length == 0) return;
         which = bound(which, 0, _jobs.length - 1);
-        uint256[] memory signers = _indices(bound(who, 1, 2 ** DATASETS - 1));
-        bytes32[] memory reasons = new bytes32[](signers.length);
-        bytes[] memory signatures = new bytes[](signers.length);
-        bytes32 jobId = market.hashTerms(job(which));
-        for (uint256 k = 0; k < signers.length; ++k) {
-            signatures[k] = _sign(keys[signers[k]], _rejection(jobId, reasons[k]));
-        }
-        try market.refundRejected(job(which), signers, reasons, signatures) {
+        uint64 bits = uint64(bound(who, 1, 2 ** DATASETS - 1));
+        bytes[] memory signatures = _signedBy(bits, _rejection(market.hashTerms(job(which)), 0));
+        try market.refundRejected(job(which), bits, new bytes32[](signatures.length), signatures) {
             ++refunds[which];
             ++done["reject"];
         } catch {
             ++done["reject refused"];
+        }
+    }
+
+    /// @dev The last act: everybody is blocklisted, nobody but a passer-by is left, all windows and deadlines are over.
+    function endEverything() external {
+        if (msg.sender != _director) return;
+        for (uint256 i = 0; i < DATASETS; ++i) {
+            money.setBlocked(vm.addr(keys[i]), true);
+        }
+        money.setBlocked(BUYER, true);
+        money.setBlocked(HUB, true);
+        vm.warp(block.timestamp + 366 days);
+        for (uint256 i = 0; i < _jobs.length; ++i) {
+            refund(i);
+            finalize(i);
         }
     }
 
@@ -193,7 +294,7 @@ contract Crowd is Bank {
     }
 
     function credits() external view returns (uint256) {
-        return market.credit(HUB) + market.credit(BUYER);
+        return market.credit(HUB) + market.credit(BUYER) + market.credit(vm.addr(keys[0]));
     }
 }
 
@@ -218,11 +319,10 @@ contract MarketInvariants {
         uint256[4] memory vouchers;
         for (uint256 i = 0; i < _crowd.jobCount(); ++i) {
             if (_crowd.settlements(i) + _crowd.refunds(i) > 0) continue;
-            IJobEscrow.Terms memory terms = _crowd.job(i);
-            owed += uint256(terms.rewardUnits) + terms.feeUnits;
-            for (uint256 k = 0; k < terms.datasets.length; ++k) {
-                owed += terms.datasets[k].priceUnits;
-                if (terms.datasets[k].voucher) ++vouchers[terms.datasets[k].datasetId];
+            (uint256 units, uint256 bits) = _crowd.held(i);
+            owed += units;
+            for (uint256 id = 1; id <= 3; ++id) {
+                if (bits >> (id - 1) & 1 == 1) ++vouchers[id];
             }
         }
         for (uint256 id = 1; id <= 3; ++id) {
@@ -242,11 +342,33 @@ contract MarketInvariants {
         for (uint256 i = 0; i < _crowd.jobCount(); ++i) {
             (uint256 settled, uint256 refunded) = (_crowd.settlements(i), _crowd.refunds(i));
             vm.assertLe(settled + refunded, 1, "ended once");
-            IJobEscrow.Status expected = settled == 1
-                ? IJobEscrow.Status.Settled
-                : refunded == 1 ? IJobEscrow.Status.Refunded : IJobEscrow.Status.Funded;
-            vm.assertTrue(_market.job(_market.hashTerms(_crowd.job(i))).status == expected, "status");
+            bytes32 jobId = _market.hashTerms(_crowd.job(i));
+            IJobEscrow.Status status = _market.job(jobId).status;
+            if (settled == 1) vm.assertTrue(status == IJobEscrow.Status.Settled, "settled");
+            else if (refunded == 1) vm.assertTrue(status == IJobEscrow.Status.Refunded, "refunded");
+            else if (_crowd.disputers(i) != address(0)) vm.assertTrue(status == IJobEscrow.Status.Disputed, "disputed");
+            else if (_market.proposal(jobId) != 0) vm.assertTrue(status == IJobEscrow.Status.Proposed, "proposed");
+            else vm.assertTrue(status == IJobEscrow.Status.Funded, "funded");
         }
+    }
+
+    /// @dev (4) What the escrow has counted of a hospital never goes down, and nobody does more than was agreed to.
+    function invariant_standingOnlyGrows() public {
+        for (uint256 id = 1; id <= 3; ++id) {
+            vm.assertTrue(!_crowd.standingFell(id), "monotone");
+            IRevenuePools.Standing memory s = _market.standing(id);
+            vm.assertLe(uint256(s.settled) + s.failed, s.accepted, "settled or failed: once accepted, at most once");
+            vm.assertLe(s.lost, s.disputed, "lost");
+        }
+    }
+
+    /// @dev (5) Liveness: when all time is over, any passer-by can end every job, whoever is absent or blocklisted.
+    function afterInvariant() public {
+        _crowd.endEverything();
+        for (uint256 i = 0; i < _crowd.jobCount(); ++i) {
+            vm.assertEq(_crowd.settlements(i) + _crowd.refunds(i), 1, "ended");
+        }
+        invariant_balanceIsEscrowsCreditsAndPools();
     }
 
     /// @dev (3) Per account nobody got more than its weight's part of the epoch, and together not more than the epoch.
@@ -281,9 +403,12 @@ contract MarketInvariants {
     /// @dev The crowd can really do everything: without this the invariants could hold because nothing ever happens.
     function test_crowd__scripted__everyActionSucceedsAndIsRefusedOnce() public {
         uint64[3] memory weights = [uint64(4), 3, 1];
-        for (uint256 i = 0; i < 3; ++i) {
-            _crowd.create(1, 2 ** 30, 5, i, 1 hours);
+        for (uint256 i = 0; i < 6; ++i) {
+            _crowd.create(1, 2 ** 50, 5, i, 1 hours, i < 3 ? 0 : 601);
+            _crowd.accept(i, 7);
         }
+        _crowd.accept(0, 1);
+        _crowd.create(1, 2 ** 50, 5, 0, 1 hours, 0);
         _crowd.post(1, weights, false, false);
         _crowd.block_(true, true);
         _crowd.settle(0, 3, 7);
@@ -291,9 +416,22 @@ contract MarketInvariants {
         _crowd.reject(1, 7);
         _crowd.reject(1, 7);
         _crowd.refund(2);
+        for (uint256 i = 3; i < 6; ++i) {
+            _crowd.settle(i, 7, 7);
+        }
+        _crowd.finalize(3);
+        _crowd.block_(false, false);
+        _crowd.dispute(4, true);
+        _crowd.dispute(4, false);
+        _crowd.dispute(5, false);
+        _crowd.rule(4, 10_000);
+        _crowd.rule(5, 400);
+        _crowd.rule(5, 400);
+        _crowd.block_(true, true);
         for (uint256 i = 0; i < 7; ++i) {
             _crowd.pass(599);
         }
+        _crowd.finalize(3);
         _crowd.refund(2);
         _crowd.block_(false, false);
         _crowd.buy(1, 2);
@@ -305,9 +443,11 @@ contract MarketInvariants {
         _crowd.withdrawCredit(true);
         _crowd.withdrawCredit(true);
         _crowd.withdrawCredit(false);
-        bytes32[13] memory actions = [
-            bytes32("create"), "settle", "settle refused", "refund", "refund refused", "reject", "reject refused",
-            "buy", "post", "claim", "claim refused", "withdrawHospital", "withdrawCredit"
+        bytes32[22] memory actions = [
+            bytes32("create"), "accept", "accept refused", "settle", "propose", "settle refused", "refund",
+            "refund refused", "reject", "reject refused", "dispute", "dispute refused", "rule", "rule refused",
+            "finalize", "finalize refused", "buy", "post", "claim", "claim refused", "withdrawHospital",
+            "withdrawCredit"
         ];
         for (uint256 i = 0; i < actions.length; ++i) {
             vm.assertTrue(_crowd.done(actions[i]) > 0, string(abi.encodePacked(actions[i])));
@@ -315,5 +455,7 @@ contract MarketInvariants {
         invariant_balanceIsEscrowsCreditsAndPools();
         invariant_refundXorSettleEachOnce();
         invariant_nobodyClaimsMoreThanTheirShare();
+        invariant_standingOnlyGrows();
+        afterInvariant();
     }
 }

@@ -64,7 +64,7 @@ contract RevenuePoolsTest is Bank {
 
     function test_buyDatatokens__feeOnTransferToken__refuses() public {
         FeeOnTransferToken token = new FeeOnTransferToken();
-        market = new Market(registry, token, HUB);
+        market = new Market(registry, token, HUB, GUARDIAN);
         token.mint(ANYONE, 1_000);
         vm.prank(ANYONE);
         token.approve(address(market), 1_000);

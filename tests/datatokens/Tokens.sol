@@ -2,6 +2,7 @@
 pragma solidity 0.8.37;
 
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
+import {ERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/ERC20Permit.sol";
 
 /// @dev A stablecoin with a blocklist, and, when told to, an answer of `false` instead of a revert.
 contract BlocklistToken is ERC20("Blocklist", "BLK") {
@@ -71,5 +72,14 @@ contract ContractWallet {
     function isValidSignature(bytes32 digest, bytes calldata signature) external view returns (bytes4) {
         (bytes32 r, bytes32 s) = abi.decode(signature[:64], (bytes32, bytes32));
         return ecrecover(digest, uint8(signature[64]), r, s) == _key ? bytes4(0x1626ba7e) : bytes4(0);
+    }
+}
+
+/// @dev A stablecoin with ERC-2612.
+contract PermitToken is ERC20Permit("Permit") {
+    constructor() ERC20("Permit", "PMT") {}
+
+    function mint(address to, uint256 units) external {
+        _mint(to, units);
     }
 }

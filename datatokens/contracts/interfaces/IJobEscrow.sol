@@ -2,56 +2,71 @@
 pragma solidity 0.8.37;
 
 /// @title One payment for one training job over many datasets, released only against the nodes' signatures
-/// @notice A job is the hash of its terms and one storage slot; the terms travel as calldata.
+/// @notice A job is the hash of its terms and one storage slot; the terms travel as calldata. Its life:
+///         Funded -accept (each hospital)-> Funded -settle (quorum of attestations)-> Settled, or, with a dispute
+///         window in the terms, -> Proposed -finalize-> Settled | -dispute (bond)-> Disputed -rule | silence-> Settled.
+///         Funded -refund (deadline) | refundRejected (signed refusals)-> Refunded. Nothing else ends a job.
 interface IJobEscrow {
     enum Status {
         None,
         Funded,
         Settled,
-        Refunded
+        Refunded,
+        Proposed,
+        Disputed
     }
 
-    struct DatasetTerm {
-        uint64 datasetId;
-        address node; // must be the registry's node key at creation; strictly ascending over the list
-        uint96 priceUnits; // must be the registry's price at creation; 0 with a voucher
-        bool voucher; // pay with 1.0 datatoken, held here and burned at settlement or given back
-    }
-
+    /// @dev `lines` is packed, LINE_BYTES = 49 bytes for each of 1..64 datasets:
+    ///      uint32 datasetId | address node | uint8 tier | uint96 priceUnits | uint96 computeCapUnits.
+    ///      `node` must be the registry's node key when that hospital accepts. The tier tells which datatoken of the
+    ///      dataset pays where bit i of `vouchers` is set; the price is 0 there.
     struct Terms {
         address buyer;
-        uint96 rewardUnits; // the reward pool, shared by the attested payout list
+        uint96 amountUnits; // all that is escrowed: the sum of prices and compute caps + rewardUnits + feeUnits
+        uint96 rewardUnits; // the reward pool, shared by the attested outcomes
         uint96 feeUnits; // the hub's fee, earned at settlement only
+        uint96 bondUnits; // what a dispute costs whoever raises it, unless the arbiter agrees
         uint40 deadline; // unix seconds: settle at or before it, refund after it
+        uint32 disputeWindow; // seconds between the attestations and the payment; 0 = paid at once
         uint16 quorum; // how many of the nodes must sign
+        uint16 silentBps; // what part is paid, in basis points, if the arbiter of a dispute stays silent
+        address arbiter; // who rules on disputes, an account or a contract; 0 without a window
+        uint64 vouchers; // bit i: datasets[i] is paid with 1.0 datatoken, held here, burned or given back
         bytes32 specHash; // sha-256 of the canonical JSON job terms
-        DatasetTerm[] datasets; // 1..64
+        bytes lines;
     }
 
-    /// @dev One slot. `amountUnits` = sum of prices + rewardUnits + feeUnits.
+    /// @dev One slot. `until` is the end of the dispute window or of the arbiter's time; 0 before.
     struct Job {
         uint96 amountUnits;
-        uint40 deadline;
+        uint64 accepted; // bit i: the hospital of datasets[i] has accepted
+        uint40 until;
         Status status;
     }
 
+    /// @dev `outcomes[i]`, one word per dataset: uint88 computeUnits | uint88 rewardUnits | uint40 epsilon in 1e-6 |
+    ///      uint40 delta in 1e-12. 0 where the dataset did not work, except for what its privacy was charged.
     struct Result {
         bytes32 modelHash;
         bytes32 reportHash;
-        uint256 worked; // bit i set: datasets[i] trained to the end; the others are paid nothing
-        uint96[] rewardUnits; // one per dataset, 0 where the bit is clear; sum <= terms.rewardUnits
+        uint64 worked; // bit i set: datasets[i] trained to the end; the others are paid nothing
+        uint256[] outcomes;
     }
 
-    event JobCreated(bytes32 indexed jobId, address indexed buyer, uint256 amountUnits, Terms terms);
-    /// @param paidUnits credited to pools (prices + rewards)   @param changeUnits given back to the buyer
-    event JobSettled(
-        bytes32 indexed jobId, bytes32 modelHash, bytes32 reportHash, uint256 worked, uint256 paidUnits, uint256 changeUnits
+    event JobCreated(bytes32 indexed jobId, address indexed buyer, Terms terms);
+    /// @param accepted the bits that this call added
+    event JobAccepted(bytes32 indexed jobId, uint256 accepted);
+    /// @notice A quorum vouches for this result: the public ledger of epsilon and delta, and what is to be paid.
+    event JobAttested(
+        bytes32 indexed jobId, bytes32 modelHash, bytes32 reportHash, uint256 worked, uint256 signers, uint256[] outcomes
     );
+    event JobDisputed(bytes32 indexed jobId, address indexed disputer, uint256 bondUnits, uint256 ruleBy);
+    /// @param paidBps part of the attested amounts that was paid: 10_000, or what the arbiter (or its silence) said
+    /// @param paidUnits credited to pools   @param changeUnits given back to the buyer
+    event JobSettled(bytes32 indexed jobId, uint256 paidBps, uint256 paidUnits, uint256 changeUnits);
     /// @param rejected true when the nodes' signed refusals ended the job, false when its deadline did
     event JobRefunded(bytes32 indexed jobId, uint256 amountUnits, bool rejected);
-    /// @notice A direct transfer failed (a blocklisted receiver, say): the units wait here for withdrawCredit.
-    event Credited(address indexed account, uint256 units);
-    event CreditWithdrawn(address indexed account, address indexed to, uint256 units);
+    event NewJobsPaused(uint256 until);
 
     error NotBuyer(address buyer, address caller);
     error JobExists(bytes32 jobId);
@@ -61,8 +76,11 @@ interface IJobEscrow {
     error BadQuorum(uint256 quorum, uint256 datasets);
     /// @notice The deadline must lie at least 10 minutes and at most 365 days ahead.
     error BadDeadline(uint256 deadline, uint256 nowSeconds);
+    /// @notice A window of 0 goes with no arbiter, one of up to 30 days with an arbiter; silentBps is at most 10_000.
+    error BadDispute(uint256 disputeWindow, address arbiter, uint256 silentBps);
+    /// @notice Reward pool and fee are parts of the amount.
+    error AmountTooLow(uint256 amountUnits, uint256 neededUnits);
     error NodesNotAscending(uint256 index);
-    error PriceMismatch(uint256 datasetId, uint256 given, uint256 listed);
     error NodeMismatch(uint256 datasetId, address given, address registered);
     error FeeTooHigh(uint256 feeUnits, uint256 maxUnits);
     error DeadlinePassed(uint256 deadline, uint256 nowSeconds);
@@ -70,40 +88,74 @@ interface IJobEscrow {
     /// @notice A signature was not made by the expected node of this job over exactly this content.
     error BadSignature(uint256 index, address expected);
     error QuorumNotMet(uint256 signatures, uint256 needed);
-    error BadPayouts(uint256 given, uint256 datasets);
-    error RewardWithoutWork(uint256 index);
+    error BadOutcomes(uint256 given, uint256 datasets);
+    error AlreadyAccepted(uint256 index);
+    error NotAccepted(uint256 worked, uint256 accepted);
+    error PayWithoutWork(uint256 index);
+    error ComputeAboveCap(uint256 index, uint256 computeUnits, uint256 capUnits);
     error RewardsExceedPool(uint256 sum, uint256 pool);
-    error NothingToWithdraw(address account);
+    error PaymentsExceedAmount(uint256 units, uint256 amountUnits);
+    /// @notice The result is not the one that was attested.
+    error OtherResult(bytes32 given, bytes32 attested);
+    error WindowOpen(uint256 until, uint256 nowSeconds);
+    error WindowClosed(uint256 until, uint256 nowSeconds);
+    error NotParty(address caller);
+    error NotArbiter(address arbiter, address caller);
+    error BadRuling(uint256 paidBps);
+    error NotGuardian(address guardian, address caller);
+    error BadPause(uint256 until, uint256 maxUntil);
+    error NewJobsArePaused(uint256 until);
 
-    /// @notice Escrow the whole price of the job. The buyer must have approved `amountUnits` of the payment
-    ///         token and 1.0 of each voucher datatoken. Emits JobCreated.
+    /// @notice Escrow the whole amount. The buyer must have approved `amountUnits` of the payment token and 1.0 of
+    ///         each voucher datatoken. Prices and node keys are checked by each hospital before it accepts.
     function createJob(Terms calldata terms) external returns (bytes32 jobId);
 
-    /// @notice Pay against attestations. `signers[k]` is an index into terms.datasets, strictly ascending,
-    ///         `signatures[k]` its node's EIP-712 signature of
-    ///         Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint256 worked,bytes32 rewardsHash),
-    ///         rewardsHash = keccak256(abi.encodePacked(result.rewardUnits)) (each element padded to 32 bytes).
-    ///         Anyone may submit. Unspent units and unused vouchers go back to the buyer here.
-    function settle(Terms calldata terms, Result calldata result, uint256[] calldata signers, bytes[] calldata signatures)
-        external;
+    /// @notice createJob with an ERC-2612 permit for `amountUnits`, so that one transaction is enough. A permit that
+    ///         fails (somebody submitted it first) does not matter as long as the allowance is there.
+    function createJobWithPermit(Terms calldata terms, uint256 permitDeadline, uint8 v, bytes32 r, bytes32 s)
+        external
+        returns (bytes32 jobId);
+
+    /// @notice Hospitals agree to the job: bit i of `signers` and, in ascending order, their nodes' EIP-712 signatures
+    ///         of Acceptance(bytes32 jobId). Anyone may submit, in one call or many, until the deadline.
+    function accept(Terms calldata terms, uint64 signers, bytes[] calldata signatures) external;
+
+    /// @notice Attestations of a quorum. `signers` are bits within `result.worked`, which are bits of accepted datasets;
+    ///         `signatures`, in ascending order of the bits, are EIP-712 signatures of
+    ///         Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint64 worked,bytes32 outcomesHash),
+    ///         outcomesHash = keccak256(abi.encodePacked(result.outcomes)); 64 bytes (r, vs; ERC-2098), 65 (r, s, v)
+    ///         or whatever an ERC-1271 node takes. Anyone may submit. Without a dispute window this pays: pools are
+    ///         credited, what is not spent and unused vouchers go back to the buyer.
+    function settle(Terms calldata terms, Result calldata result, uint64 signers, bytes[] calldata signatures) external;
+
+    /// @notice Anyone: pay an attested job after its window, or a disputed one after the arbiter's silence.
+    function finalize(Terms calldata terms, Result calldata result) external;
+
+    /// @notice The buyer, or a node of the job, within the window: the arbiter shall look. Costs the bond.
+    function dispute(Terms calldata terms, Result calldata result) external;
+
+    /// @notice The arbiter: pay this part of the attested amounts, the rest goes back to the buyer. 10_000 = the
+    ///         dispute was wrong: its bond goes to the other side.
+    function rule(Terms calldata terms, Result calldata result, uint256 paidBps) external;
 
     /// @notice Anyone, after the deadline: everything back to the buyer.
     function refund(Terms calldata terms) external;
 
-    /// @notice Anyone, at any time, with enough signed refusals that the quorum can no longer be met.
-    ///         Each is the node's EIP-712 signature of Rejection(bytes32 jobId,bytes32 reasonHash).
+    /// @notice Anyone, at any time, with enough signed refusals that the quorum can no longer be met. Each is the
+    ///         node's EIP-712 signature of Rejection(bytes32 jobId,bytes32 reasonHash).
     function refundRejected(
         Terms calldata terms,
-        uint256[] calldata signers,
+        uint64 signers,
         bytes32[] calldata reasonHashes,
         bytes[] calldata signatures
     ) external;
 
-    /// @notice Take out what a failed transfer (or the hub's fee) left in credit.
-    function withdrawCredit(address to) external returns (uint256 units);
+    /// @notice The guardian: no new jobs until then, at most 14 days ahead; 0 ends it. Touches nothing that is funded.
+    function pauseNewJobs(uint40 until) external;
 
     function job(bytes32 jobId) external view returns (Job memory);
-    function credit(address account) external view returns (uint256);
+    /// @return digest keccak256 of the attested result while a job is proposed or disputed, else 0
+    function proposal(bytes32 jobId) external view returns (bytes32 digest);
     /// @return jobId keccak256(abi.encode(block.chainid, address(this), keccak256(abi.encode(terms))))
     function hashTerms(Terms calldata terms) external view returns (bytes32 jobId);
 }
