@@ -12,7 +12,16 @@ from datatokens.devchain import accounts
 from datatokens.escrow import Escrow
 from datatokens.registry import Registry, Token
 from datatokens.revenue import Revenue
-from datatokens.terms import Attestation, DatasetTerm, JobTerms, attestation_message, sign
+from datatokens.terms import (
+    Attestation,
+    DatasetTerm,
+    DisputeTerms,
+    JobTerms,
+    Outcome,
+    acceptance_message,
+    attestation_message,
+    sign,
+)
 
 PRICE = 1_000_001  # odd on purpose: splits must not lose the last unit
 REWARD = 600_000
@@ -48,10 +57,19 @@ class World:
     def node(self, index: int) -> str:
         return str(Account.from_key(self.node_keys[index]).address)
 
-    def terms(self, *, seconds: int = 3600, quorum: int = 2, vouchers: tuple[int, ...] = ()) -> JobTerms:
+    def terms(
+        self,
+        *,
+        seconds: int = 3600,
+        quorum: int = 2,
+        vouchers: tuple[int, ...] = (),
+        compute: tuple[int, int] = (0, 0),
+        dispute: DisputeTerms | None = None,
+    ) -> JobTerms:
+        """`compute` is (rate a minute, cap) at every hospital."""
         self.serial += 1
         lines = tuple(
-            DatasetTerm(i, self.node(n), 0 if n in vouchers else PRICE, n in vouchers)
+            DatasetTerm(i, self.node(n), 0 if n in vouchers else PRICE, n in vouchers, 0, *compute)
             for n, i in enumerate(self.dataset_ids)
         )
         return JobTerms(
@@ -64,17 +82,34 @@ class World:
             deadline=self.operator.now() + seconds,
             quorum=quorum,
             spec={"serial": self.serial},
+            dispute=dispute,
         )
 
-    def funded(self, **changes: object) -> JobTerms:
+    def paid(self, **changes: object) -> JobTerms:
+        """A job that nobody has accepted yet."""
         terms = self.terms(**changes)  # type: ignore[arg-type]
         self.escrow(self.buyer).create_job(terms)
         return terms
 
-    def attestation(self, terms: JobTerms) -> Attestation:
-        third = terms.reward_units // len(terms.datasets)
-        worked = 2 ** len(terms.datasets) - 1
-        return Attestation(terms.job_id, b"\x11" * 32, b"\x22" * 32, worked, (third,) * len(terms.datasets))
+    def funded(self, **changes: object) -> JobTerms:
+        """A job that all three hospitals have accepted."""
+        terms = self.paid(**changes)
+        self.escrow(self.operator).accept(terms, self.acceptances(terms))
+        return terms
+
+    def acceptances(self, terms: JobTerms, nodes: tuple[int, ...] = (0, 1, 2)) -> dict[str, bytes]:
+        return {self.node(n): sign(acceptance_message(terms), self.node_keys[n]) for n in nodes}
+
+    def attestation(
+        self, terms: JobTerms, rewards: tuple[int, ...] | None = None, worked: int = 0b111, compute_units: int = 0
+    ) -> Attestation:
+        """Every dataset in `worked` gets its reward (a third each by default) and is charged epsilon 1.5, delta 1e-6."""
+        shares = rewards or (terms.reward_units // len(terms.datasets),) * len(terms.datasets)
+        outcomes = tuple(
+            Outcome(compute_units, share, 1_500_000, 1_000_000) if worked >> i & 1 else Outcome(0, 0, 0, 0)
+            for i, share in enumerate(shares)
+        )
+        return Attestation(terms.job_id, b"\x11" * 32, b"\x22" * 32, worked, outcomes)
 
     def signatures(
         self, terms: JobTerms, attestation: Attestation, nodes: tuple[int, ...] = (0, 1, 2)

@@ -1,6 +1,8 @@
 """Job terms: one document, one hash; one changed byte is another job; signatures bind job, chain and contract."""
 
+import dataclasses
 import json
+from fractions import Fraction
 
 import pytest
 from eth_account import Account
@@ -11,11 +13,14 @@ from datatokens.errors import SignatureError, TermsError
 from datatokens.terms import (
     Attestation,
     DatasetTerm,
+    DisputeTerms,
     JobTerms,
+    Outcome,
     attestation_message,
     canonical_json,
     check_signature,
     parse_canonical_json,
+    privacy_charged,
     rejection_message,
     sign,
 )
@@ -92,8 +97,60 @@ def test_dataset_term__voucher_with_a_price__refused() -> None:
         DatasetTerm(1, "0x" + "1" * 40, 5, True)
 
 
+def test_terms__with_dispute_and_compute__round_trip_and_another_job() -> None:
+    one = terms()
+    lines = (dataclasses.replace(one.datasets[0], compute_rate_units=3, compute_cap_units=90), *one.datasets[1:])
+    other = terms(dispute=DisputeTerms(60, "0x" + "1" * 40, 5, 10_000), datasets=lines)
+    assert JobTerms.from_json(other.to_json()) == other
+    assert other.amount_units == one.amount_units + 90
+    assert len({one.job_id, other.job_id, terms(datasets=lines).job_id}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((0, "0x" + "1" * 40, 5, 0), "window_s=0"),
+        ((60, "0x" + "0" * 40, 5, 0), "zero address"),
+        ((60, "0x12", 5, 0), "arbiter='0x12'"),
+        ((60, "0x" + "1" * 40, -1, 0), "bond_units=-1"),
+        ((60, "0x" + "1" * 40, 5, 10_001), "silent_bps=10001"),
+    ],
+)
+def test_dispute_terms__out_of_range__named(arguments: tuple[int, str, int, int], said: str) -> None:
+    with pytest.raises(TermsError, match=said):
+        DisputeTerms(*arguments)
+
+
+outcomes = st.builds(
+    Outcome,
+    st.integers(0, 2**88 - 1),
+    st.integers(0, 2**88 - 1),
+    st.integers(0, 2**40 - 1),
+    st.integers(0, 2**40 - 1),
+)
+
+
+@given(outcomes)
+def test_outcome__word__round_trips(outcome: Outcome) -> None:
+    assert Outcome.from_word(outcome.word) == outcome
+    assert outcome.word < 2**256
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1))
+def test_privacy_charged__any_spend__never_less_than_it_and_less_than_a_step_more(epsilon: float, delta: float) -> None:
+    micro, pico = privacy_charged(epsilon, delta)
+    assert Fraction(epsilon) <= Fraction(micro, 10**6) < Fraction(epsilon) + Fraction(1, 10**6)
+    assert Fraction(delta) <= Fraction(pico, 10**12) < Fraction(delta) + Fraction(1, 10**12)
+
+
+@pytest.mark.parametrize("spend", [(-1e-9, 0.0), (float("nan"), 0.0), (float("inf"), 0.0), (1.0, 1.1)])
+def test_privacy_charged__no_spend_at_all__refused(spend: tuple[float, float]) -> None:
+    with pytest.raises(TermsError):
+        privacy_charged(*spend)
+
+
 def attested(of: JobTerms) -> Attestation:
-    return Attestation(of.job_id, b"\1" * 32, b"\2" * 32, 15, (1, 2, 3, 4))
+    return Attestation(of.job_id, b"\1" * 32, b"\2" * 32, 15, tuple(Outcome(0, i, 1, 1) for i in range(1, 5)))
 
 
 def test_signature__right_key_and_content__passes() -> None:
