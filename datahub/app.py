@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from datahub import catalogue, jobs, orders, pages
 from datahub.desk import Desk
 from datahub.errors import BadRequest, HubError
-from datatokens.errors import BankError
+from datatokens.errors import BankError, TermsError
+from datatokens.terms import DisputeTerms
 from fl_server.errors import TheatreError
 
 MAX_BODY_BYTES = 192 * 1024 * 1024
@@ -57,6 +58,15 @@ class ContributorsIn(Body):
     entries: list[Annotated[tuple[str, StrictInt], Field(strict=False)]]  # JSON has lists only
 
 
+class DisputeIn(Body):
+    """How a disagreement is decided; see datatokens.terms.DisputeTerms."""
+
+    window_s: int
+    arbiter: str
+    bond_units: int
+    silent_bps: int
+
+
 class OrderIn(Body):
     """What a buyer wants. Graph and weights are base64 (fl_client.graph.export_model makes them)."""
 
@@ -64,6 +74,8 @@ class OrderIn(Body):
     buyer_public_key: str
     datasets: list[int] = Field(min_length=1, max_length=64)
     vouchers: list[int] = []
+    compute_minutes: int = Field(default=10, ge=1, le=10_000)
+    dispute: DisputeIn | None = None
     graph: str
     weights: str
     loss: str = "binary_cross_entropy"
@@ -83,6 +95,13 @@ class JobIn(Body):
     """The exact terms document that was paid for."""
 
     terms: str
+
+
+def _dispute(given: DisputeIn | None) -> DisputeTerms | None:
+    try:
+        return DisputeTerms(**given.model_dump()) if given else None
+    except TermsError as error:
+        raise BadRequest(str(error)) from error
 
 
 def _base64(name: str, text: str) -> bytes:
@@ -196,6 +215,7 @@ def create_app(desk: Desk, *, reconcile: bool = True) -> FastAPI:
         given = body.model_dump() | {
             "datasets": tuple(body.datasets),
             "vouchers": tuple(body.vouchers),
+            "dispute": _dispute(body.dispute),
             "graph": _base64("graph", body.graph),
             "weights": _base64("weights", body.weights),
         }

@@ -275,7 +275,7 @@ def summary_of(
         "state": status["state"],
         "reason": status["reason"],
         "price_units": job.terms.amount_units,
-        "paid": {names[line["dataset_id"]]: line["price_units"] + line["reward_units"] for line in lines},
+        "paid": {names[line["dataset_id"]]: line["price_units"] + line["reward_units"] + line["compute_units"] for line in lines},
         "fee_units": job.terms.fee_units if settled else 0,
         "refund_units": after - (before - job.terms.amount_units),
         "epsilon": {names[line["dataset_id"]]: line["epsilon_job"] for line in lines},

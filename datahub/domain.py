@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """quoted -> funded -> accepted -> running -> attested -> settled, and refunded from any of them.
+    """quoted -> funded -> accepted -> running -> attested -> settled; refunded from any of them; or disputed first.
 
     The chain is the truth for funded, settled and refunded; the others are what the run has said so far.
     """
@@ -16,6 +16,7 @@ class JobState(StrEnum):
     ACCEPTED = "accepted"
     RUNNING = "running"
     ATTESTED = "attested"
+    DISPUTED = "disputed"
     SETTLED = "settled"
     REFUNDED = "refunded"
 

@@ -113,6 +113,11 @@ def step(desk: Desk, row: JobRow) -> None:
         _end(desk, row, JobState(status))
         return
     folder = desk.config.jobs_folder / row.job_id
+    if status in ("proposed", "disputed"):
+        _wait_or_finalize(desk, row, terms)
+        return
+    if (folder / "acceptances.json").exists():
+        settlement.accept(desk.escrow, terms, json.loads((folder / "acceptances.json").read_text()))
     if (folder / "outcome.json").exists():
         _act_on_outcome(desk, row, terms, folder)
     elif desk.chain.now() > terms.deadline:
@@ -184,6 +189,21 @@ def _act_on_outcome(desk: Desk, row: JobRow, terms: JobTerms, folder: Path) -> N
         _end(desk, row, JobState(status))
 
 
+def _wait_or_finalize(desk: Desk, row: JobRow, terms: JobTerms) -> None:
+    """An attested job whose window is open, or a dispute: the hub waits, and pays out when time is over."""
+    job = desk.escrow.job(terms.job_id)
+    row.state = advance(JobState(row.state), JobState.DISPUTED if job.status == "disputed" else JobState.ATTESTED)
+    if desk.chain.now() > job.until:
+        attested = desk.escrow.attested(terms.job_id)
+        if attested is None:
+            raise Conflict(f"job {row.job_id[:12]}: the chain has lost its attestation")
+        desk.escrow.finalize(terms, attested)
+        _end(desk, row, JobState.SETTLED)
+    else:
+        what = "the arbiter may rule" if job.status == "disputed" else "the result may be disputed"
+        row.reason = f"{what} until {datetime.fromtimestamp(job.until, UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def _another_run(row: JobRow, reason: str) -> None:
     """Nodes answer rounds again with the same replies, so a further run costs no privacy; after three, the deadline."""
     if row.runs_started < MAX_RUNS:
@@ -251,9 +271,10 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
         "ended_at": row.ended_at.isoformat() if row.ended_at else None,
         "settlement": settled
         and {
-            "model_hash": settled.model_hash.hex(),
-            "report_hash": settled.report_hash.hex(),
-            "worked": settled.worked,
+            "model_hash": settled.attestation.model_hash.hex(),
+            "report_hash": settled.attestation.report_hash.hex(),
+            "worked": settled.attestation.worked,
+            "paid_bps": settled.paid_bps,
             "paid_units": settled.paid_units,
             "change_units": settled.change_units,
         },

@@ -15,7 +15,7 @@ from datahub.desk import Desk
 from datahub.errors import BadRequest, Conflict
 from datahub.tables import NodeRow
 from datatokens.errors import TermsError
-from datatokens.terms import DatasetTerm, JobTerms, address, whole
+from datatokens.terms import DatasetTerm, DisputeTerms, JobTerms, address, whole
 from fl_client import accounting
 from fl_client.errors import NodeError
 from fl_client.privacy import PrivacyPlan
@@ -35,6 +35,8 @@ class Order:
     buyer_public_key: str
     datasets: tuple[int, ...]
     vouchers: tuple[int, ...]
+    compute_minutes: int
+    dispute: DisputeTerms | None
     graph: bytes
     weights: bytes
     loss: str
@@ -66,7 +68,8 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
             if session.get(NodeRow, row.node) is None:
                 raise Conflict(f"dataset {dataset_id}: its node has not registered with this hub yet")
             voucher = dataset_id in order.vouchers
-            lines.append((dataset_id, row.node, 0 if voucher else int(row.price_units), voucher))
+            price, rate = 0 if voucher else int(row.price_units), manifest.compute_rate_units
+            lines.append((dataset_id, row.node, price, voucher, 0, rate, rate * order.compute_minutes))
             persons[dataset_id] = manifest.persons
             schemas.add(manifest.schema.hash)
     if len(schemas) > 1:
@@ -112,6 +115,7 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
             datasets=tuple(DatasetTerm(*line) for line in lines),
             reward_units=order.reward_units,
             fee_units=(sum(line[2] for line in lines) + order.reward_units) * desk.config.fee_bps // 10_000,
+            dispute=order.dispute,
             deadline=desk.chain.now() + whole("deadline_s", order.deadline_s, 660, 30 * 24 * 3600),
             quorum=len(lines) if order.quorum is None else order.quorum,
             spec=spec.as_dict(),
@@ -131,6 +135,7 @@ def as_json(terms: JobTerms, epsilon: float) -> dict[str, Any]:
         "job_id": terms.job_id.hex(),
         "amount_units": terms.amount_units,
         "price_units": {str(d.dataset_id): d.price_units for d in terms.datasets},
+        "compute_cap_units": {str(d.dataset_id): d.compute_cap_units for d in terms.datasets},
         "reward_units": terms.reward_units,
         "fee_units": terms.fee_units,
         "epsilon": epsilon,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx
@@ -24,7 +24,7 @@ from datatokens.chain import connect
 from datatokens.escrow import Escrow
 from datatokens.registry import Registry
 from datatokens.revenue import Revenue
-from datatokens.terms import JobTerms
+from datatokens.terms import DisputeTerms, JobTerms
 from fl_client import accounting
 from fl_client.graph import export_model
 from fl_client.models import build
@@ -108,12 +108,16 @@ class Buyer:
         rounds: int = 10,
         reward_units: int = 0,
         vouchers: Sequence[int] = (),
+        compute_minutes: int = 10,
+        dispute: DisputeTerms | None = None,
         **settings: Any,
     ) -> Quote:
         """Ask for terms and check them: nothing is paid yet. `model` is a built-in name or any torch module.
 
         epsilon and delta are per hospital, for adding or removing one patient; delta defaults to
-        min(1e-5, 1 / (10 persons)). Raises HubError (the hub refused) or OrderRefused (its quote is wrong).
+        min(1e-5, 1 / (10 persons)). Where a hospital meters its compute, `compute_minutes` of it are escrowed and what is
+        not used comes back. With `dispute`, payment waits for a window in which an arbiter may be asked.
+        Raises HubError (the hub refused) or OrderRefused (its quote is wrong).
         """
         rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
         for dataset_id in datasets:
@@ -130,6 +134,8 @@ class Buyer:
             "buyer_public_key": self.result_public_key,
             "datasets": list(datasets),
             "vouchers": list(vouchers),
+            "compute_minutes": compute_minutes,
+            "dispute": asdict(dispute) if dispute else None,
             "graph": base64.b64encode(graph).decode(),
             "weights": base64.b64encode(weights).decode(),
             "epsilon": float(epsilon),
@@ -145,6 +151,7 @@ class Buyer:
         cost = accounting.epsilon(spec.plan.charges(), spec.plan.delta)
         fee_limit = (terms.amount_units - terms.fee_units) * self.network["fee_bps"] // 10_000
         prices = {d: self.registry.dataset(d) for d in datasets}
+        rates = {d: m["compute_rate_units"] for d, m in zip(datasets, manifests, strict=True)}
         checks = {
             "buyer": terms.buyer == self.address and spec.buyer_public_key == self.result_public_key,
             "chain": (terms.chain_id, terms.market) == (self.chain.chain_id, self.network["market"]),
@@ -155,6 +162,12 @@ class Buyer:
                 and line.node == prices[line.dataset_id].node
                 for line in terms.datasets
             ),
+            "compute": all(
+                line.compute_rate_units == rates[line.dataset_id]
+                and line.compute_cap_units == rates[line.dataset_id] * compute_minutes
+                for line in terms.datasets
+            ),
+            "dispute": terms.dispute == dispute,
             "reward_units": terms.reward_units == reward_units,
             "fee_units": terms.fee_units <= fee_limit,
             "model": (spec.graph_hash, spec.weights_hash) == (sha256_hex(graph), sha256_hex(weights)),
@@ -219,14 +232,22 @@ class Job:
             raise OrderRefused(f"job {self.id[:12]} was refunded: {status['reason']}")
         return self.result()
 
+    def dispute(self) -> None:
+        """Ask the arbiter in the terms to look at the attested result, for the bond. Raises OrderRefused before there is
+        a result, TransactionRefused after the window."""
+        attested = self.buyer.escrow.attested(self.terms.job_id)
+        if attested is None:
+            raise OrderRefused(f"job {self.id[:12]} has no attested result yet, so there is nothing to dispute")
+        self.buyer.escrow.dispute(self.terms, attested)
+
     def result(self) -> Result:
         """The model and the report, checked against what the hospitals attested on-chain."""
         settlement = self.buyer.escrow.settlement(self.terms.job_id)
         if settlement is None:
             raise OrderRefused(f"job {self.id[:12]} is not settled on-chain")
         sealed = self.buyer.hub.call("GET", f"/api/jobs/{self.id}/result").content
-        result = unseal(sealed, self.buyer._result_key, self.id, settlement.model_hash)
-        if sha256_hex(result.report) != settlement.report_hash.hex():
+        result = unseal(sealed, self.buyer._result_key, self.id, settlement.attestation.model_hash)
+        if sha256_hex(result.report) != settlement.attestation.report_hash.hex():
             raise OrderRefused("the report in the result is not the one that the hospitals attested on-chain")
         return result
 

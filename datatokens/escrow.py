@@ -41,12 +41,9 @@ class EscrowJob:
 
 @dataclass(frozen=True)
 class Settlement:
-    """What a settlement said, from its events: the result, what each dataset got and was charged, what was paid."""
+    """What a settlement said, from its events: what was attested, which part of it was paid (basis points), how much."""
 
-    model_hash: bytes
-    report_hash: bytes
-    worked: int
-    outcomes: tuple[Outcome, ...]
+    attestation: Attestation
     paid_bps: int
     paid_units: int
     change_units: int
@@ -148,15 +145,21 @@ class Escrow:
         """The settlement of a job, from its event; None if it is not settled."""
         if self.job(job_id).status is not Status.SETTLED:
             return None
-        events = self.contract.events
-        paid = self.chain.newest_log(events.JobSettled(), jobId=job_id)
-        attested = self.chain.newest_log(events.JobAttested(), jobId=job_id)
+        paid = self.chain.newest_log(self.contract.events.JobSettled(), jobId=job_id)
+        attested = self.attested(job_id)
         if paid is None or attested is None:
             raise BankError(f"job 0x{job_id.hex()} is settled, but the chain at {self.chain.url} has lost its events")
-        said, money = attested["args"], paid["args"]
+        money = paid["args"]
+        return Settlement(attested, money["paidBps"], money["paidUnits"], money["changeUnits"])
+
+    def attested(self, job_id: bytes) -> Attestation | None:
+        """What a quorum of the nodes vouched for, from the chain; None before. It may still be disputed."""
+        event = self.chain.newest_log(self.contract.events.JobAttested(), jobId=job_id)
+        if event is None:
+            return None
+        said = event["args"]
         outcomes = tuple(Outcome.from_word(word) for word in said["outcomes"])
-        figures = (money["paidBps"], money["paidUnits"], money["changeUnits"])
-        return Settlement(said["modelHash"], said["reportHash"], said["worked"], outcomes, *figures)
+        return Attestation(job_id, said["modelHash"], said["reportHash"], said["worked"], outcomes)
 
     def standing(self, dataset_id: int) -> Standing:
         """What the escrow itself has counted for a dataset; nobody else can write it."""

@@ -248,6 +248,13 @@ class JobTerms:
         inner = keccak(abi_encode([TERMS_STRUCT], [self.to_struct()]))
         return keccak(abi_encode(["uint256", "address", "bytes32"], [self.chain_id, self.market, inner]))
 
+    def index_of_dataset(self, dataset_id: int) -> int:
+        """Position of a dataset. Raises TermsError for one that is not part of the job."""
+        for index, line in enumerate(self.datasets):
+            if line.dataset_id == dataset_id:
+                return index
+        raise TermsError(f"dataset_id={dataset_id} is not part of this job")
+
     def index_of_node(self, node: str) -> int:
         """Position of the dataset whose node key is `node`. Raises TermsError for a stranger."""
         for index, line in enumerate(self.datasets):

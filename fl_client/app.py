@@ -23,6 +23,7 @@ from flwr.clientapp import ClientApp
 from datatokens.chain import Chain
 from datatokens.errors import BankError, TermsError
 from datatokens.escrow import Escrow
+from datatokens.registry import Registry
 from datatokens.terms import JobTerms, acceptance_message, rejection_message, sign
 from fl_client import accounting, datasets, protocol
 from fl_client.attest import OwnFigures, check_and_sign
@@ -64,6 +65,7 @@ class DataRoom:
         self.config = config
         self.chain = chain
         self.escrow = Escrow(chain, config.market)
+        self.registry = Registry(chain, config.registry)
         self.ledger = Ledger(config.folder / "ledger.sqlite")
         self.address: str = str(Account.from_key(config.node_key).address)
         self.records: dict[int, Records] = {}
@@ -163,6 +165,7 @@ class DataRoom:
             raise ProtocolError(
                 f"persons={spec.persons[entry.dataset_id]} must be {manifest.persons} for dataset {entry.dataset_id}"
             )
+        self._check_price(terms, entry)
         charges = spec.plan.charges()
         records = self.records[entry.dataset_id]
         request = Request(
@@ -171,11 +174,29 @@ class DataRoom:
             epsilon=accounting.epsilon(charges, spec.plan.delta),
             delta=spec.plan.delta,
             persons=records.persons,
+            arbiter=terms.dispute.arbiter if terms.dispute else None,
         )
         floor = max(self.config.policy.minimum_persons, manifest.minimum_persons)
         admit(replace(self.config.policy, minimum_persons=floor), request, manifest.delta)
         self._safe_model(spec, entry, graph, weights)
         self.ledger.reserve(entry.patient_set, terms.job_id.hex(), charges)
+
+    def _check_price(self, terms: JobTerms, entry: DatasetEntry) -> None:
+        """The owner's price on the chain, or one datatoken; and the published price of compute, one minute at least."""
+        line = terms.datasets[terms.index_of_dataset(entry.dataset_id)]
+        listed = 0 if line.voucher else self.registry.dataset(entry.dataset_id).price_units
+        rate = entry.manifest.compute_rate_units
+        expected = {"price_units": listed, "compute_rate_units": rate, "tier": 0}
+        for name, value in expected.items():
+            if getattr(line, name) != value:
+                raise ProtocolError(
+                    f"{name}={getattr(line, name)} must be {value} for dataset {entry.dataset_id}; ask for a new quote"
+                )
+        if line.compute_cap_units < rate:
+            raise ProtocolError(
+                f"compute_cap_units={line.compute_cap_units} must be at least {rate}, one minute, "
+                f"for dataset {entry.dataset_id}"
+            )
 
     def _safe_model(self, spec: JobSpec, entry: DatasetEntry, graph: bytes, weights: bytes) -> GraphModel:
         for name, content in (("graph_hash", graph), ("weights_hash", weights)):
@@ -241,6 +262,7 @@ class DataRoom:
                 "persons": spec.persons[entry.dataset_id],
                 "epsilon-job": accounting.epsilon(spec.round_charges() * number, spec.plan.delta),
                 "epsilon-lifetime": self.ledger.epsilon_spent(entry.patient_set),
+                "delta-lifetime": entry.manifest.delta,
                 # rounded up: the exact time depends on how many patients there are
                 "training-seconds": math.ceil(result.seconds * 10) / 10,
                 "device": result.device,
@@ -257,11 +279,16 @@ class DataRoom:
         job = self._job(job_id)
         arrays = _checked(arrays, parameters(job.model))
         answered = sum(row.answered for row in self.ledger.rounds(job_id))
-        last = self.ledger.reply(job_id, answered)
-        if last is None:
-            raise ProtocolError(f"no round of job {job_id[:12]} was answered by this node")
-        released = _unpack(last)[1]
-        own = OwnFigures(job.entry.dataset_id, released["epsilon-job"], released["epsilon-lifetime"], answered)
+        released = self._released(job_id, answered)
+        seconds = sum(self._released(job_id, number)["training-seconds"] for number in range(1, answered + 1))
+        own = OwnFigures(
+            job.entry.dataset_id,
+            released["epsilon-job"],
+            released["epsilon-lifetime"],
+            released["delta-lifetime"],
+            seconds,
+            answered,
+        )
         attestation, signature = check_and_sign(
             self.config.node_key, job.terms, job.spec, own, model_hash(arrays), report_raw
         )
@@ -272,6 +299,13 @@ class DataRoom:
         path.write_text(signed)
         self.ledger.close_job(job_id)
         return {"accepted": True, "reason": "", "signature": signature}
+
+    def _released(self, job_id: str, number: int) -> dict[str, Any]:
+        """The metrics of a round as they left this node. Raises ProtocolError for a round that was not answered."""
+        stored = self.ledger.reply(job_id, number)
+        if stored is None:
+            raise ProtocolError(f"no round of job {job_id[:12]} was answered by this node")
+        return _metrics(stored)
 
     def release(self, job_id: str) -> dict[str, Any]:
         """Free what the job reserved and never ran; no further round of it will be answered."""
@@ -302,9 +336,13 @@ def _pack(arrays: Mapping[str, np.ndarray], metrics: Mapping[str, Any]) -> bytes
     return len(head).to_bytes(4, "big") + head + to_safetensors(arrays)
 
 
+def _metrics(stored: bytes) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads(stored[4 : 4 + int.from_bytes(stored[:4], "big")])
+    return metrics
+
+
 def _unpack(stored: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    end = 4 + int.from_bytes(stored[:4], "big")
-    return from_safetensors(stored[end:]), json.loads(stored[4:end])
+    return from_safetensors(stored[4 + int.from_bytes(stored[:4], "big") :]), _metrics(stored)
 
 
 # -- Flower's side -----------------------------------------------------------------------------------------------

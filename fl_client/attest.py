@@ -13,11 +13,31 @@ from typing import Any
 
 from datatokens.errors import TermsError
 from datatokens.payouts import split
-from datatokens.terms import Attestation, JobTerms, attestation_message, parse_canonical_json, sign
+from datatokens.terms import (
+    Attestation,
+    DatasetTerm,
+    JobTerms,
+    Outcome,
+    attestation_message,
+    parse_canonical_json,
+    privacy_charged,
+    sign,
+)
 from fl_client.errors import ProtocolError
 from fl_client.protocol import JobSpec
 
-EPSILON_TOLERANCE = 1e-6
+TOLERANCE = {"epsilon_job": 1e-6, "epsilon_lifetime": 1e-6, "delta_lifetime": 0.0, "training_seconds": 0.05}
+LINE_FIELDS = {
+    "dataset_id",
+    "worked",
+    "price_units",
+    "reward_units",
+    "compute_units",
+    "training_seconds",
+    "epsilon_job",
+    "epsilon_lifetime",
+    "delta_lifetime",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,8 @@ class OwnFigures:
     dataset_id: int
     epsilon_job: float
     epsilon_lifetime: float
+    delta_lifetime: float
+    training_seconds: float
     rounds_answered: int
 
 
@@ -34,6 +56,23 @@ def rewards(terms: JobTerms, spec: JobSpec, worked: int) -> tuple[int, ...]:
     """The reward pool split by released persons over the datasets whose bit in `worked` is set; the rest get 0."""
     weights = [spec.persons[line.dataset_id] * (worked >> i & 1) for i, line in enumerate(terms.datasets)]
     return split(terms.reward_units, weights)
+
+
+def outcome(line: Mapping[str, Any]) -> Outcome:
+    """What a hospital's line of the report comes to on the chain. Raises TermsError for a figure out of range.
+
+    The privacy figure is the dataset's whole history after this job, epsilon at delta: so a job that spent and was
+    never settled is in the figure of the next one, and nothing has to be summed with a loose bound.
+    """
+    if line["epsilon_lifetime"] is None:
+        return Outcome(0, 0, 0, 0)
+    spent = privacy_charged(line["epsilon_lifetime"], line["delta_lifetime"])
+    return Outcome(line["compute_units"], line["reward_units"], *spent)
+
+
+def compute_units(term: DatasetTerm, worked: bool, training_seconds: float) -> int:
+    """What metered compute comes to: nothing without the work."""
+    return term.compute_units(training_seconds) if worked else 0
 
 
 def check_and_sign(
@@ -66,30 +105,41 @@ def check_and_sign(
         raise ProtocolError(f"report: {worked.bit_count()} hospitals worked, the quorum is {terms.quorum}")
     shares = rewards(terms, spec, worked)
     for line, share in zip(lines, shares, strict=True):
-        if line["reward_units"] != share:
-            raise ProtocolError(
-                f"report: reward_units={line['reward_units']!r} of dataset {line['dataset_id']} must be {share}"
-            )
+        term = terms.datasets[terms.index_of_dataset(line["dataset_id"])]
+        seconds = line["training_seconds"]
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < 1e9:
+            raise ProtocolError(f"report: training_seconds={seconds!r} must be a number of seconds")
+        expected_units = {
+            "reward_units": share,
+            "compute_units": compute_units(term, line["worked"], seconds),
+            "price_units": term.price_units if line["worked"] else 0,
+        }
+        for name, units in expected_units.items():
+            if line[name] != units:
+                raise ProtocolError(f"report: {name}={line[name]!r} of dataset {term.dataset_id} must be {units}")
     mine = next(line for line in lines if line["dataset_id"] == own.dataset_id)
     if mine["worked"] is not True:
         raise ProtocolError("report: this node's own work is not counted")
     if own.rounds_answered < spec.rounds:
         raise ProtocolError(f"only {own.rounds_answered} of {spec.rounds} rounds were asked of this node")
-    for name, known in (("epsilon_job", own.epsilon_job), ("epsilon_lifetime", own.epsilon_lifetime)):
-        given = mine[name]
-        if not isinstance(given, float) or not abs(given - known) <= EPSILON_TOLERANCE:
-            raise ProtocolError(f"report: {name}={given!r} of this node must be {known:.6f}")
-    attestation = Attestation(terms.job_id, model_hash, hashlib.sha256(report_raw).digest(), worked, shares)
+    for name in ("epsilon_job", "epsilon_lifetime", "delta_lifetime", "training_seconds"):
+        given, known = mine[name], getattr(own, name)
+        if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given - known) <= TOLERANCE[name]:
+            raise ProtocolError(f"report: {name}={given!r} of this node must be {known:.6g}")
+    try:
+        outcomes = tuple(outcome(line) for line in lines)
+    except (TermsError, TypeError) as error:
+        raise ProtocolError(f"report: {error}") from error
+    attestation = Attestation(terms.job_id, model_hash, hashlib.sha256(report_raw).digest(), worked, outcomes)
     return attestation, sign(attestation_message(terms, attestation), key)
 
 
 def _lines(report: Any, terms: JobTerms) -> Sequence[Mapping[str, Any]]:
     lines = report.get("hospitals") if isinstance(report, dict) else None
-    wanted = {"dataset_id", "worked", "reward_units", "epsilon_job", "epsilon_lifetime"}
     if (
         not isinstance(lines, list)
         or len(lines) != len(terms.datasets)
-        or not all(isinstance(line, dict) and wanted <= set(line) for line in lines)
+        or not all(isinstance(line, dict) and set(line) >= LINE_FIELDS for line in lines)
         or [line["dataset_id"] for line in lines] != [d.dataset_id for d in terms.datasets]
     ):
         raise ProtocolError("report: hospitals must list the datasets of the terms in their order, with every figure")

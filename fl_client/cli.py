@@ -57,6 +57,7 @@ def add_dataset(
     lifetime_epsilon: Annotated[float, typer.Option(help="What all jobs together may ever cost a patient.")] = 8.0,
     delta: Annotated[float, typer.Option(help="Delta at which epsilon is counted.")] = 1e-5,
     minimum_persons: Annotated[int, typer.Option(help="Never train on fewer patients.")] = PLATFORM_MINIMUM_PERSONS,
+    compute_rate_units: Annotated[int, typer.Option(help="Price of every started minute of training, base units.")] = 0,
 ) -> None:
     """List a table as a dataset. The table stays; a noised count and the schema become public."""
     from fl_client.listing import Listing, list_dataset, read_contributors
@@ -65,7 +66,16 @@ def add_dataset(
         parsed = Schema.from_dict(json.loads(schema.read_text()))
     except (OSError, ValueError) as error:
         raise DatasetError(f"schema: {schema} is not a readable JSON file: {error}") from error
-    listing = Listing(name, description, price_units, contributor_bps, lifetime_epsilon, delta, minimum_persons)
+    listing = Listing(
+        name,
+        description,
+        price_units,
+        contributor_bps,
+        lifetime_epsilon,
+        delta,
+        minimum_persons,
+        compute_rate_units=compute_rate_units,
+    )
     entry = list_dataset(
         node_config.read(folder),
         owner_key_file.read_text().strip(),

@@ -102,6 +102,7 @@ buyers = ["*"]                     # addresses that may buy, or "*"
 purposes = ["*"]                   # allowed purposes, or "*"
 max_epsilon_per_job = 4.5          # the most one job may cost
 minimum_persons = {minimum}               # refuse while a dataset has fewer patients (never below {minimum})
+arbiters = []                      # addresses trusted to rule on disputes; without one, jobs with a dispute window are refused
 """
 
 
@@ -190,8 +191,9 @@ def _policy(value: Any) -> Policy:
         purposes = tuple(_text("policy.purposes", p) for p in value["purposes"])
         epsilon = value["max_epsilon_per_job"]
         minimum = whole("policy.minimum_persons", value["minimum_persons"], PLATFORM_MINIMUM_PERSONS, 10**9)
+        arbiters = tuple(address("policy.arbiters", a) for a in value.get("arbiters", []))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"policy: look at {error}") from error
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1000:
         raise ConfigError(f"policy.max_epsilon_per_job={epsilon!r} must be a number above 0")
-    return Policy(buyers, purposes, float(epsilon), minimum)
+    return Policy(buyers, purposes, float(epsilon), minimum, arbiters)

@@ -205,6 +205,7 @@ class Manifest:
     lifetime_epsilon: float
     delta: float
     schema: Schema
+    compute_rate_units: int = 0  # base units of the payment token for every started minute of training
 
     def __post_init__(self) -> None:
         for name in ("lifetime_epsilon", "delta"):
@@ -222,6 +223,7 @@ class Manifest:
             "minimum_persons": self.minimum_persons,
             "lifetime_epsilon": self.lifetime_epsilon,
             "delta": self.delta,
+            "compute_rate_units": self.compute_rate_units,
             "schema": self.schema.as_dict(),
         }
 
@@ -240,6 +242,7 @@ class Manifest:
                 _number("lifetime_epsilon", value["lifetime_epsilon"], above=0),
                 _number("delta", value["delta"], above=0),
                 Schema.from_dict(value["schema"]),
+                whole("compute_rate_units", value["compute_rate_units"], 0, 2**88 - 1),
             )
         except (KeyError, TypeError) as error:
             raise DatasetError(f"manifest: look at {error}") from error

@@ -43,6 +43,7 @@ class Listing:
     delta: float
     minimum_persons: int = PLATFORM_MINIMUM_PERSONS
     symbol: str = "DT"
+    compute_rate_units: int = 0  # for every started minute of training
 
 
 def hub_request(hub: str, method: str, path: str, body: Any = None) -> Any:
@@ -100,6 +101,7 @@ def list_dataset(
         lifetime_epsilon=listing.lifetime_epsilon,
         delta=listing.delta,
         schema=schema,
+        compute_rate_units=listing.compute_rate_units,
     )
     chain = connect(config.chain, owner_key)
     dataset_id = Registry(chain, config.registry).list_dataset(

@@ -17,12 +17,14 @@ class Policy:
     purposes             purposes that are allowed, compared word for word without regard to case, or ("*",)
     max_epsilon_per_job  the most one job may cost, at the dataset's delta
     minimum_persons      a job is refused while the dataset has fewer patients
+    arbiters             addresses that may rule on disputes; a job with another arbiter is refused
     """
 
     buyers: tuple[str, ...]
     purposes: tuple[str, ...]
     max_epsilon_per_job: float
     minimum_persons: int
+    arbiters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Request:
     epsilon: float
     delta: float
     persons: int
+    arbiter: str | None = None  # None: the job pays at once, nobody can dispute it
 
 
 def admit(policy: Policy, request: Request, dataset_delta: float) -> None:
@@ -45,6 +48,8 @@ def admit(policy: Policy, request: Request, dataset_delta: float) -> None:
         raise PolicyRefusal(
             f"purpose={request.purpose!r} is not allowed here; allowed: {', '.join(policy.purposes) or 'none'}"
         )
+    if request.arbiter is not None and request.arbiter not in policy.arbiters:
+        raise PolicyRefusal(f"arbiter={request.arbiter} is not one that this hospital trusts with its pay")
     if request.delta > dataset_delta:
         raise PolicyRefusal(f"delta={request.delta:g} is larger than the {dataset_delta:g} of this dataset")
     if request.epsilon > policy.max_epsilon_per_job:

@@ -132,8 +132,15 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
             raise RunFailed(f"round {number}: {len(active)} hospitals answered, the quorum is {terms.quorum}")
         for dataset_id, reply in good.items():
             said = reply.content[protocol.ANSWER]
+            before = parts[dataset_id].training_seconds if dataset_id in parts else 0.0
             parts[dataset_id] = Part(
-                dataset_id, number, said["epsilon-job"], said["epsilon-lifetime"], said["device"]
+                dataset_id,
+                number,
+                said["epsilon-job"],
+                said["epsilon-lifetime"],
+                said["delta-lifetime"],
+                round(before + said["training-seconds"], 1),
+                said["device"],
             )
         slowest = max(r.content[protocol.ANSWER]["training-seconds"] for r in good.values())
         arrays, loss = _average(strategy, number, spec, good)
@@ -161,14 +168,17 @@ def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
     content = {d: RecordDict({protocol.JOB: ConfigRecord(dict(request))}) for d in everyone}
     messages = {d: Message(content[d], job.supernode[d], protocol.ADMIT) for d in everyone}
     replies = ask(messages, ADMIT_TIMEOUT_S)
-    accepted, rejections = [], {}
+    accepted, rejections, acceptances = [], {}, {}
     for line in job.terms.datasets:
         answer = _answer(replies.get(line.dataset_id))
         job.progress("admission", dataset_id=line.dataset_id, accepted=answer["accepted"], reason=answer["reason"])
         if answer["accepted"]:
             accepted.append(line.dataset_id)
+            acceptances[line.node] = answer["signature"].hex()
         elif answer["signature"]:
             rejections[line.node] = {"reason": answer["reason"], "signature": answer["signature"].hex()}
+    # for the hub to put on the chain while the rounds go on: only who has accepted there can be paid
+    job.write("acceptances.json", json.dumps(acceptances).encode())
     if len(accepted) >= job.terms.quorum:
         return accepted
     if len(job.terms.datasets) - len(rejections) < job.terms.quorum:
@@ -182,7 +192,7 @@ def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
 def _attestation(
     job: JobFolder, ask: Exchange, final: dict[str, np.ndarray], rounds: list[Round], parts: Mapping[int, Part]
 ) -> None:
-    report, worked, shares = build(job.terms, job.spec, model_hash(final), rounds, parts)
+    report, worked = build(job.terms, job.spec, model_hash(final), rounds, parts)
     active = [line.dataset_id for i, line in enumerate(job.terms.datasets) if worked >> i & 1]
     job.progress("attesting", model_hash=model_hash(final).hex())
     replies = ask(_messages(job, active, protocol.ATTEST, final, report=report), ADMIT_TIMEOUT_S)
@@ -198,8 +208,7 @@ def _attestation(
     sealed = seal(Result(final, job.graph, report), job.spec.buyer_public_key, job.terms.job_id.hex())
     job.write("result.sealed", sealed)
     job.write("report.json", report)
-    facts = {"model_hash": model_hash(final).hex(), "worked": worked, "reward_units": [str(s) for s in shares]}
-    job.finish("attested", signatures=signatures, **facts)
+    job.finish("attested", signatures=signatures, model_hash=model_hash(final).hex(), worked=worked)
 
 
 def _messages(
@@ -231,6 +240,7 @@ ROUND_FIELDS = {
     "loss": float,
     "epsilon-job": float,
     "epsilon-lifetime": float,
+    "delta-lifetime": float,
     "training-seconds": float,
     "device": str,
 }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datatokens.terms import JobTerms, canonical_json
-from fl_client.attest import rewards
+from fl_client.attest import compute_units, rewards
 from fl_client.protocol import JobSpec
 
 
@@ -32,6 +32,8 @@ class Part:
     rounds_answered: int
     epsilon_job: float | None
     epsilon_lifetime: float | None
+    delta_lifetime: float | None
+    training_seconds: float
     device: str
 
 
@@ -52,8 +54,8 @@ def build(
     model_hash: bytes,
     rounds: Sequence[Round],
     parts: Mapping[int, Part],
-) -> tuple[bytes, int, tuple[int, ...]]:
-    """(report bytes, worked bits, reward units per dataset of the terms). Worked = answered every round."""
+) -> tuple[bytes, int]:
+    """(report bytes, worked bits). Worked = answered every round."""
     worked = 0
     for i, line in enumerate(terms.datasets):
         part = parts.get(line.dataset_id)
@@ -62,7 +64,7 @@ def build(
     shares = rewards(terms, spec, worked)
     hospitals: list[dict[str, Any]] = []
     for i, line in enumerate(terms.datasets):
-        part = parts.get(line.dataset_id, Part(line.dataset_id, 0, None, None, ""))
+        part = parts.get(line.dataset_id, Part(line.dataset_id, 0, None, None, None, 0.0, ""))
         hospitals.append(
             {
                 "dataset_id": line.dataset_id,
@@ -72,9 +74,12 @@ def build(
                 "rounds_answered": part.rounds_answered,
                 "epsilon_job": part.epsilon_job,
                 "epsilon_lifetime": part.epsilon_lifetime,
+                "delta_lifetime": part.delta_lifetime,
+                "training_seconds": part.training_seconds,
                 "device": part.device,
                 "price_units": line.price_units if worked >> i & 1 else 0,
                 "reward_units": shares[i],
+                "compute_units": compute_units(line, bool(worked >> i & 1), part.training_seconds),
             }
         )
     report = {
@@ -88,4 +93,4 @@ def build(
         "rounds": [{"number": r.number, "loss": r.loss, "loss_interval95": r.loss_interval95} for r in rounds],
         "hospitals": hospitals,
     }
-    return canonical_json(report), worked, shares
+    return canonical_json(report), worked

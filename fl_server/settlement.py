@@ -15,10 +15,12 @@ from datatokens.escrow import Escrow
 from datatokens.terms import (
     Attestation,
     JobTerms,
+    acceptance_message,
     attestation_message,
     check_signature,
     rejection_message,
 )
+from fl_client import attest
 from fl_client.protocol import sha256_hex
 from fl_server.errors import RunFailed
 
@@ -30,7 +32,7 @@ def settle(escrow: Escrow, terms: JobTerms, outcome: Mapping[str, Any], report: 
         model_hash=bytes.fromhex(outcome["model_hash"]),
         report_hash=bytes.fromhex(sha256_hex(report)),
         worked=int(outcome["worked"]),
-        reward_units=tuple(int(units) for units in outcome["reward_units"]),
+        outcomes=tuple(attest.outcome(line) for line in json.loads(report)["hospitals"]),
     )
     message = attestation_message(terms, attestation)
     good: dict[str, bytes] = {}
@@ -45,6 +47,19 @@ def settle(escrow: Escrow, terms: JobTerms, outcome: Mapping[str, Any], report: 
         raise RunFailed(f"{len(good)} good attestations, the quorum is {terms.quorum}")
     escrow.settle(terms, attestation, good)
     return attestation
+
+
+def accept(escrow: Escrow, terms: JobTerms, acceptances: Mapping[str, str]) -> None:
+    """Put the hospitals' signed acceptances on the chain; idempotent. A bad signature is left out."""
+    good: dict[str, bytes] = {}
+    for line in terms.datasets:
+        signature = bytes.fromhex(acceptances.get(line.node, ""))
+        try:
+            check_signature(acceptance_message(terms), signature, line.node)
+        except SignatureError:
+            continue  # that hospital cannot be paid, and the others go on
+        good[line.node] = signature
+    escrow.accept(terms, good)
 
 
 def refund_rejected(escrow: Escrow, terms: JobTerms, rejections: Mapping[str, Mapping[str, str]]) -> None:

@@ -95,8 +95,7 @@ def test_order__settled__every_unit_is_accounted_for(world: World) -> None:
 
     settlement = escrow.settlement(terms.job_id)
     assert settlement is not None
-    assert (settlement.model_hash, settlement.report_hash) == (attestation.model_hash, attestation.report_hash)
-    assert (settlement.worked, settlement.outcomes) == (0b111, attestation.outcomes)
+    assert settlement.attestation == attestation
     assert settlement.paid_bps == 10_000
     assert settlement.paid_units == 3 * PRICE + 2 * third
     assert settlement.change_units == REWARD - 2 * third

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from datatokens.escrow import Escrow
 from datatokens.registry import Registry, Token
 from datatokens.terms import (
     DatasetTerm,
+    DisputeTerms,
     JobTerms,
     acceptance_message,
     check_signature,
@@ -37,6 +40,7 @@ from fl_client.protocol import JobSpec, sha256_hex
 from fl_client.weights import from_safetensors, model_hash
 from fl_server.report import Part, Round
 from fl_server.report import build as build_report
+from fl_server.settlement import accept, settle
 
 SCHEMA = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), "y", 0)
 GRAPH, WEIGHTS = export_model(build("logistic_regression", 2), zeros(1, 2))
@@ -81,12 +85,15 @@ class Clinic:
         }
         return JobSpec(**(fields | changes))
 
+    def line(self, **changes: Any) -> DatasetTerm:
+        return replace(DatasetTerm(self.dataset_id, self.node, PRICE), **changes)
+
     def terms(self, spec: JobSpec | None = None, buyer: str = BUYER[0], **changes: Any) -> JobTerms:
         fields: dict[str, Any] = {
             "chain_id": self.made.chain_id,
             "market": self.made.market,
             "buyer": buyer,
-            "datasets": (DatasetTerm(self.dataset_id, self.node, PRICE),),
+            "datasets": (self.line(),),
             "reward_units": 100,
             "fee_units": 0,
             "deadline": connect(self.url).now() + 3600,
@@ -153,6 +160,36 @@ def test_admit__paid_job__is_accepted_and_signed(clinic: Clinic) -> None:
     answer = clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)
     assert answer["accepted"] is True
     check_signature(acceptance_message(terms), answer["signature"], clinic.node)
+
+
+def test_admit__price_or_compute_other_than_listed__refused(clinic: Clinic) -> None:
+    for changes, said in (
+        ({"price_units": PRICE - 1}, f"price_units={PRICE - 1} must be {PRICE}"),
+        ({"compute_rate_units": 5, "compute_cap_units": 50}, "compute_rate_units=5 must be 0"),
+        ({"tier": 1}, "tier=1 must be 0"),
+    ):
+        assert said in refusal(clinic, clinic.paid(datasets=(clinic.line(**changes),)))
+
+
+def test_admit__compute_has_a_price__one_minute_at_least_must_be_escrowed(clinic: Clinic) -> None:
+    path = clinic.folder / "datasets" / f"{clinic.dataset_id}.json"
+    entry = json.loads(path.read_text())
+    entry["manifest"]["compute_rate_units"] = 7
+    path.write_text(json.dumps(entry))
+    short = clinic.paid(datasets=(clinic.line(compute_rate_units=7, compute_cap_units=6),))
+    assert "compute_cap_units=6 must be at least 7" in refusal(clinic, short)
+    enough = clinic.paid(datasets=(clinic.line(compute_rate_units=7, compute_cap_units=7),))
+    assert clinic.room().admit(enough.to_json(), GRAPH, WEIGHTS)["accepted"]
+
+
+def test_admit__arbiter_that_the_hospital_does_not_trust__refused(clinic: Clinic) -> None:
+    arbiter = accounts()[7][0]
+    terms = clinic.paid(dispute=DisputeTerms(3600, arbiter, 5, 0))
+    assert f"arbiter={arbiter} is not one that this hospital trusts" in refusal(clinic, terms)
+    toml = clinic.folder / "node.toml"
+    toml.write_text(toml.read_text().replace("arbiters = []", f'arbiters = ["{arbiter}"]'))
+    again = clinic.paid(dispute=DisputeTerms(3600, arbiter, 5, 0))
+    assert clinic.room().admit(again.to_json(), GRAPH, WEIGHTS)["accepted"]
 
 
 def test_admit__unpaid_job__refused_without_a_signature_and_free_to_be_paid_later(clinic: Clinic) -> None:
@@ -298,32 +335,42 @@ def test_train__parameters_that_do_not_fit__cost_nothing(clinic: Clinic, bad: st
     assert not [c for c in Ledger(clinic.folder / "ledger.sqlite").history(key) if c.what == "training"]
 
 
+def part_of(clinic: Clinic, rounds: int, metrics: dict[str, Any], seconds: float) -> Part:
+    spent = (metrics["epsilon-job"], metrics["epsilon-lifetime"], metrics["delta-lifetime"])
+    return Part(clinic.dataset_id, rounds, *spent, round(seconds, 1), "cpu")
+
+
 def trained(clinic: Clinic) -> tuple[JobTerms, JobSpec, dict[str, np.ndarray], Part]:
     terms = accepted(clinic)
     spec = JobSpec.from_dict(terms.spec)
-    arrays, metrics = weights(), {}
+    arrays, metrics, seconds = weights(), {}, 0.0
     for number in range(1, spec.rounds + 1):
         arrays, metrics = clinic.room().train(terms.job_id.hex(), number, arrays)
-    part = Part(clinic.dataset_id, spec.rounds, metrics["epsilon-job"], metrics["epsilon-lifetime"], "cpu")
+        seconds += metrics["training-seconds"]
+    part = part_of(clinic, spec.rounds, metrics, seconds)
     return terms, spec, arrays, part
 
 
 def test_attest__honest_report__is_signed_and_settles(clinic: Clinic) -> None:
     terms, spec, arrays, part = trained(clinic)
     rounds = [Round(1, 0.7, 0.1), Round(2, 0.6, 0.1)]
-    report, worked, shares = build_report(terms, spec, model_hash(arrays), rounds, {clinic.dataset_id: part})
+    report, worked = build_report(terms, spec, model_hash(arrays), rounds, {clinic.dataset_id: part})
     answer = clinic.room().attest(terms.job_id.hex(), arrays, report)
     outcome = {
         "model_hash": model_hash(arrays).hex(),
         "worked": worked,
-        "reward_units": [str(s) for s in shares],
         "signatures": {clinic.node: answer["signature"].hex()},
     }
-    from fl_server.settlement import settle
-
     escrow = Escrow(connect(clinic.url, accounts()[0][1]), clinic.made.market)
+    accepted_by = json.loads((clinic.folder / "jobs" / terms.job_id.hex() / "answer.json").read_text())["signature"]
+    for _ in range(2):  # a hub that was killed in between does it again
+        accept(escrow, terms, {clinic.node: accepted_by, "0x" + "1" * 40: "00"})
     settle(escrow, terms, outcome, report)
     assert escrow.job(terms.job_id).status == "settled"
+    attested = escrow.attested(terms.job_id)
+    assert attested is not None
+    [charged] = attested.outcomes
+    assert charged.epsilon_micro == math.ceil(part.epsilon_lifetime * 10**6) and charged.delta_pico == 10**7 + 1
 
 
 def test_attest__figures_that_the_node_knows_better__refused(clinic: Clinic) -> None:
@@ -332,13 +379,15 @@ def test_attest__figures_that_the_node_knows_better__refused(clinic: Clinic) -> 
     for wrong, said in (
         (replace(part, epsilon_job=part.epsilon_job / 2), "epsilon_job"),
         (replace(part, epsilon_lifetime=0.1), "epsilon_lifetime"),
+        (replace(part, delta_lifetime=1e-6), "delta_lifetime"),
+        (replace(part, training_seconds=part.training_seconds + 60), "training_seconds"),
         (replace(part, rounds_answered=1), "the quorum is 1"),
     ):
-        report, _, _ = build_report(terms, spec, model_hash(arrays), [], {ours: wrong})
+        report, _ = build_report(terms, spec, model_hash(arrays), [], {ours: wrong})
         with pytest.raises(ProtocolError, match=said):
             clinic.room().attest(job, arrays, report)
     other = {name: array + 1 for name, array in arrays.items()}
-    report, _, _ = build_report(terms, spec, model_hash(arrays), [], {ours: part})
+    report, _ = build_report(terms, spec, model_hash(arrays), [], {ours: part})
     with pytest.raises(ProtocolError, match="model_hash"):
         clinic.room().attest(job, other, report)
     with pytest.raises(ProtocolError, match="reward_units"):
@@ -348,11 +397,11 @@ def test_attest__figures_that_the_node_knows_better__refused(clinic: Clinic) -> 
 def test_attest__a_second_different_result__is_never_signed(clinic: Clinic) -> None:
     terms, spec, arrays, part = trained(clinic)
     job = terms.job_id.hex()
-    report, _, _ = build_report(terms, spec, model_hash(arrays), [], {clinic.dataset_id: part})
+    report, _ = build_report(terms, spec, model_hash(arrays), [], {clinic.dataset_id: part})
     first = clinic.room().attest(job, arrays, report)
     assert clinic.room().attest(job, arrays, report)["signature"] == first["signature"]
     other = {name: array + 1 for name, array in arrays.items()}
-    report, _, _ = build_report(terms, spec, model_hash(other), [], {clinic.dataset_id: part})
+    report, _ = build_report(terms, spec, model_hash(other), [], {clinic.dataset_id: part})
     with pytest.raises(ProtocolError, match="already signed another result"):
         clinic.room().attest(job, other, report)
 
@@ -361,8 +410,8 @@ def test_attest__before_the_last_round__refused(clinic: Clinic) -> None:
     terms = accepted(clinic)
     spec = JobSpec.from_dict(terms.spec)
     arrays, metrics = clinic.room().train(terms.job_id.hex(), 1, weights())
-    part = Part(clinic.dataset_id, spec.rounds, metrics["epsilon-job"], metrics["epsilon-lifetime"], "cpu")
-    report, _, _ = build_report(terms, spec, model_hash(arrays), [], {clinic.dataset_id: part})
+    part = part_of(clinic, spec.rounds, metrics, metrics["training-seconds"])
+    report, _ = build_report(terms, spec, model_hash(arrays), [], {clinic.dataset_id: part})
     with pytest.raises(ProtocolError, match="only 1 of 2 rounds"):
         clinic.room().attest(terms.job_id.hex(), arrays, report)
 

@@ -50,6 +50,7 @@ def honest(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any]:
             "loss": 0.5,
             "epsilon-job": 1.0,
             "epsilon-lifetime": 2.0,
+            "delta-lifetime": 1e-5,
             "training-seconds": 0.1,
             "device": "cpu",
         }
