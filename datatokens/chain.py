@@ -7,12 +7,14 @@ a refusal costs no gas and comes back as a sentence. The only place (with the bi
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urldefrag
 
 import requests
 from eth_abi.abi import decode as abi_decode
@@ -34,9 +36,11 @@ from web3.types import RPCEndpoint
 
 from datatokens.errors import BankError, ChainUnreachable, NodeRefused, TransactionRefused
 
+log = logging.getLogger("datahub.chain")
+
 ARTIFACTS = Path(__file__).parent / "artifacts"
 WAIT_S = 180.0
-LOG_RANGE = 2000
+SETTINGS = {"confirmations": (0, 0, 1000), "log_range": (2000, 1, 1_000_000)}  # name: default, least, most
 GAS_MARGIN = 1.15
 NONCE_TRIES = 20
 SUBMIT_TRIES = 5
@@ -149,11 +153,13 @@ class Chain:
     """A connection, with a key for sending or without one for looking. Safe to share between threads."""
 
     def __init__(self, url: str, key: str | None):
-        self.url = url
+        self.url, fragment = urldefrag(url)
+        settings = _settings(fragment)
+        self.confirmations, self.log_range = settings["confirmations"], settings["log_range"]
         self._key = key
         session = requests.Session()
         session.trust_env = False  # a node's chain connection must not go through a proxy by accident
-        self._web3 = Web3(HTTPProvider(url, session=session, request_kwargs={"timeout": 30}))
+        self._web3 = Web3(HTTPProvider(self.url, session=session, request_kwargs={"timeout": 30}))
         try:
             self.address: str | None = str(Account.from_key(key).address) if key else None
         except (ValueError, TypeError) as error:  # binascii.Error is a ValueError
@@ -192,8 +198,8 @@ class Chain:
         return max(int(time.time()), int(self._ask(lambda: self._web3.eth.get_block("latest"))["timestamp"]))
 
     def block_number(self) -> int:
-        """Number of the newest block."""
-        return int(self._ask(lambda: self._web3.eth.block_number))
+        """Number of the newest block that counts: the head, less the confirmations."""
+        return max(0, int(self._ask(lambda: self._web3.eth.block_number)) - self.confirmations)
 
     def balance_wei(self, address: str) -> int:
         """Gas coin of an account."""
@@ -204,8 +210,9 @@ class Chain:
         return bytes(self._ask(lambda: self._web3.eth.get_code(Web3.to_checksum_address(address))))
 
     def read(self, function: Any) -> Any:
-        """The value of a view function. Raises TransactionRefused if it reverts."""
-        return self._ask(lambda: function.call())
+        """The value of a view function, at the newest block that counts. Raises TransactionRefused if it reverts."""
+        block = self.block_number() if self.confirmations else "latest"
+        return self._ask(lambda: function.call(block_identifier=block))
 
     def send(self, function: Any) -> Mapping[str, Any]:
         """Simulate, sign, send, wait; the receipt. Raises TransactionRefused with the contract's reason."""
@@ -271,7 +278,7 @@ class Chain:
                     if not self._knows(signed.hash):
                         time.sleep(0.02 * (attempt + 1) * (1 + secrets.randbelow(100) / 100))
                         continue
-            receipt = self._receipt(signed.hash, nonce)
+            receipt = self._receipt(signed, nonce)
             if receipt is not None:
                 return receipt
         raise BankError(f"the chain at {self.url} refused {NONCE_TRIES} nonces; is another program using this key?")
@@ -307,15 +314,16 @@ class Chain:
             raise BankError(f"gas costs {gwei} gwei now; more than {cap_gwei} is not paid")
         return fee
 
-    def _receipt(self, transaction_hash: Any, nonce: int) -> Mapping[str, Any] | None:
+    def _receipt(self, signed: Any, nonce: int) -> Mapping[str, Any] | None:
         """The receipt; None if the nonce went to another transaction of this key, so that this one can never count."""
-        sent = f"transaction 0x{bytes(transaction_hash).hex()}"
+        sent = f"transaction 0x{bytes(signed.hash).hex()}"
         answered_at, pause = time.monotonic(), 0.05
         end, gone_at = answered_at + WAIT_S, None
         while time.monotonic() < end:
             try:
-                receipt, gone = self._looked_up(transaction_hash, nonce)
-                if receipt is not None:
+                receipt, gone = self._looked_up(signed, nonce)
+                # looked up again until it is deep enough: a reorganisation may take it away
+                if receipt is not None and (not self.confirmations or receipt["blockNumber"] <= self.block_number()):
                     return receipt
                 answered_at = time.monotonic()
                 gone_at = (gone_at or answered_at) if gone else None
@@ -328,27 +336,38 @@ class Chain:
             pause = min(0.5, pause * 1.5)
         raise BankError(f"{sent} is not in a block after {WAIT_S:.0f} s; it may still be mined")
 
-    def _looked_up(self, transaction_hash: Any, nonce: int) -> tuple[Mapping[str, Any] | None, bool]:
-        """The receipt, if there is one; and whether the transaction is gone: nonce spent, transaction unknown."""
+    def _looked_up(self, signed: Any, nonce: int) -> tuple[Mapping[str, Any] | None, bool]:
+        """The receipt, if there is one; and whether the transaction is gone: nonce spent, transaction unknown.
+
+        Unknown while its nonce is free, it was forgotten (a reorganisation, a full pool): the same bytes go out again.
+        """
         try:
-            return self._ask(lambda: self._web3.eth.get_transaction_receipt(transaction_hash)), False
+            return self._ask(lambda: self._web3.eth.get_transaction_receipt(signed.hash)), False
         except TransactionNotFound:
             spent = self._ask(lambda: self._web3.eth.get_transaction_count(self._sender(), "latest")) > nonce
-            return None, spent and not self._knows(transaction_hash)
+            known = self._knows(signed.hash)
+            if not spent and not known:
+                try:
+                    self._submit(signed)
+                except NodeRefused as error:  # another process took the nonce in between: seen at the next look
+                    log.info("sending again: %s", error)
+            return None, spent and not known
 
     def logs(
-        self, event: Any, from_block: int = 0, to_block: int | None = None, chunk: int = LOG_RANGE, **filters: Any
+        self, event: Any, from_block: int = 0, to_block: int | None = None, **filters: Any
     ) -> Iterator[Mapping[str, Any]]:
-        """Decoded events, oldest first, asked for in ranges of `chunk` blocks, as public nodes demand.
+        """Decoded events, oldest first, asked for in ranges of `log_range` blocks, as public nodes demand.
 
         `filters` are values of indexed arguments; `to_block` None is the newest block.
         """
+        chunk = self.log_range
         last = self.block_number() if to_block is None else to_block
         for first in range(from_block, last + 1, chunk):
             yield from self._range(event, first, min(first + chunk - 1, last), filters)
 
-    def newest_log(self, event: Any, chunk: int = LOG_RANGE, **filters: Any) -> Mapping[str, Any] | None:
+    def newest_log(self, event: Any, **filters: Any) -> Mapping[str, Any] | None:
         """The newest event that fits, searched from the newest block backwards; None if there never was one."""
+        chunk = self.log_range
         for last in range(self.block_number(), -1, -chunk):
             if found := self._range(event, max(0, last - chunk + 1), last, filters):
                 return found[-1]
@@ -367,9 +386,24 @@ class Chain:
         return answer.get("result")
 
 
+def _settings(fragment: str) -> dict[str, int]:
+    found = {name: default for name, (default, _, _) in SETTINGS.items()}
+    for part in fragment.split("&") if fragment else []:
+        name, _, value = part.partition("=")
+        if name not in SETTINGS:
+            raise BankError(f"chain: {part!r} after # must be one of {', '.join(SETTINGS)} with a number")
+        _, least, most = SETTINGS[name]
+        if not value.isdecimal() or not value.isascii() or not least <= int(value) <= most:
+            raise BankError(f"chain: {name}={value!r} must be a whole number from {least} to {most}")
+        found[name] = int(value)
+    return found
+
+
 def connect(url: str, key: str | bytes | None = None) -> Chain:
     """Connect to the JSON-RPC endpoint at `url`. `key` is a private key, hexadecimal or bytes; without it: look only.
 
-    Raises ChainUnreachable if nothing answers there, BankError for a key that is none.
+    What differs between chains stands behind a # and is never sent: `https://rpc.example/#confirmations=3&log_range=500`
+    counts a block once three more are on top, and asks for events of 500 blocks at a time.
+    Raises ChainUnreachable if nothing answers there, BankError for a key or a setting that is none.
     """
     return Chain(url, "0x" + key.hex() if isinstance(key, bytes) else key)

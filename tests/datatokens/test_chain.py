@@ -277,11 +277,71 @@ def test_logs__any_chunk__same_events_in_order_and_never_a_larger_range(world: W
         token.mint(to, units)
     transfer = token.contract.events.Transfer()
     for chunk in (1, 2, 3, 1000):
-        found = [e["args"]["value"] for e in world.operator.logs(transfer, first, chunk=chunk, to=to)]
+        chain = connect(f"{world.url}#log_range={chunk}")
+        found = [e["args"]["value"] for e in chain.logs(transfer, first, to=to)]
         assert found == [1, 2, 3, 4, 5, 6, 7]
-        newest = world.operator.newest_log(transfer, chunk=chunk, to=to)
+        newest = chain.newest_log(transfer, to=to)
         assert newest is not None
         assert newest["args"]["value"] == 7
     last = world.operator.block_number() - 1
     assert [e["args"]["value"] for e in world.operator.logs(transfer, first, last, to=to)] == [1, 2, 3, 4, 5, 6]
     assert world.operator.newest_log(transfer, to=Account.create().address) is None
+
+
+# -- settings behind the # ---------------------------------------------------------------------------------------------
+
+
+def test_connect__confirmations__a_block_counts_once_others_are_on_top(own_anvil: str) -> None:
+    key = accounts()[0][1]
+    quick, careful = connect(own_anvil, key), connect(f"{own_anvil}#confirmations=2&log_range=1", key)
+    token = Token(quick, quick.deploy("TestUSD"))
+    slow = Token(careful, token.contract.address)
+    quick.rpc("anvil_mine", "0x2")
+    to = Account.create().address
+    with ThreadPoolExecutor(1) as pool:
+        minting = pool.submit(slow.mint, to, 7)
+        while token.balance_units(to) == 0:
+            time.sleep(0.02)
+        assert slow.balance_units(to) == 0
+        assert careful.newest_log(slow.contract.events.Transfer(), to=to) is None
+        time.sleep(0.3)
+        assert not minting.done()
+        quick.rpc("anvil_mine", "0x2")
+        minting.result(timeout=30)
+    assert slow.balance_units(to) == 7
+    found = careful.newest_log(slow.contract.events.Transfer(), to=to)
+    assert found is not None and found["args"]["value"] == 7
+
+
+def test_connect__reorganised_away__is_sent_again_and_counts_once(own_anvil: str) -> None:
+    key = accounts()[0][1]
+    quick, careful = connect(own_anvil, key), connect(f"{own_anvil}#confirmations=3", key)
+    token = Token(quick, quick.deploy("TestUSD"))
+    quick.rpc("anvil_mine", "0x3")
+    to = Account.create().address
+    with ThreadPoolExecutor(1) as pool:
+        minting = pool.submit(Token(careful, token.contract.address).mint, to, 7)
+        while token.balance_units(to) == 0:
+            time.sleep(0.02)
+        quick.rpc("anvil_reorg", 1, [])
+        for _ in range(200):
+            if minting.done():
+                break
+            quick.rpc("anvil_mine", "0x1")
+            time.sleep(0.05)
+        minting.result(timeout=5)
+    assert token.balance_units(to) == 7
+
+
+@pytest.mark.parametrize(
+    ("fragment", "said"),
+    [
+        ("confirmations=-1", "confirmations='-1' must be a whole number from 0 to 1000"),
+        ("log_range=0", "log_range='0' must be a whole number from 1"),
+        ("log_range=", "log_range='' must be"),
+        ("confirmation=3", "'confirmation=3' after # must be one of confirmations, log_range"),
+    ],
+)
+def test_connect__setting_that_is_none__named(fragment: str, said: str) -> None:
+    with pytest.raises(BankError, match=re.escape(said)):
+        connect(f"http://127.0.0.1:9/#{fragment}")
