@@ -6,9 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from datatokens.chain import Chain
+    from datatokens.deploy import Deployment
 
 app = typer.Typer(help="The chain and the contracts on it.", no_args_is_help=True)
 
@@ -49,6 +53,21 @@ def deploy(
     typer.echo(f"registry {made.registry}, market {made.market}, payment token {made.payment_token}: written to {out}")
 
 
+@app.command("verify")
+def verify_code(
+    deployment: Annotated[Path, typer.Argument(help="File that `deploy` wrote.")] = Path("deployment.json"),
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Compare the deployed code with this version, byte for byte. Exit status 1 if it does not match."""
+    from datatokens.errors import BankError
+
+    try:
+        made = _verified(deployment, url)[1]
+    except BankError as error:
+        _fail(str(error))
+    typer.echo(f"registry {made.registry} and market {made.market} carry the code of this version")
+
+
 @app.command()
 def status(
     deployment: Annotated[Path, typer.Argument(help="File that `deploy` wrote.")] = Path("deployment.json"),
@@ -56,16 +75,11 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check the deployed code against this version, and count what is there. Exit status 1 if it does not match."""
-    from datatokens.chain import connect
-    from datatokens.deploy import Deployment, verify
     from datatokens.errors import BankError
     from datatokens.registry import Registry, Token
 
     try:
-        chain, made = connect(url), Deployment.load(deployment)
-        if chain.chain_id != made.chain_id:
-            _fail(f"{url} is chain {chain.chain_id}; {deployment} is for chain {made.chain_id}")
-        verify(chain, made.registry, made.market)
+        chain, made = _verified(deployment, url)
         facts = {
             "chain_id": chain.chain_id,
             "block": chain.block_number(),
@@ -78,6 +92,19 @@ def status(
     except BankError as error:
         _fail(str(error))
     typer.echo(json.dumps(facts) if as_json else "\n".join(f"{name}: {value}" for name, value in facts.items()))
+
+
+def _verified(file: Path, url: str) -> tuple[Chain, Deployment]:
+    """The connection and the deployment in `file`, if the code there is ours. Raises BankError."""
+    from datatokens.chain import connect
+    from datatokens.deploy import Deployment, verify
+    from datatokens.errors import BankError
+
+    chain, made = connect(url), Deployment.load(file)
+    if chain.chain_id != made.chain_id:
+        raise BankError(f"{url} is chain {chain.chain_id}; {file} is for chain {made.chain_id}")
+    verify(chain, made.registry, made.market)
+    return chain, made
 
 
 def _fail(sentence: str) -> NoReturn:

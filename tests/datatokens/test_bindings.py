@@ -369,6 +369,13 @@ def test_cli__deploy_then_status__shows_the_market(world: World, tmp_path: Path)
     runner = CliRunner()
     done = runner.invoke(cli.app, ["deploy", "--key-file", str(key), "--out", str(out), "--chain", world.url])
     assert done.exit_code == 0, done.output
+    same = runner.invoke(cli.app, ["verify", str(out), "--chain", world.url])
+    assert same.exit_code == 0 and "carry the code of this version" in same.stdout
+    other = tmp_path / "other.json"
+    made = Deployment.load(out)
+    dataclasses.replace(made, market=made.payment_token).save(other)
+    differs = runner.invoke(cli.app, ["verify", str(other), "--chain", world.url])
+    assert differs.exit_code == 1 and "does not carry the Market" in differs.stderr
     shown = runner.invoke(cli.app, ["status", str(out), "--chain", world.url, "--json"])
     assert shown.exit_code == 0, shown.output
     facts = json.loads(shown.stdout)
