@@ -10,6 +10,8 @@ from datatokens.chain import Chain, artifact
 from datatokens.errors import BankError
 from datatokens.terms import address, whole
 
+DISPUTE_BOND_UNITS = 100_000_000  # 100 of a token with 6 decimals: no toy, and not out of a contributor's reach
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -43,13 +45,14 @@ def deploy(chain: Chain, payment_token: str | None = None, fee_recipient: str | 
     """Deploy registry and market from the connection's account.
 
     Without `payment_token` (an existing ERC-20) a test stablecoin is deployed too, which this account may mint.
-    The hub's fees are credited to `fee_recipient`, by default this account.
+    The hub's fees are credited to `fee_recipient`, by default this account; it also rules on disputed contributor lists.
     """
     if payment_token is not None and not chain.code(address("payment_token", payment_token)):
         raise BankError(f"payment_token={payment_token} is not a contract on chain {chain.chain_id}")
     token = payment_token or chain.deploy("TestUSD")
     registry = chain.deploy("DatasetRegistry")
-    market = chain.deploy("Market", registry, token, address("fee_recipient", fee_recipient or chain.address))
+    recipient = address("fee_recipient", fee_recipient or chain.address)
+    market = chain.deploy("Market", registry, token, recipient, DISPUTE_BOND_UNITS)
     chain.send(chain.contract("DatasetRegistry", registry).functions.setMarket(market))
     return Deployment(chain.chain_id, registry, market, token)
 

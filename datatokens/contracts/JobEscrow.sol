@@ -13,7 +13,7 @@ import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
 import {IJobEscrow} from "./interfaces/IJobEscrow.sol";
 
 /// @title The escrow part of the market: every job is funded once and ends once, settled or refunded
-abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
+abstract contract JobEscrow is IJobEscrow, EIP712, RevenuePools {
     using SafeERC20 for IERC20;
 
     /// @notice The hub's fee is at most this part of what the buyer escrows, in basis points of 10_000.
@@ -213,7 +213,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
             rewardSum += reward;
             if (worked) {
                 paidUnits += reward + line.priceUnits;
-                _creditPool(line.datasetId, reward + line.priceUnits);
+                _creditPool(line.datasetId, reward + line.priceUnits, 0);
             }
             if (line.voucher) {
                 Datatoken datatoken = Datatoken(registry.dataset(line.datasetId).datatoken);
@@ -237,7 +237,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
     }
 
     /// @dev Never reverts for a receiver that cannot take the token: the units wait as credit instead.
-    function _payBack(address to, uint256 units) private {
+    function _payBack(address to, uint256 units) internal override {
         if (units == 0) return;
         if (!paymentToken.trySafeTransfer(to, units)) {
             credit[to] += units;

@@ -152,7 +152,7 @@ contract JobEscrowTest is Bank {
 
     function test_createJob__feeOnTransferToken__refuses() public {
         FeeOnTransferToken token = new FeeOnTransferToken();
-        market = new Market(registry, token, HUB);
+        market = new Market(registry, token, HUB, BOND);
         money = BlocklistToken(address(token));
         IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
         _createRefused(terms, abi.encodeWithSelector(UnexpectedAmountReceived.selector, 990_003, 1_000_003));
@@ -448,7 +448,7 @@ contract JobEscrowTest is Bank {
 
     function test_settle__tokenCallsBackIntoTheMarket__refusesTheCall() public {
         CallbackToken token = new CallbackToken();
-        market = new Market(registry, token, HUB);
+        market = new Market(registry, token, HUB, BOND);
         money = BlocklistToken(address(token));
         IJobEscrow.Terms memory terms = _terms(1, 1, 10, 0);
         _fund(terms);
