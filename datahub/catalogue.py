@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,14 @@ from datahub.desk import Desk
 from datahub.errors import BadRequest, Conflict, NotFound
 from datahub.tables import ContributorRow, DatasetRow, NodeRow
 from datatokens.errors import BankError, SignatureError, TermsError
-from datatokens.merkle import Tree, leaf
+from datatokens.merkle import MAX_WEIGHT, Tree, total_weight
 from datatokens.registry import Dataset
 from datatokens.terms import address, canonical_json, check_signature, supernode_message, whole
 from fl_client.datasets import Manifest
 from fl_client.errors import DatasetError
 from fl_server.errors import SuperLinkError
+
+log = logging.getLogger("datahub.hub")
 
 MAX_CONTRIBUTORS = 1_000_000
 SYNC_ATTEMPTS = 3
@@ -130,20 +133,20 @@ def register_node(desk: Desk, node: str, public_key_pem: str, binding: str) -> i
 
 
 def put_contributors(desk: Desk, dataset_id: int, epoch: int, entries: Sequence[tuple[str, int]]) -> None:
-    """Keep a contributor list whose Merkle root is the epoch's on-chain, so that everybody can get a proof.
+    """Keep a contributor list whose root is the epoch's on-chain, live or pending, so that everybody can get a proof.
 
     Raises BadRequest for a list with another root.
     """
     if not 1 <= len(entries) <= MAX_CONTRIBUTORS:
         raise BadRequest(f"contributors: a list has 1 to {MAX_CONTRIBUTORS} entries, not {len(entries)}")
     try:
-        clean = [(address("account", a), whole("weight", w, 1, 2**128 - 1)) for a, w in entries]
+        clean = [(address("account", a), whole("weight", w, 1, MAX_WEIGHT)) for a, w in entries]
     except TermsError as error:
         raise BadRequest(f"contributors: {error}") from error
-    posted = desk.revenue.epoch(dataset_id, epoch)
     # the sum is checked first: a tree of a stranger's million entries is not even built
-    fits = posted.total_weight == sum(weight for _, weight in clean)
-    if not fits or Tree([leaf(dataset_id, epoch, account, w) for account, w in clean]).root != posted.root:
+    root = _posted_root(desk, dataset_id, epoch)
+    fits = total_weight(root) == sum(weight for _, weight in clean)
+    if not fits or _root_of(dataset_id, epoch, clean) != root:
         raise BadRequest(f"contributors: the list's root is not the one of dataset {dataset_id}, epoch {epoch}, on-chain")
     with desk.session() as session:
         session.exec(
@@ -156,6 +159,22 @@ def put_contributors(desk: Desk, dataset_id: int, epoch: int, entries: Sequence[
             for i, (account, weight) in enumerate(clean)
         )
         session.commit()
+
+
+def _posted_root(desk: Desk, dataset_id: int, epoch: int) -> bytes:
+    """The root on-chain of a list that is live, was, or waits; zeros where there is none."""
+    root = desk.revenue.epoch(dataset_id, epoch).root
+    if not any(root) and epoch == desk.revenue.next_epoch(dataset_id):
+        pending = desk.revenue.pending_contributors(dataset_id)
+        return pending.root if pending else root
+    return root
+
+
+def _root_of(dataset_id: int, epoch: int, entries: Sequence[tuple[str, int]]) -> bytes:
+    try:
+        return Tree(dataset_id, epoch, entries).root
+    except TermsError as error:
+        raise BadRequest(f"contributors: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -185,12 +204,15 @@ def claims_of(desk: Desk, account: str) -> list[Claim]:
                 .where(ContributorRow.dataset_id == row.dataset_id, ContributorRow.epoch == row.epoch)
                 .order_by(col(ContributorRow.position))
             ).all()
-            tree = Tree([leaf(r.dataset_id, r.epoch, r.account, int(r.weight)) for r in rows])
+            tree = Tree(row.dataset_id, row.epoch, [(r.account, int(r.weight)) for r in rows])
+            units, claimed = 0, 0
             try:
-                units = desk.revenue.claimable(row.dataset_id, row.epoch, account, int(row.weight))
                 claimed = desk.revenue.claimed(row.dataset_id, row.epoch, account)
-            except BankError:
-                units, claimed = 0, 0
+                # a list that was replaced while it waited proves nothing, and would spoil the whole transaction
+                if desk.revenue.epoch(row.dataset_id, row.epoch).root == tree.root:
+                    units = desk.revenue.claimable(row.dataset_id, row.epoch, account, int(row.weight))
+            except BankError as error:
+                log.warning("claims of %s from dataset %d are not known: %s", account, row.dataset_id, error)
             proof = tuple("0x" + sibling.hex() for sibling in tree.proof(row.position))
             claims.append(Claim(row.dataset_id, row.epoch, account, int(row.weight), units, claimed, proof))
     return claims

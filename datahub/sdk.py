@@ -23,7 +23,7 @@ from datahub.errors import HubError, OrderRefused
 from datatokens.chain import connect
 from datatokens.escrow import Escrow
 from datatokens.registry import Registry
-from datatokens.revenue import Revenue
+from datatokens.revenue import Claim, Revenue
 from datatokens.terms import DisputeTerms, JobTerms
 from fl_client import accounting
 from fl_client.graph import export_model
@@ -253,17 +253,22 @@ class Job:
 
 
 def claim_all(hub: str, chain: str, key: str, account: str = "") -> dict[int, int]:
-    """Claim everything that `account` (default: the key's own address) is owed; dataset id -> base units.
+    """Claim everything that `account` (default: the key's own address) is owed, in one transaction; dataset id -> units.
 
     The proofs come from the hub and are checked by the contract; the money goes to `account`. The key only pays gas.
     """
     connection = connect(chain, key)
     desk = Hub(hub)
     revenue = Revenue(connection, desk.get("/api/network")["market"])
-    paid: dict[int, int] = {}
-    for item in desk.get(f"/api/claims/{account or connection.address}"):
-        if item["claimable_units"] > 0:
-            proof = [bytes.fromhex(sibling.removeprefix("0x")) for sibling in item["proof"]]
-            units = revenue.claim(item["dataset_id"], item["epoch"], item["account"], item["weight"], proof)
-            paid[item["dataset_id"]] = paid.get(item["dataset_id"], 0) + units
-    return paid
+    owed = account or str(connection.address)
+    claims = [
+        Claim(
+            item["dataset_id"],
+            item["epoch"],
+            item["weight"],
+            tuple(bytes.fromhex(sibling.removeprefix("0x")) for sibling in item["proof"]),
+        )
+        for item in desk.get(f"/api/claims/{owed}")
+        if item["claimable_units"] > 0
+    ]
+    return revenue.claim_on_behalf(owed, claims) if claims else {}

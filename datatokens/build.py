@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "evmVersion": "cancun",
     "optimizer": {"enabled": True, "runs": 200},
     "metadata": {"bytecodeHash": "none", "appendCBOR": False},
-    "viaIR": False,
+    "viaIR": True,
 }
 MAX_CODE_BYTES = 24_576  # EIP-170
 

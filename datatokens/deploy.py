@@ -10,6 +10,8 @@ from datatokens.chain import Chain, artifact
 from datatokens.errors import BankError
 from datatokens.terms import address, whole
 
+DISPUTE_BOND_UNITS = 100_000_000  # 100 of a token with 6 decimals: no toy, and not out of a contributor's reach
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -45,14 +47,16 @@ def deploy(
     """Deploy registry and market from the connection's account.
 
     Without `payment_token` (an existing ERC-20) a test stablecoin is deployed too, which this account may mint.
-    The hub's fees are credited to `fee_recipient`, `guardian` may pause new jobs; both are this account by default.
+    The hub's fees are credited to `fee_recipient`, `guardian` may pause new jobs and rules on disputed
+    contributor lists; both are this account by default.
     """
     if payment_token is not None and not chain.code(address("payment_token", payment_token)):
         raise BankError(f"payment_token={payment_token} is not a contract on chain {chain.chain_id}")
     token = payment_token or chain.deploy("TestUSD")
     registry = chain.deploy("DatasetRegistry")
     fees = address("fee_recipient", fee_recipient or chain.address)
-    market = chain.deploy("Market", registry, token, fees, address("guardian", guardian or chain.address))
+    guard = address("guardian", guardian or chain.address)
+    market = chain.deploy("Market", registry, token, fees, guard, DISPUTE_BOND_UNITS)
     chain.send(chain.contract("DatasetRegistry", registry).functions.setMarket(market))
     return Deployment(chain.chain_id, registry, market, token)
 

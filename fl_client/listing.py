@@ -18,7 +18,7 @@ import numpy as np
 
 from datatokens.chain import connect
 from datatokens.errors import TermsError
-from datatokens.merkle import Tree, leaf
+from datatokens.merkle import MAX_WEIGHT, Tree
 from datatokens.registry import Registry
 from datatokens.revenue import Revenue
 from datatokens.terms import address, sign, supernode_message, whole
@@ -70,7 +70,7 @@ def read_contributors(path: Path) -> list[tuple[str, int]]:
             raise DatasetError(f"{path.name}: the header must be account,weight")
         for row in reader:
             try:
-                entries.append((address("account", row["account"]), whole("weight", int(row["weight"]), 1, 2**64)))
+                entries.append((address("account", row["account"]), whole("weight", int(row["weight"]), 1, MAX_WEIGHT)))
             except (TermsError, ValueError, TypeError) as error:
                 raise DatasetError(f"{path.name} line {reader.line_num}: {error}") from error
     if not entries or len({account for account, _ in entries}) != len(entries):
@@ -122,12 +122,15 @@ def list_dataset(
 def post_contributors(
     config: NodeConfig, owner_key: str, dataset_id: int, contributors: Sequence[tuple[str, int]]
 ) -> int:
-    """Post a contributor tree on-chain and its list to the hub, so that everybody can claim; the epoch."""
+    """Post a contributor tree on-chain and its list to the hub, so that everybody can check and claim; the epoch.
+
+    The first list is live at once; a later one must be activated after its dispute window (Revenue.activate_contributors).
+    """
     revenue = Revenue(connect(config.chain, owner_key), config.market)
     epoch = revenue.next_epoch(dataset_id)
-    tree = Tree([leaf(dataset_id, epoch, account, weight) for account, weight in contributors])
+    tree = Tree(dataset_id, epoch, contributors)
     uri = f"{config.hub}/api/datasets/{dataset_id}/contributors"
-    posted = revenue.post_contributors(dataset_id, tree.root, sum(weight for _, weight in contributors), uri)
+    posted = revenue.post_contributors(dataset_id, tree.root, uri)
     if posted != epoch:
         raise ConfigError(f"dataset {dataset_id}: another list was posted at the same moment; post this one again")
     body = {"epoch": epoch, "entries": [[account, weight] for account, weight in contributors]}

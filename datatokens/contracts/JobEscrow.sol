@@ -4,7 +4,6 @@ pragma solidity 0.8.37;
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC20Permit.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
-import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 import {Datatoken} from "./Datatoken.sol";
 import {RevenuePools} from "./RevenuePools.sol";
@@ -12,7 +11,7 @@ import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
 import {IJobEscrow} from "./interfaces/IJobEscrow.sol";
 
 /// @title The escrow part of the market: every job is funded once and ends once, settled or refunded
-abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
+abstract contract JobEscrow is IJobEscrow, RevenuePools {
     /// @notice The hub's fee is at most this part of what the buyer escrows, in basis points of 10_000.
     uint256 public constant MAX_FEE_BPS = 500;
     /// @notice How long an arbiter may think before silence decides.
@@ -54,7 +53,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
     mapping(bytes32 jobId => Job) private _jobs;
     mapping(bytes32 jobId => Dispute) private _disputes;
 
-    constructor(address feeRecipient_, address guardian_) EIP712("datahub", "1") {
+    constructor(address feeRecipient_, address guardian_) {
         feeRecipient = feeRecipient_;
         guardian = guardian_;
     }
@@ -93,6 +92,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
             _checkSignature(found, line.node, digest, signatures[found]);
             IDatasetRegistry.Dataset memory listed = registry.dataset(line.datasetId);
             if (line.node != listed.node) revert NodeMismatch(line.datasetId, line.node, listed.node);
+            _noteBps(line.datasetId, listed.contributorBps);
             _countAccepted(line.datasetId);
             ++found;
         }
@@ -122,7 +122,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
             held.until = uint40(block.timestamp + terms.disputeWindow);
             _disputes[jobId].result = keccak256(abi.encode(result));
             // what nobody can pay must fail here, where the job can still be refunded, and not after the window
-            _owed(terms, result, FULL_BPS);
+            _walk(terms, result, held.accepted, FULL_BPS, false);
         }
     }
 
@@ -357,61 +357,47 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools, EIP712 {
     function _pay(bytes32 jobId, Terms calldata terms, Result calldata result, uint256 accepted, uint256 paidBps)
         private
     {
-        uint256 paidUnits = _owed(terms, result, paidBps);
+        uint256 paidUnits = _walk(terms, result, accepted, paidBps, true);
         uint256 feeUnits = terms.feeUnits * paidBps / FULL_BPS;
         uint256 changeUnits = terms.amountUnits - paidUnits - feeUnits;
         emit JobSettled(jobId, paidBps, paidUnits, changeUnits);
-        for (uint256 i = 0; i < result.outcomes.length; ++i) {
-            if (accepted >> i & 1 == 0) continue;
-            Line memory line = _line(terms, i);
-            if (result.worked >> i & 1 == 0) {
-                _countFailed(line.datasetId);
-            } else {
-                (uint256 shared, uint256 compute) = _shares(line, result.outcomes[i], paidBps);
-                _countSettled(line.datasetId);
-                _creditPool(line.datasetId, shared, compute);
-            }
-        }
         _returnVouchers(terms, paidBps == 0 ? 0 : result.worked);
         _credit(feeRecipient, feeUnits);
         _payBack(terms.buyer, changeUnits);
     }
 
-    /// @dev What the pools get in all; refuses a result that pays without work, above a cap or above the amount.
-    function _owed(Terms calldata terms, Result calldata result, uint256 paidBps) private pure returns (uint256 units) {
+    /// @dev What the pools get in all, and, with `pay`, credits them. Refuses a result that pays without work, above a
+    ///      cap or above the amount, whatever part of it is paid.
+    function _walk(Terms calldata terms, Result calldata result, uint256 accepted, uint256 paidBps, bool pay)
+        private
+        returns (uint256 units)
+    {
         uint256 rewardSum = 0;
         uint256 fullUnits = terms.feeUnits;
+        uint256 worked = result.worked;
         for (uint256 i = 0; i < result.outcomes.length; ++i) {
-            uint256 outcome = result.outcomes[i];
-            uint256 compute = outcome >> 168;
-            uint256 reward = outcome >> 80 & type(uint88).max;
-            if (result.worked >> i & 1 == 0) {
+            uint256 compute = result.outcomes[i] >> 168;
+            uint256 reward = result.outcomes[i] >> 80 & type(uint88).max;
+            if (worked >> i & 1 == 0) {
                 if (compute + reward != 0) revert PayWithoutWork(i);
+                if (pay && accepted >> i & 1 == 1) _countFailed(_line(terms, i).datasetId);
                 continue;
             }
             Line memory line = _line(terms, i);
             if (compute > line.computeCapUnits) revert ComputeAboveCap(i, compute, line.computeCapUnits);
             rewardSum += reward;
-            fullUnits += line.priceUnits + reward + compute;
-            (uint256 shared, uint256 metered) = _shares(line, outcome, paidBps);
-            units += shared + metered;
+            // price and reward are revenue of the data, shared with contributors; compute is the hospital's own
+            uint256 shared = line.priceUnits + reward;
+            fullUnits += shared + compute;
+            if (paidBps != FULL_BPS) {
+                shared = shared * paidBps / FULL_BPS;
+                compute = compute * paidBps / FULL_BPS;
+            }
+            units += shared + compute;
+            if (pay) _settlePool(line.datasetId, shared, compute);
         }
         if (rewardSum > terms.rewardUnits) revert RewardsExceedPool(rewardSum, terms.rewardUnits);
         if (fullUnits > terms.amountUnits) revert PaymentsExceedAmount(fullUnits, terms.amountUnits);
-    }
-
-    /// @dev Price and reward are revenue of the data, shared with contributors; compute is the hospital's own.
-    function _shares(Line memory line, uint256 outcome, uint256 paidBps)
-        private
-        pure
-        returns (uint256 shared, uint256 compute)
-    {
-        shared = line.priceUnits + (outcome >> 80 & type(uint88).max);
-        compute = outcome >> 168;
-        if (paidBps != FULL_BPS) {
-            shared = shared * paidBps / FULL_BPS;
-            compute = compute * paidBps / FULL_BPS;
-        }
     }
 
     /// @dev A lost dispute of the buyer pays those who worked, in equal parts; the first gets what division leaves.

@@ -4,103 +4,208 @@ pragma solidity 0.8.37;
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {IERC721} from "@openzeppelin/contracts/token/ERC721/IERC721.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
-import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
-import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
+import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {SumTree} from "./SumTree.sol";
 import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
 import {IRevenuePools} from "./interfaces/IRevenuePools.sol";
 
 /// @dev The payment token came with less (a fee on transfer) or more than was asked for.
 error UnexpectedAmountReceived(uint256 received, uint256 expected);
 
-/// @title The pools part of the market: what datasets earned and nobody has taken out yet
-abstract contract RevenuePools is IRevenuePools, ReentrancyGuardTransient {
+/// @title The pools part of the market: what datasets earned and who may take it out
+abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
 
+    /// @notice How long a new contributor list waits, and may be disputed.
+    uint256 public constant DISPUTE_WINDOW = 3 days;
+    /// @notice How long the arbiter has to rule on a dispute.
+    uint256 public constant ARBITER_TIME = 14 days;
     uint256 private constant BPS = 10_000;
+    bytes32 private constant CLAIM_TO = keccak256(
+        "ClaimTo(address account,address to,uint256 nonce,uint256 deadline,Share[] shares)Share(uint256 datasetId,uint64 epoch,uint64 weight)"
+    );
+    bytes32 private constant SHARE = keccak256("Share(uint256 datasetId,uint64 epoch,uint64 weight)");
+
+    /// @dev One list that is or was live. `startUnits`: the contributors' register when it went live.
+    struct LiveList {
+        bytes32 root;
+        uint96 startUnits;
+        uint96 claimedUnits;
+    }
+
     /// @notice The registry whose datasets are paid here.
     IDatasetRegistry public immutable registry;
     /// @notice The one token that this market takes and pays out.
     IERC20 public immutable paymentToken;
+    /// @notice Who rules on disputed contributor lists; can drop such a list, and nothing else.
+    address public immutable arbiter;
+    /// @notice What a dispute costs the one who is wrong.
+    uint256 public immutable disputeBondUnits;
 
     mapping(uint256 datasetId => Pool) private _pools;
-    mapping(uint256 datasetId => mapping(uint64 epoch => Epoch)) private _epochs;
-    mapping(uint256 datasetId => mapping(uint64 epoch => mapping(address account => uint256))) private _claimed;
-
-    mapping(uint256 datasetId => Standing) private _standings;
+    mapping(uint256 datasetId => Standing) private _standings; // but for `settled`, which is in the pool's slot
     /// @inheritdoc IRevenuePools
     mapping(address account => uint256 units) public credit;
+    mapping(uint256 datasetId => mapping(uint64 epoch => LiveList)) private _lists;
+    mapping(uint256 datasetId => Pending) private _pending;
+    /// @inheritdoc IRevenuePools
+    mapping(uint256 datasetId => uint256 units) public withdrawn;
+    /// @inheritdoc IRevenuePools
+    mapping(uint256 datasetId => mapping(uint64 epoch => mapping(address account => uint256 units))) public claimed;
+    /// @inheritdoc IRevenuePools
+    mapping(address account => uint256) public claimNonce;
 
-    constructor(IDatasetRegistry registry_, IERC20 paymentToken_) {
+    constructor(IDatasetRegistry registry_, IERC20 paymentToken_, address arbiter_, uint256 disputeBondUnits_) {
         registry = registry_;
         paymentToken = paymentToken_;
+        arbiter = arbiter_;
+        // a bond that a pool cannot hold could never be ruled on
+        disputeBondUnits = SafeCast.toUint96(disputeBondUnits_);
     }
 
+    // ---- contributor lists
+
     /// @inheritdoc IRevenuePools
-    function postContributors(uint256 datasetId, bytes32 root, uint128 totalWeight, string calldata uri) external {
+    function postContributors(uint256 datasetId, bytes32 root, string calldata uri) external {
         _onlyOwner(datasetId);
-        if (totalWeight == 0) revert ZeroWeight();
-        uint64 open = _openEpoch(datasetId);
-        if (_epochs[datasetId][open].totalWeight != 0) open += 1;
-        _pools[datasetId].epoch = open;
-        Epoch storage current = _epochs[datasetId][open];
-        current.root = root;
-        current.totalWeight = totalWeight;
-        emit ContributorsPosted(datasetId, open, root, totalWeight, uri);
+        if (SumTree.weightOf(root) == 0) revert ZeroWeight();
+        if (_pending[datasetId].disputedAt != 0) revert AlreadyInDispute(datasetId);
+        Pool storage current = _pools[datasetId];
+        emit ContributorsPosted(datasetId, current.epoch + 1, root, uri);
+        if (current.epoch == 0 && current.contributorUnits == 0) {
+            _goLive(datasetId, root);
+        } else {
+            _pending[datasetId] = Pending(root, uint40(block.timestamp), 0, address(0));
+        }
     }
 
     /// @inheritdoc IRevenuePools
-    function claim(uint256 datasetId, uint64 epochNumber, address account, uint128 weight, bytes32[] calldata proof)
+    function activateContributors(uint256 datasetId) external {
+        Pending memory list = _pendingOf(datasetId);
+        if (list.disputedAt != 0) revert AlreadyInDispute(datasetId);
+        uint256 until = list.postedAt + DISPUTE_WINDOW;
+        if (block.timestamp < until) revert DisputeWindowOpen(datasetId, until);
+        delete _pending[datasetId];
+        _goLive(datasetId, list.root);
+    }
+
+    /// @inheritdoc IRevenuePools
+    function disputeContributors(uint256 datasetId, bytes32 root) external nonReentrant {
+        Pending memory list = _pendingOf(datasetId);
+        if (list.root != root) revert AnotherRootPending(datasetId, root, list.root);
+        if (list.disputedAt != 0) revert AlreadyInDispute(datasetId);
+        uint256 until = list.postedAt + DISPUTE_WINDOW;
+        if (block.timestamp >= until) revert DisputeWindowClosed(datasetId, until);
+        _pending[datasetId] = Pending(root, list.postedAt, uint40(block.timestamp), msg.sender);
+        emit ContributorsDisputed(datasetId, _pools[datasetId].epoch + 1, root, msg.sender);
+        _pull(paymentToken, msg.sender, disputeBondUnits);
+    }
+
+    /// @inheritdoc IRevenuePools
+    function ruleDispute(uint256 datasetId, bytes32 root, bool upheld) external nonReentrant {
+        if (msg.sender != arbiter) revert NotArbiter(arbiter, msg.sender);
+        Pending memory list = _disputedOf(datasetId);
+        if (list.root != root) revert AnotherRootPending(datasetId, root, list.root);
+        emit DisputeRuled(datasetId, _pools[datasetId].epoch + 1, root, upheld);
+        if (upheld) {
+            delete _pending[datasetId];
+            _payBack(list.disputer, disputeBondUnits);
+        } else {
+            _pending[datasetId] = Pending(root, list.postedAt, 0, address(0));
+            _creditPool(datasetId, 0, disputeBondUnits);
+        }
+    }
+
+    /// @inheritdoc IRevenuePools
+    function expireDispute(uint256 datasetId) external nonReentrant {
+        Pending memory list = _disputedOf(datasetId);
+        uint256 until = list.disputedAt + ARBITER_TIME;
+        if (block.timestamp < until) revert ArbiterHasTime(datasetId, until);
+        delete _pending[datasetId];
+        emit DisputeExpired(datasetId, _pools[datasetId].epoch + 1, list.root);
+        _payBack(list.disputer, disputeBondUnits);
+    }
+
+    // ---- claims
+
+    /// @inheritdoc IRevenuePools
+    function claim(Claim[] calldata claims, address to) external nonReentrant returns (uint256 units) {
+        return _claim(msg.sender, claims, to);
+    }
+
+    /// @inheritdoc IRevenuePools
+    function claimOnBehalf(address account, Claim[] calldata claims) external nonReentrant returns (uint256 units) {
+        return _claim(account, claims, account);
+    }
+
+    /// @inheritdoc IRevenuePools
+    function claimFor(address account, Claim[] calldata claims, address to, uint256 deadline, bytes calldata signature)
         external
         nonReentrant
         returns (uint256 units)
     {
-        Epoch storage current = _epochs[datasetId][epochNumber];
-        if (current.totalWeight == 0) revert NoContributors(datasetId, epochNumber);
-        bytes32 leaf = keccak256(bytes.concat(keccak256(abi.encode(datasetId, epochNumber, account, weight))));
-        if (!MerkleProof.verifyCalldata(proof, current.root, leaf)) {
-            revert BadProof(datasetId, epochNumber, account, weight);
+        if (block.timestamp > deadline) revert ClaimExpired(deadline, block.timestamp);
+        uint256 nonce = claimNonce[account]++;
+        bytes32[] memory shares = new bytes32[](claims.length);
+        for (uint256 i = 0; i < claims.length; ++i) {
+            shares[i] = keccak256(abi.encode(SHARE, claims[i].datasetId, claims[i].epoch, claims[i].weight));
         }
-        units = claimable(datasetId, epochNumber, account, weight);
-        if (units == 0) revert NothingToClaim(datasetId, epochNumber, account);
-        // A tree whose weights sum to more than its total could entitle to more than there is: the cap holds anyway.
-        if (current.claimedUnits + units > current.creditedUnits) revert ClaimsExceedCredits(datasetId, epochNumber);
-        current.claimedUnits += uint128(units); // fits: at most creditedUnits
-        _claimed[datasetId][epochNumber][account] += units;
-        emit Claimed(datasetId, epochNumber, account, units);
-        paymentToken.safeTransfer(account, units);
+        bytes32 structHash =
+            keccak256(abi.encode(CLAIM_TO, account, to, nonce, deadline, keccak256(abi.encodePacked(shares))));
+        if (!SignatureChecker.isValidSignatureNowCalldata(account, _hashTypedDataV4(structHash), signature)) {
+            revert BadClaimSignature(account, nonce);
+        }
+        return _claim(account, claims, to);
     }
 
     /// @inheritdoc IRevenuePools
-    function claimable(uint256 datasetId, uint64 epochNumber, address account, uint128 weight)
+    function claimable(uint256 datasetId, uint64 epochNumber, address account, uint64 weight)
         public
         view
         returns (uint256 units)
     {
-        Epoch storage current = _epochs[datasetId][epochNumber];
-        if (current.totalWeight == 0) return 0;
-        uint256 entitled = Math.mulDiv(current.creditedUnits, weight, current.totalWeight);
-        uint256 already = _claimed[datasetId][epochNumber][account];
+        bytes32 root = _lists[datasetId][epochNumber].root;
+        if (root == 0) return 0;
+        // below 2**160; a weight above the total, which no proof shows, would entitle to more than there is
+        uint256 entitled = _creditedTo(datasetId, epochNumber) * weight / SumTree.weightOf(root);
+        uint256 already = claimed[datasetId][epochNumber][account];
         return entitled > already ? entitled - already : 0;
     }
+
+    // ---- money in, and the hospital's money out
 
     /// @inheritdoc IRevenuePools
     function withdrawHospital(uint256 datasetId, address to) external nonReentrant returns (uint256 units) {
         _onlyOwner(datasetId);
-        units = _pools[datasetId].hospitalUnits;
-        _pools[datasetId].hospitalUnits = 0;
+        uint256 earned = _pools[datasetId].hospitalUnits;
+        units = earned - withdrawn[datasetId];
+        if (units == 0) revert NothingToWithdraw(msg.sender);
+        withdrawn[datasetId] = earned;
         emit HospitalWithdrawn(datasetId, to, units);
         paymentToken.safeTransfer(to, units);
     }
 
     /// @inheritdoc IRevenuePools
     function buyDatatokens(uint256 datasetId, uint256 count) external nonReentrant {
-        uint256 paidUnits = count * registry.dataset(datasetId).priceUnits;
+        IDatasetRegistry.Dataset memory listed = registry.dataset(datasetId);
+        uint256 paidUnits = count * listed.priceUnits;
         _pull(paymentToken, msg.sender, paidUnits);
+        _noteBps(datasetId, listed.contributorBps);
         _creditPool(datasetId, paidUnits, 0);
         emit DatatokensSold(datasetId, msg.sender, count, paidUnits);
         registry.mintDatatokens(datasetId, msg.sender, count * 1e18);
+    }
+
+    /// @inheritdoc IRevenuePools
+    function payRevenue(uint256 datasetId, uint256 units) external nonReentrant {
+        if (units == 0) revert NothingPaid(datasetId);
+        _noteBps(datasetId, registry.dataset(datasetId).contributorBps);
+        _creditPool(datasetId, units, 0);
+        emit RevenuePaid(datasetId, msg.sender, units);
+        _pull(paymentToken, msg.sender, units);
     }
 
     /// @inheritdoc IRevenuePools
@@ -112,44 +217,92 @@ abstract contract RevenuePools is IRevenuePools, ReentrancyGuardTransient {
         paymentToken.safeTransfer(to, units);
     }
 
+    // ---- views
+
     /// @inheritdoc IRevenuePools
-    function standing(uint256 datasetId) external view returns (Standing memory) {
-        return _standings[datasetId];
+    function standing(uint256 datasetId) external view returns (Standing memory seen) {
+        seen = _standings[datasetId];
+        seen.settled = _pools[datasetId].settled;
     }
 
     /// @inheritdoc IRevenuePools
     function pool(uint256 datasetId) external view returns (Pool memory) {
-        return Pool(_pools[datasetId].hospitalUnits, _openEpoch(datasetId));
+        return _pools[datasetId];
     }
 
     /// @inheritdoc IRevenuePools
     function epoch(uint256 datasetId, uint64 epochNumber) external view returns (Epoch memory) {
-        return _epochs[datasetId][epochNumber];
+        LiveList storage list = _lists[datasetId][epochNumber];
+        return Epoch(
+            list.root, SumTree.weightOf(list.root), _creditedTo(datasetId, epochNumber), list.claimedUnits
+        );
     }
 
     /// @inheritdoc IRevenuePools
-    function claimed(uint256 datasetId, uint64 epochNumber, address account) external view returns (uint256) {
-        return _claimed[datasetId][epochNumber][account];
+    function pendingContributors(uint256 datasetId) external view returns (Pending memory) {
+        return _pending[datasetId];
     }
 
-    /// @dev Split shared revenue between hospital and contributors; the hospital gets what rounding leaves, and all
-    ///      of what is its own.
+    // ---- inside
+
+    /// @dev Add revenue to a dataset's registers: `sharedUnits` is split, and the hospital gets what rounding leaves;
+    ///      `hospitalOnlyUnits` is all the hospital's. The tokens must be here already, or come in the same call.
     function _creditPool(uint256 datasetId, uint256 sharedUnits, uint256 hospitalOnlyUnits) internal {
-        uint256 units = sharedUnits + hospitalOnlyUnits;
+        if (sharedUnits == 0 && hospitalOnlyUnits == 0) return;
+        Pool memory current = _pools[datasetId];
+        uint256 contributorUnits = sharedUnits * current.contributorBps / BPS;
+        current.hospitalUnits += SafeCast.toUint96(sharedUnits - contributorUnits + hospitalOnlyUnits);
+        current.contributorUnits += SafeCast.toUint96(contributorUnits);
+        _store(datasetId, current);
+    }
+
+    /// @dev One write of the whole slot; field by field it would be five.
+    function _store(uint256 datasetId, Pool memory pool_) private {
+        uint256 word = uint256(pool_.hospitalUnits) | uint256(pool_.contributorUnits) << 96
+            | uint256(pool_.contributorBps) << 192 | uint256(pool_.epoch) << 208 | uint256(pool_.settled) << 232;
+        Pool storage slot = _pools[datasetId];
+        assembly ("memory-safe") {
+            sstore(slot.slot, word)
+        }
+    }
+
+    /// @dev Take exactly `units` from `from`: a token that charges for transfers is refused.
+    function _pull(IERC20 token, address from, uint256 units) internal {
         if (units == 0) return;
-        uint256 contributorUnits = sharedUnits * registry.dataset(datasetId).contributorBps / BPS;
-        uint64 open = _openEpoch(datasetId);
-        _pools[datasetId].hospitalUnits += SafeCast.toUint128(units - contributorUnits);
-        _epochs[datasetId][open].creditedUnits += SafeCast.toUint128(contributorUnits);
-        emit RevenueCredited(datasetId, open, units - contributorUnits, contributorUnits);
+        uint256 before = token.balanceOf(address(this));
+        token.safeTransferFrom(from, address(this), units);
+        uint256 received = token.balanceOf(address(this)) - before;
+        if (received != units) revert UnexpectedAmountReceived(received, units);
+    }
+
+    /// @dev Never reverts for a receiver that cannot take the token: the units wait as credit instead.
+    function _payBack(address to, uint256 units) internal {
+        if (units != 0 && !paymentToken.trySafeTransfer(to, units)) _credit(to, units);
+    }
+
+    function _credit(address to, uint256 units) internal {
+        if (units == 0) return;
+        credit[to] += units;
+        emit Credited(to, units);
+    }
+
+    /// @dev What the registry says, kept beside the sums, so that paying sixty-four pools asks it nothing.
+    function _noteBps(uint256 datasetId, uint16 contributorBps) internal {
+        if (_pools[datasetId].contributorBps != contributorBps) _pools[datasetId].contributorBps = contributorBps;
+    }
+
+    /// @dev A job is paid for: its revenue, and one more in the hospital's standing.
+    function _settlePool(uint256 datasetId, uint256 sharedUnits, uint256 hospitalOnlyUnits) internal {
+        Pool memory current = _pools[datasetId];
+        uint256 contributorUnits = sharedUnits * current.contributorBps / BPS;
+        current.hospitalUnits += SafeCast.toUint96(sharedUnits - contributorUnits + hospitalOnlyUnits);
+        current.contributorUnits += SafeCast.toUint96(contributorUnits);
+        if (current.settled != type(uint24).max) ++current.settled;
+        _store(datasetId, current);
     }
 
     function _countAccepted(uint256 datasetId) internal {
         _standings[datasetId].accepted += 1;
-    }
-
-    function _countSettled(uint256 datasetId) internal {
-        _standings[datasetId].settled += 1;
     }
 
     function _countFailed(uint256 datasetId) internal {
@@ -164,30 +317,61 @@ abstract contract RevenuePools is IRevenuePools, ReentrancyGuardTransient {
         _standings[datasetId].lost += 1;
     }
 
-    function _credit(address to, uint256 units) internal {
-        if (units == 0) return;
-        credit[to] += units;
-        emit Credited(to, units);
+    /// @dev The first list also gets what was earned before it; any other starts from here.
+    function _goLive(uint256 datasetId, bytes32 root) private {
+        Pool storage current = _pools[datasetId];
+        uint96 startUnits = current.epoch == 0 ? 0 : current.contributorUnits;
+        uint24 number = ++current.epoch;
+        _lists[datasetId][number] = LiveList(root, startUnits, 0);
+        emit ContributorsLive(datasetId, number, root, startUnits);
     }
 
-    /// @dev Never reverts for a receiver that cannot take the token: the units wait as credit instead.
-    function _payBack(address to, uint256 units) internal {
-        if (units != 0 && !paymentToken.trySafeTransfer(to, units)) _credit(to, units);
+    /// @dev Pay the sum of the claims out in one transfer; every register is written before.
+    function _claim(address account, Claim[] calldata claims, address to) private returns (uint256 units) {
+        for (uint256 i = 0; i < claims.length; ++i) {
+            units += _take(account, claims[i], to);
+        }
+        if (units == 0) revert NothingToClaim(account);
+        paymentToken.safeTransfer(to, units);
     }
 
-    /// @dev Take exactly `units` from `from`: a token that charges for transfers is refused.
-    function _pull(IERC20 token, address from, uint256 units) internal {
-        if (units == 0) return;
-        uint256 before = token.balanceOf(address(this));
-        token.safeTransferFrom(from, address(this), units);
-        uint256 received = token.balanceOf(address(this)) - before;
-        if (received != units) revert UnexpectedAmountReceived(received, units);
+    /// @dev Check one share and note it as claimed.
+    function _take(address account, Claim calldata share, address to) private returns (uint256 units) {
+        (uint256 datasetId, uint64 number, uint64 weight) = (share.datasetId, share.epoch, share.weight);
+        LiveList storage list = _lists[datasetId][number];
+        bytes32 root = list.root;
+        if (root == 0) revert NoContributors(datasetId, number);
+        if (weight == 0) revert ZeroWeight();
+        if (SumTree.rootFrom(SumTree.leaf(datasetId, number, account, weight), share.proof) != root) {
+            revert BadProof(datasetId, number, account, weight);
+        }
+        units = claimable(datasetId, number, account, weight);
+        if (units == 0) return 0;
+        // the sum tree alone keeps the claims below the credits; should it ever not, the cap holds anyway
+        uint256 total = list.claimedUnits + units;
+        if (total > _creditedTo(datasetId, number)) revert ClaimsExceedCredits(datasetId, number);
+        list.claimedUnits = uint96(total); // fits: at most the register
+        claimed[datasetId][number][account] += units;
+        emit Claimed(datasetId, number, account, to, units);
     }
 
-    /// @dev An untouched pool is in epoch 1.
-    function _openEpoch(uint256 datasetId) private view returns (uint64) {
-        uint64 stored = _pools[datasetId].epoch;
-        return stored == 0 ? 1 : stored;
+    /// @dev What the contributors' register grew by while the epoch was live; before any list, that of the first one.
+    function _creditedTo(uint256 datasetId, uint64 number) private view returns (uint256) {
+        Pool storage current = _pools[datasetId];
+        uint256 live = current.epoch == 0 ? 1 : current.epoch;
+        if (number == 0 || number > live) return 0;
+        uint256 end = number == live ? current.contributorUnits : _lists[datasetId][number + 1].startUnits;
+        return end - _lists[datasetId][number].startUnits;
+    }
+
+    function _pendingOf(uint256 datasetId) private view returns (Pending memory list) {
+        list = _pending[datasetId];
+        if (list.root == 0) revert NothingPending(datasetId);
+    }
+
+    function _disputedOf(uint256 datasetId) private view returns (Pending memory list) {
+        list = _pending[datasetId];
+        if (list.disputedAt == 0) revert NotInDispute(datasetId);
     }
 
     function _onlyOwner(uint256 datasetId) private view {

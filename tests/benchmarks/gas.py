@@ -166,19 +166,27 @@ def _claims(made: Deployment, operator: Chain, revenue: Revenue, note: Any) -> N
     for index, count in enumerate(CONTRIBUTORS):
         account = accounts()[10 + index][0]
         [dataset_id] = _listed(made, operator, [keccak(text=f"node of {count} contributors")])
-        node, proof = leaf(dataset_id, 1, account, 7), []
-        for level in range((count - 1).bit_length()):
-            sibling = keccak(text=f"{count} {level}")[:24] + (7 * 2**level).to_bytes(8, "big")
-            proof.append(sibling)
-            node = parent(node, sibling)
-        owner.post_contributors(dataset_id, node, "https://hub/contributors")
-        claim = Claim(dataset_id, 1, 7, tuple(proof))
+        neighbour = accounts()[15 + index][0]
+        pair = [leaf(dataset_id, 1, who, 7) for who in (account, neighbour)]
+        node, above = parent(*pair), []
+        for level in range(1, (count - 1).bit_length()):
+            above.append(keccak(text=f"{count} {level}")[:24] + (7 * 2**level).to_bytes(8, "big"))
+            node = parent(node, above[-1])
+        owner.post_contributors(dataset_id, node, "https://hub.example/contributors")
+        note("post_root_first")
+        revenue.buy_datatokens(dataset_id, 1000, PRICE)
+        revenue.claim_on_behalf(neighbour, [Claim(dataset_id, 1, 7, (pair[0], *above))])  # nobody's first of the epoch
         for state in ("first", "repeat"):
             revenue.buy_datatokens(dataset_id, 1000, PRICE)
-            revenue.claim_on_behalf(account, [claim])
+            revenue.claim_on_behalf(account, [Claim(dataset_id, 1, 7, (pair[1], *above))])
             note(f"claim_{state}_{count}")
-    owner.post_contributors(dataset_id, b"\x33" * 24 + (5).to_bytes(8, "big"), "https://hub/contributors")
-    note("post_root")
+    for epoch in (2, 3):
+        owner.post_contributors(dataset_id, bytes([epoch] * 24) + (5).to_bytes(8, "big"), "https://hub.example/c")
+        note("post_root")
+        operator.rpc("evm_increaseTime", 4 * 24 * 3600)
+        operator.rpc("evm_mine")
+        owner.activate_contributors(dataset_id)
+        note("activate_root")
 
 
 def table(figures: dict[str, float], before: dict[str, float]) -> Table:

@@ -6,6 +6,7 @@ import {DatasetRegistry} from "@bank/DatasetRegistry.sol";
 import {Datatoken} from "@bank/Datatoken.sol";
 import {Market} from "@bank/Market.sol";
 import {IJobEscrow} from "@bank/interfaces/IJobEscrow.sol";
+import {IRevenuePools} from "@bank/interfaces/IRevenuePools.sol";
 import {BlocklistToken} from "./Tokens.sol";
 import {vm} from "./Vm.sol";
 
@@ -19,6 +20,7 @@ abstract contract Bank {
     address internal constant ARBITER = address(0xA4B);
     uint256 internal constant ONE_JOB = 1e18;
     uint16 internal constant BPS = 3_000;
+    uint256 internal constant BOND = 5_000;
 
     DatasetRegistry internal registry;
     Market internal market;
@@ -29,7 +31,7 @@ abstract contract Bank {
         vm.warp(1_800_000_000);
         money = BlocklistToken(token);
         registry = new DatasetRegistry();
-        market = new Market(registry, IERC20(token), HUB, GUARDIAN);
+        market = new Market(registry, IERC20(token), HUB, GUARDIAN, BOND);
         registry.setMarket(address(market));
         for (uint256 key = 1; key <= datasets; ++key) {
             keys.push(key);
@@ -294,16 +296,35 @@ abstract contract Bank {
         market.settle(terms, r, who, signatures);
     }
 
-    function _leaf(uint256 id, uint64 epoch, address account, uint128 weight) internal pure returns (bytes32) {
-        return keccak256(bytes.concat(keccak256(abi.encode(id, epoch, account, weight))));
+    function _leaf(uint256 id, uint64 epoch, address account, uint64 weight) internal pure returns (bytes32) {
+        return _node(keccak256(abi.encode(id, epoch, account, weight)), weight);
     }
 
+    /// @dev The node above two others, its weight the sum of theirs.
     function _pair(bytes32 a, bytes32 b) internal pure returns (bytes32) {
-        return a < b ? keccak256(abi.encode(a, b)) : keccak256(abi.encode(b, a));
+        return _node(keccak256(a < b ? abi.encode(a, b) : abi.encode(b, a)), _weight(a) + _weight(b));
+    }
+
+    /// @dev 24 bytes of hash, 8 of weight: any pair of the two, honest or not.
+    function _node(bytes32 hash, uint64 weight) internal pure returns (bytes32) {
+        return bytes32(abi.encodePacked(bytes24(hash), weight));
+    }
+
+    function _weight(bytes32 node) internal pure returns (uint64) {
+        return uint64(uint256(node));
     }
 
     function _proof(bytes32 sibling) internal pure returns (bytes32[] memory proof) {
         proof = new bytes32[](1);
         proof[0] = sibling;
+    }
+
+    function _one(uint256 id, uint64 epoch, uint64 weight, bytes32[] memory proof)
+        internal
+        pure
+        returns (IRevenuePools.Claim[] memory claims)
+    {
+        claims = new IRevenuePools.Claim[](1);
+        claims[0] = IRevenuePools.Claim(id, epoch, weight, proof);
     }
 }

@@ -185,7 +185,7 @@ contract JobEscrowTest is Bank {
     }
 
     function _marketOf(address token) private returns (Market, BlocklistToken) {
-        return (new Market(registry, IERC20(token), HUB, GUARDIAN), BlocklistToken(token));
+        return (new Market(registry, IERC20(token), HUB, GUARDIAN, BOND), BlocklistToken(token));
     }
 
     function _permit(uint256 key, uint256 units) private view returns (uint8, bytes32, bytes32) {
@@ -328,7 +328,7 @@ contract JobEscrowTest is Bank {
 
     function test_createJob__feeOnTransferToken__refuses() public {
         FeeOnTransferToken token = new FeeOnTransferToken();
-        market = new Market(registry, token, HUB, GUARDIAN);
+        market = new Market(registry, token, HUB, GUARDIAN, BOND);
         money = BlocklistToken(address(token));
         IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
         _createRefused(terms, abi.encodeWithSelector(UnexpectedAmountReceived.selector, 990_003, 1_000_003));
@@ -669,7 +669,7 @@ contract JobEscrowTest is Bank {
 
     function test_settle__tokenCallsBackIntoTheMarket__refusesTheCall() public {
         CallbackToken token = new CallbackToken();
-        market = new Market(registry, token, HUB, GUARDIAN);
+        market = new Market(registry, token, HUB, GUARDIAN, BOND);
         money = BlocklistToken(address(token));
         IJobEscrow.Terms memory terms = _terms(1, 1, 10, 0);
         _fund(terms);
@@ -837,7 +837,7 @@ contract JobEscrowTest is Bank {
         vm.prank(ARBITER);
         market.rule(terms, r, 0);
         _dispute(terms, r, BUYER);
-        vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NotArbiter.selector, ARBITER, BUYER));
+        vm.expectRevert(abi.encodeWithSelector(IRevenuePools.NotArbiter.selector, ARBITER, BUYER));
         vm.prank(BUYER);
         market.rule(terms, r, 0);
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.BadRuling.selector, 10_001));

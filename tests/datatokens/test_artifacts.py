@@ -68,8 +68,11 @@ def test_abi__every_error_of_the_interfaces__can_be_decoded() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint256 worked,bytes32 rewardsHash)",
+        "Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint64 worked,bytes32 outcomesHash)",
         "Rejection(bytes32 jobId,bytes32 reasonHash)",
+        "ClaimTo(address account,address to,uint256 nonce,uint256 deadline,Share[] shares)"
+        "Share(uint256 datasetId,uint64 epoch,uint64 weight)",
+        "Share(uint256 datasetId,uint64 epoch,uint64 weight)",
         "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)",
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,17 @@ from datatokens.deploy import Deployment, deploy, verify
 from datatokens.devchain import accounts
 from datatokens.errors import BankError, TermsError, TransactionRefused
 from datatokens.escrow import EscrowJob, Status
-from datatokens.merkle import Tree, leaf
+from datatokens.merkle import Tree
 from datatokens.registry import Token
-from datatokens.terms import DisputeTerms, acceptance_message, attestation_message, rejection_message, sign
+from datatokens.revenue import Claim, Pending, claim_message
+from datatokens.terms import (
+    DisputeTerms,
+    acceptance_message,
+    address,
+    attestation_message,
+    rejection_message,
+    sign,
+)
 
 STRANGER_KEY = accounts()[9][1]
 CONTRIBUTORS = [(accounts()[10][0], 3), (accounts()[11][0], 1)]
@@ -199,7 +208,7 @@ def test_create_job__balance_short__names_have_and_need(world: World) -> None:
     terms = dataclasses.replace(world.terms(), buyer=str(poor.address))
     with pytest.raises(BankError, match=f"has 0 units of the payment token; this job needs {terms.amount_units}"):
         world.escrow(poor).create_job(terms)
-    with pytest.raises(BankError, match=rf"has 0 units.*2 datatokens cost {2 * PRICE}"):
+    with pytest.raises(BankError, match=rf"has 0 units.*2 datatokens costs {2 * PRICE}"):
         world.revenue(poor).buy_datatokens(world.dataset_ids[0], 2, PRICE)
 
 
@@ -290,34 +299,153 @@ def test_refund_rejected__forged_or_too_few__refused(world: World) -> None:
     assert refusal(world.escrow(world.operator).refund_rejected, terms, forged).name == "BadSignature"
 
 
-def test_claim__whole_tree__pays_exact_shares_once(world: World) -> None:
-    owner, dataset_id = world.hospitals[1], world.dataset_ids[1]
+def new_dataset(world: World, owner: int = 0, bps: int = BPS) -> int:
+    """A dataset with empty registers."""
+    return world.registry(world.hospitals[owner]).list_dataset(
+        world.node(owner), PRICE, bps, b"\x05" * 32, "https://new", "NEW"
+    )
+
+
+def test_claim__whole_list__pays_exact_shares_once(world: World) -> None:
+    owner, dataset_id = world.hospitals[1], new_dataset(world, 1)
     revenue, money = world.revenue(owner), world.money(owner)
-    epoch = revenue.next_epoch(dataset_id)
-    leaves = [leaf(dataset_id, epoch, account, weight) for account, weight in CONTRIBUTORS]
-    tree = Tree(leaves)
-    assert revenue.post_contributors(dataset_id, tree.root, 4, "https://tree") == epoch
-    assert revenue.next_epoch(dataset_id) == epoch + 1
-    terms = world.funded()
-    attestation = world.attestation(terms)
-    world.escrow(world.operator).settle(terms, attestation, world.signatures(terms, attestation))
-    credited = revenue.epoch(dataset_id, epoch).credited_units
-    assert credited >= (PRICE + REWARD // 3) * BPS // 10_000
+    assert revenue.next_epoch(dataset_id) == 1
+    tree = Tree(dataset_id, 1, CONTRIBUTORS)
+    assert revenue.post_contributors(dataset_id, tree.root, "https://tree") == 1
+    assert revenue.next_epoch(dataset_id) == 2
+    assert revenue.epoch(dataset_id, 1).total_weight == 4
+    world.revenue(world.buyer).pay_revenue(dataset_id, PRICE)
+    credited = revenue.epoch(dataset_id, 1).credited_units
+    assert credited == revenue.pool(dataset_id).contributor_units == PRICE * BPS // 10_000
+    assert revenue.pool(dataset_id).hospital_units == PRICE - credited
 
     strangers = world.revenue(connect(world.url, STRANGER_KEY))  # anyone may submit; the money goes to the contributor
     for index, (account, weight) in enumerate(CONTRIBUTORS):
         share = credited * weight // 4
-        assert revenue.claimable(dataset_id, epoch, account, weight) == share
+        mine = [Claim(dataset_id, 1, weight, tuple(tree.proof(index)))]
+        assert revenue.claimable(dataset_id, 1, account, weight) == share
         before = money.balance_units(account)
-        assert strangers.claim(dataset_id, epoch, account, weight, tree.proof(index)) == share
+        assert strangers.claim_on_behalf(account, mine) == {dataset_id: share}
         assert money.balance_units(account) - before == share
-        assert revenue.claimed(dataset_id, epoch, account) == share
-        said = refusal(strangers.claim, dataset_id, epoch, account, weight, tree.proof(index))
-        assert str(said) == f"{account} has nothing left to claim from dataset {dataset_id}, epoch {epoch}"
+        assert revenue.claimed(dataset_id, 1, account) == share
+        said = refusal(strangers.claim_on_behalf, account, mine)
+        assert str(said) == f"{account} has nothing left to claim here"
     account, weight = CONTRIBUTORS[0]
-    assert refusal(strangers.claim, dataset_id, epoch, account, weight, tree.proof(1)).name == "BadProof"
-    assert refusal(strangers.claim, dataset_id, epoch, account, 4, tree.proof(0)).name == "BadProof"
-    assert refusal(strangers.claim, dataset_id, epoch, str(owner.address), weight, tree.proof(0)).name == "BadProof"
+    good = Claim(dataset_id, 1, weight, tuple(tree.proof(0)))
+    for wrong in (dataclasses.replace(good, proof=tuple(tree.proof(1))), dataclasses.replace(good, weight=4)):
+        assert refusal(strangers.claim_on_behalf, account, [wrong]).name == "BadProof"
+    assert refusal(strangers.claim_on_behalf, str(owner.address), [good]).name == "BadProof"
+    assert refusal(strangers.claim_on_behalf, account, [dataclasses.replace(good, epoch=2)]).name == "NoContributors"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 17, 64, 100])
+def test_claim__random_list__every_proof_made_here_is_good_there(world: World, size: int) -> None:
+    made = random.Random(size)
+    dataset_id, revenue = new_dataset(world), world.revenue(world.hospitals[0])
+    entries = [(f"0x{made.randrange(2**160):040x}", made.randrange(1, 2**57)) for _ in range(size)]
+    tree = Tree(dataset_id, 1, entries)
+    revenue.post_contributors(dataset_id, tree.root, "")
+    world.revenue(world.buyer).pay_revenue(dataset_id, 10**9)
+    credited, total = revenue.epoch(dataset_id, 1).credited_units, sum(weight for _, weight in entries)
+    paid = 0
+    for index, (account, weight) in enumerate(entries):
+        share = credited * weight // total
+        call = (dataset_id, 1, weight, tree.proof(index))
+        assert share and revenue.chain.read(revenue.contract.functions.claimOnBehalf(address("a", account), [call])) == share
+        if index < 5:
+            paid += sum(revenue.claim_on_behalf(account, [Claim(*call)]).values())
+    assert revenue.epoch(dataset_id, 1).claimed_units == paid <= credited
+
+
+def test_claim__several_datasets_and_epochs__is_one_transaction_to_any_address(world: World) -> None:
+    key, purse = accounts()[10][1], Account.create().address
+    me, claims = Account.from_key(key).address, []
+    datasets = [new_dataset(world, owner) for owner in range(3)]
+    for owner, dataset_id in enumerate(datasets):
+        tree = Tree(dataset_id, 1, CONTRIBUTORS)
+        world.revenue(world.hospitals[owner]).post_contributors(dataset_id, tree.root, "")
+        claims.append(Claim(dataset_id, 1, 3, tuple(tree.proof(0))))
+        world.revenue(world.buyer).pay_revenue(dataset_id, 1_000 * (owner + 1))
+    mine = world.revenue(connect(world.url, key))
+    blocks = mine.chain.block_number()
+    paid = mine.claim(claims, purse)
+    assert mine.chain.block_number() == blocks + 1
+    expected = {i: 1_000 * (n + 1) * BPS // 10_000 * 3 // 4 for n, i in enumerate(datasets)}
+    assert paid == expected
+    assert world.money(world.buyer).balance_units(purse) == sum(expected.values())
+    assert refusal(mine.claim, claims, purse).args_by_name == {"account": me}
+
+
+def test_claim_for__signed_by_the_account__a_relayer_pays_the_gas_once(world: World) -> None:
+    key, purse = accounts()[10][1], Account.create().address
+    account, dataset_id = Account.from_key(key).address, new_dataset(world)
+    tree = Tree(dataset_id, 1, CONTRIBUTORS)
+    world.revenue(world.hospitals[0]).post_contributors(dataset_id, tree.root, "")
+    world.revenue(world.buyer).pay_revenue(dataset_id, 10_000)
+    claims = [Claim(dataset_id, 1, 3, tuple(tree.proof(0)))]
+    relayer, deadline = world.revenue(connect(world.url, STRANGER_KEY)), world.operator.now() + 600
+    nonce = relayer.claim_nonce(account)
+    where = (world.deployment.chain_id, world.deployment.market, account, claims, purse, nonce, deadline)
+    signature = sign(claim_message(*where), key)
+    thief = Account.create().address
+    said = refusal(relayer.claim_for, account, claims, thief, deadline, signature)
+    assert said.name == "BadClaimSignature"
+    share = 10_000 * BPS // 10_000 * 3 // 4
+    assert relayer.claim_for(account, claims, purse, deadline, signature) == {dataset_id: share}
+    assert world.money(world.buyer).balance_units(purse) == share
+    assert relayer.claim_nonce(account) == nonce + 1
+    world.revenue(world.buyer).pay_revenue(dataset_id, 10_000)
+    assert refusal(relayer.claim_for, account, claims, purse, deadline, signature).name == "BadClaimSignature"
+    world.travel(601)
+    assert refusal(relayer.claim_for, account, claims, purse, deadline, signature).name == "ClaimExpired"
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [("dataset_id", {"dataset_id": 0}), ("epoch", {"epoch": 0}), ("weight", {"weight": 2**64}), ("proof", {"proof": (b"1",)})],
+)
+def test_claim__bad_input__names_the_field(field: str, change: dict[str, object]) -> None:
+    with pytest.raises(TermsError, match=field):
+        dataclasses.replace(Claim(1, 1, 1, ()), **change)  # type: ignore[arg-type]
+
+
+def test_contributors__a_later_list__serves_after_its_window_and_can_be_disputed(world: World) -> None:
+    owner, dataset_id = world.revenue(world.hospitals[0]), new_dataset(world)
+    world.revenue(world.buyer).pay_revenue(dataset_id, 10_000)
+    tree = Tree(dataset_id, 1, CONTRIBUTORS)
+    assert owner.pending_contributors(dataset_id) is None
+    assert owner.post_contributors(dataset_id, tree.root, "") == 1
+    pending = owner.pending_contributors(dataset_id)
+    assert pending is not None and pending == Pending(tree.root, pending.posted_at, None, None)
+    assert refusal(owner.activate_contributors, dataset_id).name == "DisputeWindowOpen"
+    disputer = world.revenue(world.buyer)
+    before = world.money(world.buyer).balance_units(str(world.buyer.address))
+    assert refusal(disputer.dispute_contributors, dataset_id, b"\x01" * 32).name == "AnotherRootPending"
+    disputer.dispute_contributors(dataset_id, tree.root)
+    bond = disputer.dispute_bond_units()
+    assert before - world.money(world.buyer).balance_units(str(world.buyer.address)) == bond > 0
+    frozen = owner.pending_contributors(dataset_id)
+    assert frozen is not None and frozen.disputer == world.buyer.address and frozen.disputed_at
+    assert refusal(owner.post_contributors, dataset_id, tree.root, "").name == "AlreadyInDispute"
+    assert refusal(owner.rule_dispute, dataset_id, tree.root, False).name == "NotArbiter"
+    world.revenue(world.operator).rule_dispute(dataset_id, tree.root, False)
+    assert owner.pool(dataset_id).hospital_units == 10_000 - 10_000 * BPS // 10_000 + bond
+    world.travel(3 * 24 * 3600)
+    assert disputer.activate_contributors(dataset_id) == 1
+    assert owner.epoch(dataset_id, 1).root == tree.root
+    assert owner.epoch(dataset_id, 1).credited_units == 10_000 * BPS // 10_000
+
+    later = Tree(dataset_id, 2, CONTRIBUTORS).root
+    assert owner.post_contributors(dataset_id, later, "") == 2
+    disputer.dispute_contributors(dataset_id, later)
+    assert refusal(disputer.expire_dispute, dataset_id).name == "ArbiterHasTime"
+    before = world.money(world.buyer).balance_units(str(world.buyer.address))
+    world.travel(14 * 24 * 3600)
+    disputer.expire_dispute(dataset_id)
+    assert world.money(world.buyer).balance_units(str(world.buyer.address)) - before == bond
+    assert owner.pending_contributors(dataset_id) is None
+    with pytest.raises(TermsError, match="root"):
+        owner.post_contributors(dataset_id, b"\x01" * 24 + bytes(8), "")
 
 
 def test_withdraw__hospital_and_hub__take_what_is_theirs_only(world: World) -> None:
@@ -326,9 +454,11 @@ def test_withdraw__hospital_and_hub__take_what_is_theirs_only(world: World) -> N
     world.escrow(world.operator).settle(terms, attestation, world.signatures(terms, attestation))
     owner, dataset_id, purse = world.hospitals[0], world.dataset_ids[0], Account.create().address
     assert refusal(world.revenue(world.buyer).withdraw_hospital, dataset_id, purse).name == "NotDatasetOwner"
-    waiting = world.revenue(owner).pool(dataset_id).hospital_units
-    world.revenue(owner).withdraw_hospital(dataset_id, purse)
-    assert world.money(owner).balance_units(purse) == waiting > 0
+    waiting = world.revenue(owner).pool(dataset_id).hospital_units - world.revenue(owner).withdrawn(dataset_id)
+    assert world.revenue(owner).withdraw_hospital(dataset_id, purse) == waiting > 0
+    assert world.money(owner).balance_units(purse) == waiting
+    assert world.revenue(owner).withdrawn(dataset_id) == world.revenue(owner).pool(dataset_id).hospital_units
+    assert refusal(world.revenue(owner).withdraw_hospital, dataset_id, purse).name == "NothingToWithdraw"
     assert refusal(world.escrow(world.buyer).withdraw_credit, purse).name == "NothingToWithdraw"
     fees = world.escrow(world.operator).credit_units(str(world.operator.address))
     world.escrow(world.operator).withdraw_credit(purse)

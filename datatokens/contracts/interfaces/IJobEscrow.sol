@@ -100,7 +100,6 @@ interface IJobEscrow {
     error WindowOpen(uint256 until, uint256 nowSeconds);
     error WindowClosed(uint256 until, uint256 nowSeconds);
     error NotParty(address caller);
-    error NotArbiter(address arbiter, address caller);
     error BadRuling(uint256 paidBps);
     error NotGuardian(address guardian, address caller);
     error BadPause(uint256 until, uint256 maxUntil);
