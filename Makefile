@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check tools contracts contracts-check forge clean
+.PHONY: demo test check tools contracts contracts-check forge gas gas-check deep clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,6 +49,18 @@ contracts-check: $(VENV)/.dev
 ## forge: the contracts' own unit, fuzz and invariant tests
 forge:
 	cd datatokens && node_modules/@foundry-rs/forge-*/bin/forge test
+
+## gas: measure every operation of the contracts beside Ocean's, and write datatokens/gas.json
+gas: $(VENV)/.dev
+	@$(BIN)/python -m tests.benchmarks.gas --json datatokens/gas.json
+
+## gas-check: fail where an operation uses over 3 % more gas than the committed table
+gas-check: $(VENV)/.dev
+	@$(BIN)/python -m tests.benchmarks.gas --check
+
+## deep: the stateful invariants with 1,000,000 calls
+deep:
+	cd datatokens && FOUNDRY_PROFILE=deep node_modules/@foundry-rs/forge-*/bin/forge test --match-test invariant
 
 clean:
 	rm -rf $(VENV) demo-output demo-state .pytest_cache .mypy_cache .ruff_cache .hypothesis datatokens/out datatokens/cache

@@ -30,11 +30,16 @@ _SHARE = (("datasetId", "uint256"), ("epoch", "uint64"), ("weight", "uint64"))
 
 @dataclass(frozen=True)
 class Pool:
-    """A dataset's registers, of everything ever credited; `epoch` is the live list's, 0 where none ever was."""
+    """A dataset's registers, of everything ever credited; `epoch` is the live list's, 0 where none ever was.
+
+    `contributor_bps` is the registry's as of the last acceptance or sale; `settled` the number of jobs paid for.
+    """
 
     hospital_units: int
     contributor_units: int
+    contributor_bps: int
     epoch: int
+    settled: int
 
 
 @dataclass(frozen=True)

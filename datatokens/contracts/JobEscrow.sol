@@ -30,15 +30,6 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
     );
     bytes32 private constant REJECTION = keccak256("Rejection(bytes32 jobId,bytes32 reasonHash)");
 
-    /// @dev One dataset of a job, unpacked.
-    struct Line {
-        uint256 datasetId;
-        address node;
-        uint256 tier;
-        uint256 priceUnits;
-        uint256 computeCapUnits;
-    }
-
     struct Dispute {
         address disputer;
         bytes32 result;
@@ -87,13 +78,13 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         for (uint256 i = 0; signers >> i != 0; ++i) {
             if (signers >> i & 1 == 0) continue;
             if (accepted >> i & 1 == 1) revert AlreadyAccepted(i);
-            Line memory line = _line(terms, i);
+            (uint256 datasetId, address node,) = _who(terms.lines, i);
             if (found == signatures.length) revert QuorumNotMet(found, found + 1);
-            _checkSignature(found, line.node, digest, signatures[found]);
-            IDatasetRegistry.Dataset memory listed = registry.dataset(line.datasetId);
-            if (line.node != listed.node) revert NodeMismatch(line.datasetId, line.node, listed.node);
-            _noteBps(line.datasetId, listed.contributorBps);
-            _countAccepted(line.datasetId);
+            _checkSignature(found, node, digest, signatures[found]);
+            IDatasetRegistry.Dataset memory listed = registry.dataset(datasetId);
+            if (node != listed.node) revert NodeMismatch(datasetId, node, listed.node);
+            _noteBps(datasetId, listed.contributorBps);
+            _countAccepted(datasetId);
             ++found;
         }
         if (found == 0 || found != signatures.length) revert QuorumNotMet(signatures.length, found);
@@ -152,9 +143,9 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         _checkResult(jobId, result);
         bool party = msg.sender == terms.buyer;
         for (uint256 i = 0; i < result.outcomes.length; ++i) {
-            Line memory line = _line(terms, i);
-            if (line.node == msg.sender) party = true;
-            if (result.worked >> i & 1 == 1) _countDisputed(line.datasetId);
+            (uint256 datasetId, address node,) = _who(terms.lines, i);
+            if (node == msg.sender) party = true;
+            if (result.worked >> i & 1 == 1) _countDisputed(datasetId);
         }
         if (!party) revert NotParty(msg.sender);
         held.status = Status.Disputed;
@@ -177,7 +168,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         _pay(jobId, terms, result, held.accepted, paidBps);
         if (paidBps < FULL_BPS) {
             for (uint256 i = 0; i < result.outcomes.length; ++i) {
-                if (result.worked >> i & 1 == 1) _countLost(_line(terms, i).datasetId);
+                if (result.worked >> i & 1 == 1) _countLost(_datasetAt(terms, i));
             }
             _payBack(disputer, terms.bondUnits);
         } else if (disputer == terms.buyer) {
@@ -212,7 +203,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         address before = address(0);
         for (uint256 i = 0; signers >> i != 0; ++i) {
             if (signers >> i & 1 == 0) continue;
-            address node = _line(terms, i).node;
+            (, address node,) = _who(terms.lines, i);
             if (node <= before) revert NodesNotAscending(i);
             before = node;
             bytes32 digest = _hashTypedDataV4(keccak256(abi.encode(REJECTION, jobId, reasonHashes[found])));
@@ -255,7 +246,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         emit JobCreated(jobId, terms.buyer, terms);
         _pull(paymentToken, msg.sender, terms.amountUnits);
         for (uint256 i = 0; terms.vouchers >> i != 0; ++i) {
-            if (terms.vouchers >> i & 1 == 1) _pull(IERC20(address(_voucher(_line(terms, i)))), msg.sender, ONE_JOB);
+            if (terms.vouchers >> i & 1 == 1) _pull(IERC20(address(_voucher(terms, i))), msg.sender, ONE_JOB);
         }
     }
 
@@ -285,22 +276,27 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         if (held.status != status) revert WrongStatus(jobId, held.status);
     }
 
-    /// @dev Two calldata words per dataset; the index is within the list, or the node is nobody's and nothing fits it.
-    function _line(Terms calldata terms, uint256 i) private pure returns (Line memory line) {
-        bytes calldata lines = terms.lines;
+    /// @dev Who signs for line `i`. An index beyond the list is refused: nobody is expected there.
+    function _who(bytes calldata lines, uint256 i) private pure returns (uint256 datasetId, address node, uint256 tier) {
+        uint256 word = _word(lines, i, 0);
+        return (word >> 224, address(uint160(word >> 64)), word >> 56 & 0xff);
+    }
+
+    /// @dev What line `i` costs.
+    function _units(bytes calldata lines, uint256 i) private pure returns (uint256 price, uint256 computeCap) {
+        uint256 word = _word(lines, i, 17); // the last 32 of the 49 bytes
+        return (word >> 96 & type(uint96).max, word & type(uint96).max);
+    }
+
+    function _word(bytes calldata lines, uint256 i, uint256 offset) private pure returns (uint256 word) {
         if ((i + 1) * LINE_BYTES > lines.length) revert BadSignature(i, address(0));
-        uint256 head;
-        uint256 tail;
         assembly ("memory-safe") {
-            let at := add(lines.offset, mul(i, LINE_BYTES))
-            head := calldataload(at)
-            tail := calldataload(add(at, 17)) // the last 32 of the 49 bytes
+            word := calldataload(add(lines.offset, add(mul(i, LINE_BYTES), offset)))
         }
-        line.datasetId = head >> 224;
-        line.node = address(uint160(head >> 64));
-        line.tier = head >> 56 & 0xff;
-        line.priceUnits = tail >> 96 & type(uint96).max;
-        line.computeCapUnits = tail & type(uint96).max;
+    }
+
+    function _datasetAt(Terms calldata terms, uint256 i) private pure returns (uint256 datasetId) {
+        (datasetId,,) = _who(terms.lines, i);
     }
 
     function _attestation(bytes32 jobId, Result calldata result) private view returns (bytes32) {
@@ -317,11 +313,12 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         private
         view
     {
+        bytes calldata lines = terms.lines;
         uint256 found = 0;
         address before = address(0);
         for (uint256 i = 0; signers >> i != 0; ++i) {
             if (signers >> i & 1 == 0) continue;
-            address node = _line(terms, i).node;
+            (, address node,) = _who(lines, i);
             if (node <= before) revert NodesNotAscending(i);
             before = node;
             if (found == signatures.length) revert QuorumNotMet(found, terms.quorum);
@@ -375,26 +372,31 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         uint256 rewardSum = 0;
         uint256 fullUnits = terms.feeUnits;
         uint256 worked = result.worked;
-        for (uint256 i = 0; i < result.outcomes.length; ++i) {
-            uint256 compute = result.outcomes[i] >> 168;
-            uint256 reward = result.outcomes[i] >> 80 & type(uint88).max;
+        uint256[] calldata outcomes = result.outcomes;
+        bytes calldata lines = terms.lines;
+        for (uint256 i = 0; i < outcomes.length; ++i) {
+            uint256 compute = outcomes[i] >> 168;
+            uint256 reward = outcomes[i] >> 80 & type(uint88).max;
             if (worked >> i & 1 == 0) {
                 if (compute + reward != 0) revert PayWithoutWork(i);
-                if (pay && accepted >> i & 1 == 1) _countFailed(_line(terms, i).datasetId);
+                if (pay && accepted >> i & 1 == 1) _countFailed(_datasetAt(terms, i));
                 continue;
             }
-            Line memory line = _line(terms, i);
-            if (compute > line.computeCapUnits) revert ComputeAboveCap(i, compute, line.computeCapUnits);
+            (uint256 shared, uint256 cap) = _units(lines, i);
+            if (compute > cap) revert ComputeAboveCap(i, compute, cap);
             rewardSum += reward;
             // price and reward are revenue of the data, shared with contributors; compute is the hospital's own
-            uint256 shared = line.priceUnits + reward;
+            shared += reward;
             fullUnits += shared + compute;
             if (paidBps != FULL_BPS) {
                 shared = shared * paidBps / FULL_BPS;
                 compute = compute * paidBps / FULL_BPS;
             }
             units += shared + compute;
-            if (pay) _settlePool(line.datasetId, shared, compute);
+            if (pay) {
+                (uint256 datasetId,,) = _who(lines, i);
+                _settlePool(datasetId, shared, compute);
+            }
         }
         if (rewardSum > terms.rewardUnits) revert RewardsExceedPool(rewardSum, terms.rewardUnits);
         if (fullUnits > terms.amountUnits) revert PaymentsExceedAmount(fullUnits, terms.amountUnits);
@@ -406,7 +408,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         uint256 left = terms.bondUnits - part * _bits(worked);
         for (uint256 i = 0; worked >> i != 0; ++i) {
             if (worked >> i & 1 == 0) continue;
-            _creditPool(_line(terms, i).datasetId, 0, part + left);
+            _creditPool(_datasetAt(terms, i), 0, part + left);
             left = 0;
         }
     }
@@ -416,7 +418,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         held.status = Status.Refunded;
         emit JobRefunded(jobId, terms.amountUnits, rejected);
         for (uint256 i = 0; failed >> i != 0; ++i) {
-            if (failed >> i & 1 == 1) _countFailed(_line(terms, i).datasetId);
+            if (failed >> i & 1 == 1) _countFailed(_datasetAt(terms, i));
         }
         _returnVouchers(terms, 0);
         _payBack(terms.buyer, terms.amountUnits);
@@ -426,14 +428,14 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
     function _returnVouchers(Terms calldata terms, uint256 spent) private {
         for (uint256 i = 0; terms.vouchers >> i != 0; ++i) {
             if (terms.vouchers >> i & 1 == 0) continue;
-            Datatoken datatoken = _voucher(_line(terms, i));
+            Datatoken datatoken = _voucher(terms, i);
             if (spent >> i & 1 == 1) datatoken.burn(ONE_JOB);
             else datatoken.transfer(terms.buyer, ONE_JOB);
         }
     }
 
-    function _voucher(Line memory line) private view returns (Datatoken) {
-        return Datatoken(registry.dataset(line.datasetId).datatoken);
+    function _voucher(Terms calldata terms, uint256 i) private view returns (Datatoken) {
+        return Datatoken(registry.dataset(_datasetAt(terms, i)).datatoken);
     }
 
     function _bits(uint64 set) private pure returns (uint256 count) {

@@ -13,32 +13,32 @@ import {Hashes} from "@openzeppelin/contracts/utils/cryptography/Hashes.sol";
 ///         takes some 2**96 hashes to find (all of Bitcoin makes about 2**95 a year, of another hash); anybody else
 ///         needs a second preimage, 2**192.
 library SumTree {
-    uint256 private constant WEIGHT_BITS = 64;
+    bytes32 private constant HASH = ~bytes32(uint256(type(uint64).max));
+
+    error WeightsOverflow(uint256 sum);
 
     /// @dev keccak256(abi.encode(datasetId, epoch, account, weight)) truncated, then the weight.
     function leaf(uint256 datasetId, uint64 epoch, address account, uint64 weight) internal pure returns (bytes32) {
-        return _word(keccak256(abi.encode(datasetId, epoch, account, weight)), weight);
+        return keccak256(abi.encode(datasetId, epoch, account, weight)) & HASH | bytes32(uint256(weight));
     }
 
-    /// @dev The node above two nodes, in any order. Reverts (Panic 0x11) where the sum does not fit into 64 bits.
-    function parent(bytes32 a, bytes32 b) internal pure returns (bytes32) {
-        return _word(Hashes.commutativeKeccak256(a, b), weightOf(a) + weightOf(b));
-    }
-
-    /// @dev The root that `proof`, the siblings from the bottom up, leads to from `node`.
+    /// @dev The root that `proof`, the siblings from the bottom up, leads to from `node`. Reverts where a sum does not
+    ///      fit into 64 bits: sums only grow on the way up, so it is enough to look at the last one.
     function rootFrom(bytes32 node, bytes32[] calldata proof) internal pure returns (bytes32) {
+        uint256 sum = weightOf(node);
         for (uint256 i = 0; i < proof.length; ++i) {
-            node = parent(node, proof[i]);
+            bytes32 sibling = proof[i];
+            unchecked {
+                sum += uint64(uint256(sibling)); // calldata is too short for 2**192 siblings
+            }
+            node = Hashes.commutativeKeccak256(node, sibling) & HASH | bytes32(sum);
         }
+        if (sum > type(uint64).max) revert WeightsOverflow(sum);
         return node;
     }
 
     /// @dev The weight in a node's word; the root's is the total.
     function weightOf(bytes32 node) internal pure returns (uint64) {
         return uint64(uint256(node));
-    }
-
-    function _word(bytes32 hash, uint64 weight) private pure returns (bytes32) {
-        return bytes32(uint256(hash) >> WEIGHT_BITS << WEIGHT_BITS | weight);
     }
 }

@@ -763,7 +763,7 @@ contract JobEscrowTest is Bank {
         bytes32 jobId = market.hashTerms(terms);
         vm.assertTrue(market.job(jobId).status == IJobEscrow.Status.Proposed, "proposed");
         vm.assertEq(_earned(1) + _earned(2) + market.credit(HUB), 0, "nothing is paid yet");
-        uint256 until = block.timestamp + 3 days;
+        uint256 until = vm.getBlockTimestamp() + 3 days;
         vm.warp(until);
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.WindowOpen.selector, until, until));
         market.finalize(terms, r);
@@ -816,7 +816,7 @@ contract JobEscrowTest is Bank {
         );
         vm.prank(BUYER);
         market.dispute(terms, other);
-        uint256 until = block.timestamp + 3 days;
+        uint256 until = vm.getBlockTimestamp() + 3 days;
         vm.warp(until + 1);
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.WindowClosed.selector, until, until + 1));
         vm.prank(BUYER);
@@ -843,7 +843,7 @@ contract JobEscrowTest is Bank {
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.BadRuling.selector, 10_001));
         vm.prank(ARBITER);
         market.rule(terms, r, 10_001);
-        uint256 until = block.timestamp + 14 days;
+        uint256 until = vm.getBlockTimestamp() + 14 days;
         vm.warp(until + 1);
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.WindowClosed.selector, until, until + 1));
         vm.prank(ARBITER);
@@ -890,7 +890,7 @@ contract JobEscrowTest is Bank {
     function test_finalize__silentArbiter__paysTheAgreedPartAndTheBondGoesBack() public {
         (IJobEscrow.Terms memory terms, IJobEscrow.Result memory r) = _proposed(10, 5_000);
         _dispute(terms, r, BUYER);
-        uint256 until = block.timestamp + 14 days;
+        uint256 until = vm.getBlockTimestamp() + 14 days;
         vm.warp(until);
         vm.expectRevert(abi.encodeWithSelector(IJobEscrow.WindowOpen.selector, until, until));
         market.finalize(terms, r);

@@ -205,7 +205,7 @@ contract Crowd is Bank {
         }
         money.setBlocked(BUYER, true);
         money.setBlocked(HUB, true);
-        vm.warp(block.timestamp + 366 days);
+        vm.warp(vm.getBlockTimestamp() + 366 days);
         for (uint256 i = 0; i < _jobs.length; ++i) {
             refund(i);
             finalize(i);
@@ -213,7 +213,7 @@ contract Crowd is Bank {
     }
 
     function pass(uint256 time) external {
-        vm.warp(block.timestamp + bound(time, 1, 10 minutes));
+        vm.warp(vm.getBlockTimestamp() + bound(time, 1, 10 minutes));
     }
 
     function block_(bool yes, bool quiet) external {

