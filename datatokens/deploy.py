@@ -8,6 +8,7 @@ from pathlib import Path
 
 from datatokens.chain import Chain, artifact
 from datatokens.errors import BankError
+from datatokens.storefront import MAX_PLATFORM_BPS
 from datatokens.terms import address, whole
 
 
@@ -39,23 +40,32 @@ class Deployment:
             raise BankError(f"{path} is not a deployment: {type(error).__name__} {error}") from error
 
 
-def deploy(chain: Chain, payment_token: str | None = None, fee_recipient: str | None = None) -> Deployment:
-    """Deploy registry and market from the connection's account.
+def deploy(chain: Chain, payment_token: str | None = None, fee_recipient: str | None = None, platform_bps: int = 0) -> Deployment:
+    """Deploy registry, market and storefront from the connection's account, which is the registry's guardian.
 
     Without `payment_token` (an existing ERC-20) a test stablecoin is deployed too, which this account may mint.
-    The hub's fees are credited to `fee_recipient`, by default this account.
+    The hub's fees are credited to `fee_recipient`, by default this account; of every datatoken that the storefront
+    sells these are `platform_bps` of the price (0 to 500 of 10000), for good. The registry names the storefront.
     """
+    whole("platform_bps", platform_bps, 0, MAX_PLATFORM_BPS)
     if payment_token is not None and not chain.code(address("payment_token", payment_token)):
         raise BankError(f"payment_token={payment_token} is not a contract on chain {chain.chain_id}")
     token = payment_token or chain.deploy("TestUSD")
-    registry = chain.deploy("DatasetRegistry")
-    market = chain.deploy("Market", registry, token, address("fee_recipient", fee_recipient or chain.address))
-    chain.send(chain.contract("DatasetRegistry", registry).functions.setMarket(market))
+    recipient = address("fee_recipient", fee_recipient or chain.address)
+    registry = chain.deploy("DatasetRegistry", chain.address)
+    market = chain.deploy("Market", registry, token, recipient)
+    storefront = chain.deploy("Storefront", registry, recipient, platform_bps)
+    datasets = chain.contract("DatasetRegistry", registry).functions
+    chain.send(datasets.allowMarket(market, True))
+    chain.send(datasets.setStorefront(storefront))
     return Deployment(chain.chain_id, registry, market, token)
 
 
 def verify(chain: Chain, registry: str, market: str) -> None:
-    """Check that both addresses carry the committed code (immutables aside) and name each other, else BankError."""
+    """Check that both, the storefront and the datatoken template carry the committed code (immutables aside).
+
+    Registry, market and storefront must name each other. Raises BankError for whatever does not fit.
+    """
     registry, market = address("registry", registry), address("market", market)
     _check_code(chain, "DatasetRegistry", registry)
     _check_code(chain, "Market", market)
@@ -65,6 +75,10 @@ def verify(chain: Chain, registry: str, market: str) -> None:
     named_market = chain.read(datasets.market())
     if (named, named_market) != (registry, market):
         raise BankError(f"market {market} and registry {registry} do not name each other")
+    storefront = chain.read(datasets.storefront())
+    _check_code(chain, "Storefront", storefront)
+    if chain.read(chain.contract("Storefront", storefront).functions.registry()) != registry:
+        raise BankError(f"storefront {storefront} does not name the registry {registry}")
 
 
 def _check_code(chain: Chain, name: str, where: str) -> None:
