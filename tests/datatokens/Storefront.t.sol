@@ -2,6 +2,7 @@
 pragma solidity 0.8.37;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {DatasetRegistry} from "@bank/DatasetRegistry.sol";
 import {Storefront} from "@bank/Storefront.sol";
 import {IDatasetRegistry} from "@bank/interfaces/IDatasetRegistry.sol";
 import {IStorefront} from "@bank/interfaces/IStorefront.sol";
@@ -130,5 +131,110 @@ contract StorefrontTest is Bank {
         vm.expectRevert(abi.encodeWithSelector(IStorefront.DispenserOff.selector, 1, hour));
         vm.prank(BUYER);
         shop.dispense(1, hour, 1);
+    }
+}
+
+/// @dev Buys, dispenses, gives, hands the dataset on and grants roles at random, and keeps its own books.
+contract Shoppers is Bank {
+    Storefront public shop;
+    PayMarket public till;
+    uint256 public bought;
+    uint256 public dispensed;
+    uint256 public given;
+    uint256 public paidFees;
+    address[2] private _owners = [HOSPITAL, HUB];
+    address[3] public people = [BUYER, address(0xB1), address(0xB2)];
+    uint256 private _owner;
+
+    constructor() {
+        _open(address(new BlocklistToken()), 1);
+        till = new PayMarket(address(money));
+        registry = new DatasetRegistry(address(this));
+        registry.allowMarket(address(till), true);
+        shop = new Storefront(registry, HUB, 500);
+        registry.setStorefront(address(shop));
+        _list(vm.addr(1), 999, BPS);
+        for (uint256 i = 0; i < 3; ++i) {
+            money.mint(people[i], 1e30);
+            vm.prank(people[i]);
+            money.approve(address(shop), type(uint256).max);
+        }
+    }
+
+    function buy(uint256 who, uint32 count) external {
+        count = uint32(bound(count, 1, 9));
+        uint256 total = shop.quote(1, 0, count).totalUnits;
+        IStorefront.Permit memory none;
+        vm.prank(people[who % 3]);
+        paidFees += shop.buy(IStorefront.Purchase(1, 0, count, address(till), total), none) - uint256(count) * 999;
+        bought += count;
+    }
+
+    function limit(uint32 perAccount, uint32 inAll) external {
+        vm.prank(_owners[_owner]);
+        shop.setLimits(1, 0, IStorefront.Limits(true, false, 3, perAccount % 5, inAll % 9));
+    }
+
+    function dispense(uint256 who, uint32 count) external {
+        vm.prank(people[who % 3]);
+        try shop.dispense(1, 0, uint32(bound(count, 1, 4))) {
+            dispensed += bound(count, 1, 4);
+        } catch {}
+    }
+
+    function give(uint32 count) external {
+        vm.prank(_owners[_owner]);
+        registry.mintDatatokens(1, BUYER, uint256(count) * ONE_JOB);
+        given += count;
+    }
+
+    function handOn() external {
+        vm.prank(_owners[_owner]);
+        registry.setRoles(1, BUYER, 1);
+        vm.prank(_owners[_owner]);
+        registry.transferFrom(_owners[_owner], _owners[1 - _owner], 1);
+        _owner = 1 - _owner;
+    }
+
+    function books() external view returns (DatasetRegistry, BlocklistToken) {
+        return (registry, money);
+    }
+}
+
+contract StorefrontInvariantTest {
+    Shoppers private _crowd;
+
+    function setUp() public {
+        _crowd = new Shoppers();
+    }
+
+    function targetContracts() public view returns (address[] memory found) {
+        found = new address[](1);
+        found[0] = address(_crowd);
+    }
+
+    function invariant_mintedIsBoughtDispensedAndGiven() public view {
+        (DatasetRegistry registry,) = _crowd.books();
+        uint256 sum = _crowd.bought() + _crowd.dispensed() + _crowd.given();
+        vm.assertEq(registry.tier(1, 0).minted, sum * 1e18, "minted");
+    }
+
+    function invariant_dispenserStaysBelowTheHighestLimits() public view {
+        uint256 sum = 0;
+        for (uint256 i = 0; i < 3; ++i) {
+            (uint32 inAll, uint32 own) = _crowd.shop().dispensed(1, 0, _crowd.people(i));
+            sum += own;
+            vm.assertLe(own, 4, "per account");
+            vm.assertLe(inAll, 8, "in all");
+        }
+        vm.assertEq(sum, _crowd.dispensed(), "counted");
+    }
+
+    function invariant_feesAreWhatWasPaidAndRolesNeverOutliveTheOwner() public view {
+        (DatasetRegistry registry, BlocklistToken money) = _crowd.books();
+        uint256 credited = _crowd.shop().fees(address(money), address(0xFEE));
+        vm.assertEq(credited, _crowd.paidFees(), "fees");
+        vm.assertEq(money.balanceOf(address(_crowd.shop())), credited, "held");
+        vm.assertEq(registry.rolesOf(1, address(0xB0B)), 0, "roles");
     }
 }
