@@ -237,6 +237,7 @@ contract RevenuePoolsTest is Bank {
     {
         bps = uint16(bound(bps, 0, 10_000));
         count = bound(count, 1, 1_000);
+        price = uint96(bound(price, 1, type(uint96).max)); // at 0 nothing is sold
         uint256 id = _list(ANYONE, price, bps);
         uint256 paid = count * price;
         money.mint(BUYER, paid);
@@ -259,6 +260,7 @@ contract RevenuePoolsTest is Bank {
         _post(1, annas, bens);
         for (uint256 i = 0; i < 3; ++i) {
             vm.prank(HOSPITAL);
+            prices[i] = uint96(bound(prices[i], 1, type(uint96).max));
             registry.setPrice(1, prices[i]);
             _buy(1);
             if (order >> (2 * i) & 1 == 1 && market.claimable(1, 1, ANNA, annas) > 0) _claimAnna(1, annas, bens);
