@@ -25,6 +25,7 @@ CONTRACTS = {
     "DatasetRegistry": "contracts/DatasetRegistry.sol",
     "Datatoken": "contracts/Datatoken.sol",
     "Market": "contracts/Market.sol",
+    "Storefront": "contracts/Storefront.sol",
     "TestUSD": "contracts/dev/TestUSD.sol",
 }
 SETTINGS: dict[str, Any] = {

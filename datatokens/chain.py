@@ -78,7 +78,9 @@ SENTENCES = {
     "NotParty": "{caller} is neither the buyer nor a node of this job",
     "NotArbiter": "only the arbiter {arbiter} can rule on this, not {caller}",
     "BadRuling": "paid_bps={paidBps} must be from 0 to 10000",
-    "NotGuardian": "only the guardian {guardian} can pause new jobs, not {caller}",
+    "NotGuardian": "only the guardian {guardian} can do this, not {caller}",
+    "OtherMarket": "dataset {datasetId} is sold in the market {market}",
+    "BuyerNotServed": "dataset {datasetId} is paused or retired, or does not serve {buyer}",
     "BadPause": "until={until} must be at most {maxUntil}",
     "NewJobsArePaused": "new jobs are paused until {until}; those that are paid go on",
     "RewardsExceedPool": "the rewards sum to {sum} units; the pool has {pool}",
@@ -103,14 +105,47 @@ SENTENCES = {
     "UnknownDataset": "dataset {datasetId} is not listed",
     "ZeroNodeKey": "the node key must not be the zero address",
     "ZeroWeight": "the weights of a contributor list must not sum to 0",
-    "NotMinter": "{caller} neither owns dataset {datasetId} nor is its market, so it cannot mint datatokens",
-    "MarketAlreadySet": "the registry has its market already",
-    "NotDeployer": "{caller} did not deploy the registry",
+    "NotMinter": "{caller} neither owns dataset {datasetId} nor sells it, so it cannot mint datatokens",
+    "RoleMissing": "{caller} has a role for dataset {datasetId}, but not role {role} that this needs",
+    "UnknownRole": "roles={roles} must be 0, 1 (manager), 2 (publisher) or 3 (both)",
+    "UnknownTier": "dataset {datasetId} has no tier {tierId}",
+    "TooManyTiers": "dataset {datasetId} has 16 tiers, the most there can be",
+    "TierIsClosed": "tier {tierId} of dataset {datasetId} is closed: no more of its datatokens are made",
+    "MaxSupplyExceeded": "tier {tierId} of dataset {datasetId} may have {maxSupply} units of datatoken ever, not {minted}",
+    "NotForSale": "tier {tierId} of dataset {datasetId} has no price, so the market cannot sell it",
+    "NotActive": "dataset {datasetId} is {state}, so nothing of it is sold or ordered",
+    "RetiredIsFinal": "dataset {datasetId} is retired for good",
+    "NotPaused": "dataset {datasetId} is {state}; its market changes only while it is paused",
+    "BudgetMayOnlyFall": "dataset {datasetId} has a stated budget of {epsilonMicro} (1e-6) epsilon and {deltaAtto} (1e-18) "
+    "delta, which may only fall",
+    "BadPrivacyBudget": "a budget of {epsilonMicro} (1e-6) epsilon and {deltaAtto} (1e-18) delta says nothing or has delta >= 1",
+    "MarketNotAllowed": "the guardian has not allowed the market {market}",
+    "BadPaymentToken": "the market {market} names {paymentToken} as its payment token, which cannot be",
+    "StorefrontAlreadySet": "the registry has its storefront already: {storefront}",
+    "ZeroCount": "a count of 0 datatokens cannot be bought or dispensed",
+    "NothingToBuy": "tier {tierId} of dataset {datasetId} has no price; ask its dispenser",
+    "CostsMore": "this costs {units} units now, more than the {maxUnits} agreed to; ask for a new quote",
+    "MarketChanged": "dataset {datasetId} sells in the market {found} now, not {quoted}; ask for a new quote",
+    "MayNotConsume": "{account} may not consume dataset {datasetId} now: its lists or its state forbid it",
+    "NoMarket": "the market of dataset {datasetId} is not allowed (any more)",
+    "NotOrdered": "tier {tierId} of dataset {datasetId} is a one-job voucher; it opens no time of access",
+    "NotManager": "{caller} neither owns dataset {datasetId} nor manages it",
+    "DispenserOff": "the dispenser of tier {tierId} of dataset {datasetId} is off",
+    "NotAllowListed": "{account} is not on the allow list of dataset {datasetId}, which its dispenser asks for",
+    "OverLimit": "tier {tierId} of dataset {datasetId} leaves {left} datatokens here, not {asked}",
+    "BadPublishFee": "a publish fee is 1 to 1000 bps for somebody, not {bps} bps for {recipient}",
+    "PublishFeeAlreadySet": "dataset {datasetId} has its publish fee already",
+    "BadPlatform": "the platform takes 0 to 500 bps for somebody, not {bps} bps for {platform}",
+    "ConsumeFeeTooHigh": "the front-end asks for {units} units; {maxUnits} are allowed here",
+    "WrongUnits": "{found} units of {paymentToken} moved where {expected} were due",
+    "NoFees": "{account} has no fees in {paymentToken} to withdraw",
     "BadContributorBps": "contributor_bps={contributorBps} must be from 0 to 10000",
     "ERC20InsufficientBalance": "{sender} has {balance} units and needs {needed}",
     "ERC20InsufficientAllowance": "{spender} may take {allowance} units and needs {needed}",
 }
 STATUS_NAMES = {0: "unpaid", 1: "funded", 2: "settled", 3: "refunded", 4: "proposed", 5: "disputed"}
+STATE_NAMES = {0: "active", 1: "paused", 2: "retired"}
+ENUM_NAMES: Mapping[str, Mapping[int, str]] = {"status": STATUS_NAMES, "state": STATE_NAMES}
 
 
 @cache
@@ -143,7 +178,7 @@ def decode_revert(data: bytes) -> TransactionRefused:
             i["name"]: to_checksum_address(value) if i["type"] == "address" else value
             for i, value in zip(item["inputs"], values, strict=False)
         }
-        shown = {k: STATUS_NAMES.get(v, v) if k == "status" else v for k, v in given.items()}
+        shown = {k: ENUM_NAMES.get(k, {}).get(v, v) for k, v in given.items()}
         shown = {k: "0x" + v.hex() if isinstance(v, bytes) else v for k, v in shown.items()}
         name = item["name"]
         try:
@@ -386,9 +421,7 @@ class Chain:
         return None
 
     def _range(self, event: Any, first: int, last: int, filters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        return list(
-            self._ask(lambda: event.get_logs(from_block=first, to_block=last, argument_filters=dict(filters)))
-        )
+        return list(self._ask(lambda: event.get_logs(from_block=first, to_block=last, argument_filters=dict(filters))))
 
     def rpc(self, method: str, *params: Any) -> Any:
         """The result of a raw JSON-RPC call (time travel in tests). Raises NodeRefused."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from datatokens.chain import Chain, artifact
 from datatokens.errors import BankError
+from datatokens.storefront import MAX_PLATFORM_BPS
 from datatokens.terms import address, whole
 
 DISPUTE_BOND_UNITS = 100_000_000  # 100 of a token with 6 decimals: no toy, and not out of a contributor's reach
@@ -42,27 +43,39 @@ class Deployment:
 
 
 def deploy(
-    chain: Chain, payment_token: str | None = None, fee_recipient: str | None = None, guardian: str | None = None
+    chain: Chain,
+    payment_token: str | None = None,
+    fee_recipient: str | None = None,
+    guardian: str | None = None,
+    platform_bps: int = 0,
 ) -> Deployment:
-    """Deploy registry and market from the connection's account.
+    """Deploy registry, market and storefront from the connection's account; it may allow further markets.
 
     Without `payment_token` (an existing ERC-20) a test stablecoin is deployed too, which this account may mint.
-    The hub's fees are credited to `fee_recipient`, `guardian` may pause new jobs and rules on disputed
-    contributor lists; both are this account by default.
+    The hub's fees are credited to `fee_recipient`, by default this account; of every datatoken that the storefront
+    sells these are `platform_bps` of the price (0 to 500 of 10000), for good. `guardian` (this account by default) may
+    pause new jobs and rules on disputed contributor lists. The registry names the storefront.
     """
+    whole("platform_bps", platform_bps, 0, MAX_PLATFORM_BPS)
     if payment_token is not None and not chain.code(address("payment_token", payment_token)):
         raise BankError(f"payment_token={payment_token} is not a contract on chain {chain.chain_id}")
     token = payment_token or chain.deploy("TestUSD")
-    registry = chain.deploy("DatasetRegistry")
     fees = address("fee_recipient", fee_recipient or chain.address)
     guard = address("guardian", guardian or chain.address)
+    registry = chain.deploy("DatasetRegistry", chain.address)
     market = chain.deploy("Market", registry, token, fees, guard, DISPUTE_BOND_UNITS)
-    chain.send(chain.contract("DatasetRegistry", registry).functions.setMarket(market))
+    storefront = chain.deploy("Storefront", registry, fees, platform_bps)
+    datasets = chain.contract("DatasetRegistry", registry).functions
+    chain.send(datasets.allowMarket(market, True))
+    chain.send(datasets.setStorefront(storefront))
     return Deployment(chain.chain_id, registry, market, token)
 
 
 def verify(chain: Chain, registry: str, market: str) -> None:
-    """Check that both addresses carry the committed code (immutables aside) and name each other, else BankError."""
+    """Check that both, the storefront and the datatoken template carry the committed code (immutables aside).
+
+    Registry, market and storefront must name each other. Raises BankError for whatever does not fit.
+    """
     registry, market = address("registry", registry), address("market", market)
     _check_code(chain, "DatasetRegistry", registry)
     _check_code(chain, "Market", market)
@@ -72,6 +85,10 @@ def verify(chain: Chain, registry: str, market: str) -> None:
     named_market = chain.read(datasets.market())
     if (named, named_market) != (registry, market):
         raise BankError(f"market {market} and registry {registry} do not name each other")
+    storefront = chain.read(datasets.storefront())
+    _check_code(chain, "Storefront", storefront)
+    if chain.read(chain.contract("Storefront", storefront).functions.registry()) != registry:
+        raise BankError(f"storefront {storefront} does not name the registry {registry}")
 
 
 def _check_code(chain: Chain, name: str, where: str) -> None:

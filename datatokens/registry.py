@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum, IntFlag
 
 from web3.logs import DISCARD
 
@@ -12,6 +14,32 @@ from datatokens.terms import MAX_UNITS, address, whole
 
 BPS = 10_000
 UINT256 = 2**256 - 1
+MAX_TIER = 15
+MAX_ORDER_SECONDS = 2**32 - 1
+
+
+class State(IntEnum):
+    """What may be done with a dataset; RETIRED is final."""
+
+    ACTIVE = 0
+    PAUSED = 1
+    RETIRED = 2
+
+
+class Listing(IntEnum):
+    """Which of a dataset's lists an account is on."""
+
+    NONE = 0
+    ALLOWED = 1
+    DENIED = 2
+
+
+class Roles(IntFlag):
+    """What an account may do for the owner; ends when the dataset changes hands."""
+
+    NONE = 0
+    MANAGER = 1
+    PUBLISHER = 2
 
 
 @dataclass(frozen=True)
@@ -27,6 +55,33 @@ class Dataset:
     manifest_hash: bytes
 
 
+@dataclass(frozen=True)
+class Standing:
+    """The state of a dataset. `epsilon_micro` in 1e-6, `delta_atto` in 1e-18; both 0: no budget is stated."""
+
+    state: State
+    allow_list_only: bool
+    tier_count: int
+    version: int
+    ownership: int
+    market: str
+    epsilon_micro: int
+    delta_atto: int
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A service of a dataset. `price_units` of one datatoken (0: not sold), `order_s` of access per order in seconds
+    (0: a one-job voucher); `max_supply` (0: no cap) and `minted`, both ever, with 18 decimals."""
+
+    datatoken: str
+    price_units: int
+    order_s: int
+    max_supply: int
+    minted: int
+    closed: bool
+
+
 class Registry:
     """DatasetRegistry.sol at one address."""
 
@@ -34,9 +89,7 @@ class Registry:
         self.chain = chain
         self.contract = chain.contract("DatasetRegistry", address)
 
-    def list_dataset(
-        self, node: str, price_units: int, contributor_bps: int, manifest_hash: bytes, uri: str, symbol: str
-    ) -> int:
+    def list_dataset(self, node: str, price_units: int, contributor_bps: int, manifest_hash: bytes, uri: str, symbol: str) -> int:
         """List a dataset owned by the connection's account; its id. Raises TermsError, TransactionRefused."""
         node, price_units = address("node", node), whole("price_units", price_units, 0, MAX_UNITS)
         whole("contributor_bps", contributor_bps, 0, BPS)
@@ -92,6 +145,89 @@ class Registry:
         """Give away `amount` (18 decimals, 1e18 = one job) vouchers."""
         whole("amount", amount, 1, UINT256)
         self.chain.send(self.contract.functions.mintDatatokens(dataset_id, address("to", to), amount))
+
+    def mint_tier(self, dataset_id: int, tier_id: int, to: str, amount: int) -> None:
+        """Give away `amount` (18 decimals) datatokens of a tier. Raises TransactionRefused (TierIsClosed, NotActive)."""
+        whole("amount", amount, 1, MAX_UNITS)
+        self.chain.send(self.contract.functions.mintTier(dataset_id, _tier(tier_id), address("to", to), amount))
+
+    def standing(self, dataset_id: int) -> Standing:
+        """State, tiers, version and stated budget. Raises TransactionRefused (UnknownDataset)."""
+        state, *rest = self.chain.read(self.contract.functions.standing(dataset_id))
+        return Standing(State(state), *rest)
+
+    def tier(self, dataset_id: int, tier_id: int) -> Tier:
+        """One tier; 0 is that of the listing. Raises TransactionRefused (UnknownTier)."""
+        return Tier(*self.chain.read(self.contract.functions.tier(dataset_id, _tier(tier_id))))
+
+    def add_tier(self, dataset_id: int, symbol: str, price_units: int, order_s: int, max_supply: int = 0) -> int:
+        """Add a tier; its id. Units as in Tier. Raises TermsError, TransactionRefused (TooManyTiers)."""
+        price_units = whole("price_units", price_units, 0, MAX_UNITS)
+        order_s = whole("order_s", order_s, 0, MAX_ORDER_SECONDS)
+        max_supply = whole("max_supply", max_supply, 0, MAX_UNITS)
+        receipt = self.chain.send(self.contract.functions.addTier(dataset_id, symbol, price_units, order_s, max_supply))
+        (event,) = self.contract.events.TierAdded().process_receipt(receipt, errors=DISCARD)
+        return int(event["args"]["tierId"])
+
+    def set_tier_price(self, dataset_id: int, tier_id: int, price_units: int) -> None:
+        """Change what one datatoken of a tier costs."""
+        whole("price_units", price_units, 0, MAX_UNITS)
+        self.chain.send(self.contract.functions.setTierPrice(dataset_id, _tier(tier_id), price_units))
+
+    def close_tier(self, dataset_id: int, tier_id: int) -> None:
+        """Make no more datatokens of a tier, for good; those made stay valid."""
+        self.chain.send(self.contract.functions.closeTier(dataset_id, _tier(tier_id)))
+
+    def set_roles(self, dataset_id: int, account: str, roles: Roles) -> None:
+        """Give `account` exactly these roles. Raises TransactionRefused (NotDatasetOwner)."""
+        self.chain.send(self.contract.functions.setRoles(dataset_id, address("account", account), int(roles)))
+
+    def roles(self, dataset_id: int, account: str) -> Roles:
+        """The roles of `account` in the present ownership."""
+        return Roles(self.chain.read(self.contract.functions.rolesOf(dataset_id, address("account", account))))
+
+    def set_state(self, dataset_id: int, state: State) -> None:
+        """Pause, resume or (owner alone, for good) retire. Raises TransactionRefused (RetiredIsFinal)."""
+        self.chain.send(self.contract.functions.setState(dataset_id, int(state)))
+
+    def set_privacy_budget(self, dataset_id: int, epsilon_micro: int, delta_atto: int) -> None:
+        """State the lifetime budget: epsilon in 1e-6, delta in 1e-18. It may only fall afterwards (BudgetMayOnlyFall)."""
+        epsilon_micro = whole("epsilon_micro", epsilon_micro, 0, 2**64 - 1)
+        delta_atto = whole("delta_atto", delta_atto, 0, 10**18 - 1)
+        self.chain.send(self.contract.functions.setPrivacyBudget(dataset_id, epsilon_micro, delta_atto))
+
+    def set_allow_list_only(self, dataset_id: int, allow_list_only: bool) -> None:
+        """Whether only accounts on the allow list may consume."""
+        self.chain.send(self.contract.functions.setAllowListOnly(dataset_id, allow_list_only))
+
+    def set_listing(self, dataset_id: int, accounts: Sequence[str], listing: Listing) -> None:
+        """Put accounts on the allow or deny list, or take them off both."""
+        checked = [address("account", account) for account in accounts]
+        self.chain.send(self.contract.functions.setListing(dataset_id, checked, int(listing)))
+
+    def listing(self, dataset_id: int, account: str) -> Listing:
+        """Which list `account` is on."""
+        return Listing(self.chain.read(self.contract.functions.listing(dataset_id, address("account", account))))
+
+    def may_consume(self, dataset_id: int, account: str) -> bool:
+        """Whether the dataset's state and lists let `account` consume it now."""
+        return bool(self.chain.read(self.contract.functions.mayConsume(dataset_id, address("account", account))))
+
+    def allow_market(self, market: str, allowed: bool) -> None:
+        """Vet a market, or take that back. Raises TransactionRefused (NotGuardian)."""
+        self.chain.send(self.contract.functions.allowMarket(address("market", market), allowed))
+
+    def set_market(self, dataset_id: int, market: str) -> None:
+        """Sell in another allowed market, while paused. Raises TransactionRefused (NotPaused, MarketNotAllowed)."""
+        self.chain.send(self.contract.functions.setMarket(dataset_id, address("market", market)))
+
+    def storefront(self) -> str:
+        """Where the storefront is."""
+        return str(self.chain.read(self.contract.functions.storefront()))
+
+
+def _tier(tier_id: int) -> int:
+    return whole("tier_id", tier_id, 0, MAX_TIER)
 
 
 class Token:

@@ -24,7 +24,8 @@ from datatokens.chain import Chain
 from datatokens.errors import BankError, TermsError
 from datatokens.escrow import Escrow
 from datatokens.registry import Registry
-from datatokens.terms import JobTerms, acceptance_message, rejection_message, sign
+from datatokens.storefront import Storefront
+from datatokens.terms import DatasetTerm, JobTerms, acceptance_message, rejection_message, sign
 from fl_client import accounting, datasets, protocol
 from fl_client.attest import OwnFigures, check_and_sign
 from fl_client.config import DatasetEntry, NodeConfig
@@ -182,11 +183,15 @@ class DataRoom:
         self.ledger.reserve(entry.patient_set, terms.job_id.hex(), charges)
 
     def _check_price(self, terms: JobTerms, entry: DatasetEntry) -> None:
-        """The owner's price on the chain, or one datatoken; and the published price of compute, one minute at least."""
+        """The owner's price on the chain, one datatoken or an order that still runs; and the published price of compute,
+        one minute at least."""
         line = terms.datasets[terms.index_of_dataset(entry.dataset_id)]
-        listed = 0 if line.voucher else self.registry.dataset(entry.dataset_id).price_units
+        tier = self.registry.tier(entry.dataset_id, line.tier)
+        if tier.closed:
+            raise ProtocolError(f"tier={line.tier} of dataset {entry.dataset_id} is closed; ask for a new quote")
+        paid_otherwise = line.voucher or (line.price_units == 0 and self._has_order(terms.buyer, line))
         rate = entry.manifest.compute_rate_units
-        expected = {"price_units": listed, "compute_rate_units": rate, "tier": 0}
+        expected = {"price_units": 0 if paid_otherwise else tier.price_units, "compute_rate_units": rate}
         for name, value in expected.items():
             if getattr(line, name) != value:
                 raise ProtocolError(
@@ -197,6 +202,10 @@ class DataRoom:
                 f"compute_cap_units={line.compute_cap_units} must be at least {rate}, one minute, "
                 f"for dataset {entry.dataset_id}"
             )
+
+    def _has_order(self, buyer: str, line: DatasetTerm) -> bool:
+        shop = Storefront(self.chain, self.registry.storefront())
+        return shop.order_expiry(line.dataset_id, line.tier, buyer) > self.chain.now()
 
     def _safe_model(self, spec: JobSpec, entry: DatasetEntry, graph: bytes, weights: bytes) -> GraphModel:
         for name, content in (("graph_hash", graph), ("weights_hash", weights)):

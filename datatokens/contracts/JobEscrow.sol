@@ -83,6 +83,9 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
             _checkSignature(found, node, digest, signatures[found]);
             IDatasetRegistry.Dataset memory listed = registry.dataset(datasetId);
             if (node != listed.node) revert NodeMismatch(datasetId, node, listed.node);
+            (address selling,) = registry.marketOf(datasetId);
+            if (selling != address(this)) revert OtherMarket(datasetId, selling);
+            if (!registry.mayConsume(datasetId, terms.buyer)) revert BuyerNotServed(datasetId, terms.buyer);
             _noteBps(datasetId, listed.contributorBps);
             _countAccepted(datasetId);
             ++found;
@@ -277,9 +280,9 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
     }
 
     /// @dev Who signs for line `i`. An index beyond the list is refused: nobody is expected there.
-    function _who(bytes calldata lines, uint256 i) private pure returns (uint256 datasetId, address node, uint256 tier) {
+    function _who(bytes calldata lines, uint256 i) private pure returns (uint256 datasetId, address node, uint8 tier) {
         uint256 word = _word(lines, i, 0);
-        return (word >> 224, address(uint160(word >> 64)), word >> 56 & 0xff);
+        return (word >> 224, address(uint160(word >> 64)), uint8(word >> 56));
     }
 
     /// @dev What line `i` costs.
@@ -435,7 +438,8 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
     }
 
     function _voucher(Terms calldata terms, uint256 i) private view returns (Datatoken) {
-        return Datatoken(registry.dataset(_datasetAt(terms, i)).datatoken);
+        (uint256 datasetId,, uint8 tier) = _who(terms.lines, i);
+        return Datatoken(registry.tier(datasetId, tier).datatoken);
     }
 
     function _bits(uint64 set) private pure returns (uint256 count) {

@@ -30,9 +30,9 @@ abstract contract Bank {
     function _open(address token, uint256 datasets) internal {
         vm.warp(1_800_000_000);
         money = BlocklistToken(token);
-        registry = new DatasetRegistry();
+        registry = new DatasetRegistry(address(this));
         market = new Market(registry, IERC20(token), HUB, GUARDIAN, BOND);
-        registry.setMarket(address(market));
+        registry.allowMarket(address(market), true);
         for (uint256 key = 1; key <= datasets; ++key) {
             keys.push(key);
             for (uint256 i = keys.length - 1; i > 0 && vm.addr(keys[i]) < vm.addr(keys[i - 1]); --i) {

@@ -113,13 +113,76 @@ contract DatasetRegistryTest is Bank {
         registry.mintDatatokens(1, ANYONE, 1);
     }
 
-    function test_setMarket__onceByTheDeployer() public {
-        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.MarketAlreadySet.selector));
-        registry.setMarket(ANYONE);
-        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.NotDeployer.selector, ANYONE));
+    function test_allowMarket__guardianOnly__firstIsTheDefault() public {
+        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.NotGuardian.selector, address(this), ANYONE));
         vm.prank(ANYONE);
-        registry.setMarket(ANYONE);
-        vm.assertTrue(registry.market() == address(market), "unchanged");
+        registry.allowMarket(ANYONE, true);
+        vm.assertTrue(registry.market() == address(market), "default");
+        registry.allowMarket(address(market), false);
+        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.NotMinter.selector, 1, address(market)));
+        vm.prank(address(market));
+        registry.mintDatatokens(1, ANYONE, 1);
+    }
+
+    function test_setStorefront__onceByTheGuardian() public {
+        registry.setStorefront(ANYONE);
+        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.StorefrontAlreadySet.selector, ANYONE));
+        registry.setStorefront(HOSPITAL);
+    }
+
+    function test_mintDatatokens__priceZero__theMarketCannotGiveForNothing() public {
+        vm.prank(HOSPITAL);
+        registry.setPrice(1, 0);
+        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.NotForSale.selector, 1, 0));
+        vm.prank(address(market));
+        registry.mintDatatokens(1, ANYONE, 1e18);
+    }
+
+    function test_roles__datasetTransferred__areGone() public {
+        vm.prank(HOSPITAL);
+        registry.setRoles(1, ANYONE, 1);
+        vm.prank(ANYONE);
+        registry.setPrice(1, 9);
+        vm.prank(HOSPITAL);
+        registry.transferFrom(HOSPITAL, BUYER, 1);
+        vm.assertEq(registry.rolesOf(1, ANYONE), 0, "wiped");
+        vm.expectRevert(_notOwner());
+        vm.prank(ANYONE);
+        registry.setPrice(1, 5);
+        vm.prank(BUYER);
+        registry.transferFrom(BUYER, HOSPITAL, 1);
+        vm.assertEq(registry.rolesOf(1, ANYONE), 0, "nor do they come back");
+    }
+
+    function test_setPrice__publisher__refusesButManifestWorks() public {
+        vm.prank(HOSPITAL);
+        registry.setRoles(1, ANYONE, 2);
+        vm.prank(ANYONE);
+        registry.setManifest(1, bytes32("n"), "uri");
+        vm.assertEq(registry.standing(1).version, 2, "version");
+        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.RoleMissing.selector, 1, ANYONE, 1));
+        vm.prank(ANYONE);
+        registry.setPrice(1, 5);
+    }
+
+    function test_setState__retired__isFinalAndMintsNothing() public {
+        vm.prank(HOSPITAL);
+        registry.setState(1, IDatasetRegistry.State.Retired);
+        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.RetiredIsFinal.selector, 1));
+        vm.prank(HOSPITAL);
+        registry.setState(1, IDatasetRegistry.State.Active);
+        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.NotActive.selector, 1, 2));
+        vm.prank(HOSPITAL);
+        registry.mintDatatokens(1, ANYONE, 1);
+        vm.assertTrue(!registry.mayConsume(1, ANYONE), "consume");
+    }
+
+    function test_setPrivacyBudget__raised__refuses() public {
+        vm.prank(HOSPITAL);
+        registry.setPrivacyBudget(1, 2_000_000, 1e12);
+        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.BudgetMayOnlyFall.selector, 1, 2_000_000, 1e12));
+        vm.prank(HOSPITAL);
+        registry.setPrivacyBudget(1, 2_000_001, 1e11);
     }
 
     function test_datatokenMint__notTheRegistry__refuses() public {

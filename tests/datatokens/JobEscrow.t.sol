@@ -287,6 +287,58 @@ contract JobEscrowTest is Bank {
         );
     }
 
+    function test_accept__datasetPausedOrBuyerKeptOut__refuses() public {
+        IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
+        bytes[] memory signatures = _signedBy(1, _acceptance(_create(terms)));
+        bytes memory refusal = abi.encodeWithSelector(IJobEscrow.BuyerNotServed.selector, 1, BUYER);
+        vm.prank(HOSPITAL);
+        registry.setState(1, IDatasetRegistry.State.Paused);
+        _acceptRefused(terms, 1, signatures, refusal);
+        vm.prank(HOSPITAL);
+        registry.setState(1, IDatasetRegistry.State.Active);
+        address[] memory buyers = new address[](1);
+        buyers[0] = BUYER;
+        vm.prank(HOSPITAL);
+        registry.setListing(1, buyers, IDatasetRegistry.Listing.Denied);
+        _acceptRefused(terms, 1, signatures, refusal);
+        vm.prank(HOSPITAL);
+        registry.setListing(1, buyers, IDatasetRegistry.Listing.None);
+        market.accept(terms, 1, signatures);
+    }
+
+    function test_accept__datasetSoldInAnotherMarket__refuses() public {
+        Market other = new Market(registry, IERC20(address(money)), HUB, GUARDIAN, BOND);
+        registry.allowMarket(address(other), true);
+        IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
+        bytes[] memory signatures = _signedBy(1, _acceptance(_create(terms)));
+        vm.prank(HOSPITAL);
+        registry.setState(1, IDatasetRegistry.State.Paused);
+        vm.prank(HOSPITAL);
+        registry.setMarket(1, address(other));
+        _acceptRefused(
+            terms, 1, signatures, abi.encodeWithSelector(IJobEscrow.OtherMarket.selector, 1, address(other))
+        );
+    }
+
+    function test_settle__voucherOfAnotherTier__isTheOneThatIsBurned() public {
+        vm.prank(HOSPITAL);
+        (uint8 tier, address token) = registry.addTier(1, "PRIORITY", 5, 0, 0);
+        IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
+        JobLine memory line = _lineAt(terms, 0);
+        (line.tier, line.priceUnits) = (tier, 0);
+        terms.vouchers = 1;
+        _replace(terms, 0, line);
+        vm.prank(HOSPITAL);
+        registry.mintTier(1, tier, BUYER, ONE_JOB);
+        vm.prank(BUYER);
+        IERC20(token).approve(address(market), ONE_JOB);
+        _fund(terms);
+        vm.assertEq(IERC20(token).balanceOf(address(market)), ONE_JOB, "held");
+        _settle(terms, _result(1, 1, 0), 1);
+        vm.assertEq(IERC20(token).totalSupply(), 0, "burned");
+        vm.assertEq(_datatoken(1).balanceOf(BUYER), ONE_JOB, "that of tier 0 is untouched");
+    }
+
     function test_accept__datasetNotListed__refuses() public {
         IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
         JobLine memory line = _lineAt(terms, 0);
@@ -670,6 +722,13 @@ contract JobEscrowTest is Bank {
     function test_settle__tokenCallsBackIntoTheMarket__refusesTheCall() public {
         CallbackToken token = new CallbackToken();
         market = new Market(registry, token, HUB, GUARDIAN, BOND);
+        registry.allowMarket(address(market), true);
+        vm.prank(HOSPITAL);
+        registry.setState(1, IDatasetRegistry.State.Paused);
+        vm.prank(HOSPITAL);
+        registry.setMarket(1, address(market));
+        vm.prank(HOSPITAL);
+        registry.setState(1, IDatasetRegistry.State.Active);
         money = BlocklistToken(address(token));
         IJobEscrow.Terms memory terms = _terms(1, 1, 10, 0);
         _fund(terms);

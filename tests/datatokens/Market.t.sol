@@ -223,7 +223,7 @@ contract Crowd is Bank {
 
     function setPrice(uint256 id, uint96 price) external {
         vm.prank(HOSPITAL);
-        registry.setPrice(bound(id, 1, DATASETS), price / 2**20);
+        registry.setPrice(bound(id, 1, DATASETS), price / 2**20 + 1);
     }
 
     function buy(uint256 id, uint256 count) external {

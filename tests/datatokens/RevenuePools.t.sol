@@ -627,7 +627,7 @@ contract RevenuePoolsTest is Bank {
     {
         bps = uint16(bound(bps, 0, 10_000));
         count = bound(count, 1, 1_000);
-        price /= 1_000; // what a register can hold
+        price = uint96(bound(price / 1_000, 1, type(uint96).max)); // what a register can hold; at 0 nothing is sold
         uint256 id = _list(ANYONE, price, bps);
         uint256 paid = count * price;
         money.mint(BUYER, paid);
@@ -650,7 +650,8 @@ contract RevenuePoolsTest is Bank {
         _post(1, annas, bens);
         for (uint256 i = 0; i < 3; ++i) {
             vm.prank(HOSPITAL);
-            registry.setPrice(1, prices[i] / 4); // three of them fit into a register
+            prices[i] = uint96(bound(prices[i] / 4, 1, type(uint96).max)); // three of them fit into a register
+            registry.setPrice(1, prices[i]);
             _buy(1);
             if (order >> (2 * i) & 1 == 1 && market.claimable(1, 1, ANNA, annas) > 0) _claimAnna(1, annas, bens);
             if (order >> (2 * i + 1) & 1 == 1 && market.claimable(1, 1, BEN, bens) > 0) _claimBen(1, annas, bens);

@@ -30,7 +30,7 @@ from datatokens.errors import BankError, ChainUnreachable, NodeRefused, Transact
 from datatokens.registry import Token
 
 INTERFACES = Path(chain_module.__file__).parent / "contracts" / "interfaces"
-CONTRACTS = ["DatasetRegistry", "Datatoken", "Market", "TestUSD"]
+CONTRACTS = ["DatasetRegistry", "Datatoken", "Market", "Storefront", "TestUSD"]
 
 
 def errors_of(contract: str) -> dict[str, dict[str, Any]]:

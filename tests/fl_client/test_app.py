@@ -20,6 +20,7 @@ from datatokens.devchain import accounts, running_devchain
 from datatokens.errors import SignatureError
 from datatokens.escrow import Escrow
 from datatokens.registry import Registry, Token
+from datatokens.storefront import Storefront
 from datatokens.terms import (
     DatasetTerm,
     DisputeTerms,
@@ -166,9 +167,26 @@ def test_admit__price_or_compute_other_than_listed__refused(clinic: Clinic) -> N
     for changes, said in (
         ({"price_units": PRICE - 1}, f"price_units={PRICE - 1} must be {PRICE}"),
         ({"compute_rate_units": 5, "compute_cap_units": 50}, "compute_rate_units=5 must be 0"),
-        ({"tier": 1}, "tier=1 must be 0"),
+        ({"tier": 1}, "dataset"),
+        ({"price_units": 0}, f"price_units=0 must be {PRICE}"),
     ):
         assert said in refusal(clinic, clinic.paid(datasets=(clinic.line(**changes),)))
+
+
+def test_admit__order_that_still_runs__needs_no_price(clinic: Clinic) -> None:
+    owner, buyer = connect(clinic.url, accounts()[1][1]), connect(clinic.url, BUYER[1])
+    registry = Registry(owner, clinic.made.registry)
+    tier = registry.add_tier(clinic.dataset_id, "MONTH", 5_000_000, 30 * 24 * 3600, 0)
+    line = clinic.line(tier=tier, price_units=0)
+    assert "price_units=0 must be 5000000" in refusal(clinic, clinic.paid(datasets=(line,)))
+    shop = Storefront(buyer, registry.storefront())
+    shop.buy_and_order(clinic.dataset_id, tier, BUYER[0], shop.quote(clinic.dataset_id, tier))
+    for _ in range(2):  # as often as the buyer likes within its time
+        terms = clinic.paid(datasets=(line,))
+        assert clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+        clinic.room().release(terms.job_id.hex())
+    registry.close_tier(clinic.dataset_id, tier)
+    assert f"tier={tier} of dataset {clinic.dataset_id} is closed" in refusal(clinic, clinic.paid(datasets=(line,)))
 
 
 def test_admit__compute_has_a_price__one_minute_at_least_must_be_escrowed(clinic: Clinic) -> None:

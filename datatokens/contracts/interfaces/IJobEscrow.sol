@@ -81,6 +81,10 @@ interface IJobEscrow {
     /// @notice Reward pool and fee are parts of the amount.
     error AmountTooLow(uint256 amountUnits, uint256 neededUnits);
     error NodesNotAscending(uint256 index);
+    /// @notice The dataset is sold in another market, whose token its price counts in.
+    error OtherMarket(uint256 datasetId, address market);
+    /// @notice The dataset is paused or retired, or its lists keep this buyer out.
+    error BuyerNotServed(uint256 datasetId, address buyer);
     error NodeMismatch(uint256 datasetId, address given, address registered);
     error FeeTooHigh(uint256 feeUnits, uint256 maxUnits);
     error DeadlinePassed(uint256 deadline, uint256 nowSeconds);

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {DatasetRegistry} from "@bank/DatasetRegistry.sol";
+import {Storefront} from "@bank/Storefront.sol";
+import {IDatasetRegistry} from "@bank/interfaces/IDatasetRegistry.sol";
+import {IStorefront} from "@bank/interfaces/IStorefront.sol";
+import {Bank} from "./Bank.sol";
+import {BlocklistToken} from "./Tokens.sol";
+import {bound, vm} from "./Vm.sol";
+
+/// @dev A market as the storefront sees one: it takes the price, or, when told to, one unit less.
+contract PayMarket {
+    address public immutable paymentToken;
+    uint256 public keepBack;
+    mapping(uint256 => uint256) public paid;
+
+    constructor(address token) {
+        paymentToken = token;
+    }
+
+    function setKeepBack(uint256 units) external {
+        keepBack = units;
+    }
+
+    function payRevenue(uint256 datasetId, uint256 units) external {
+        paid[datasetId] += units - keepBack;
+        IERC20(paymentToken).transferFrom(msg.sender, address(this), units - keepBack);
+    }
+}
+
+contract StorefrontTest is Bank {
+    address private constant PLATFORM = address(0x9A7F);
+    address private constant FRONT_END = address(0xFE0);
+    Storefront private shop;
+    PayMarket private till;
+    uint8 private hour;
+
+    function setUp() public {
+        _open(address(new BlocklistToken()), 1);
+        till = new PayMarket(address(money));
+        registry.allowMarket(address(till), true);
+        shop = new Storefront(registry, PLATFORM, 100);
+        registry.setStorefront(address(shop));
+        vm.prank(HOSPITAL);
+        registry.setState(1, IDatasetRegistry.State.Paused);
+        vm.prank(HOSPITAL);
+        registry.setMarket(1, address(till));
+        vm.prank(HOSPITAL);
+        registry.setState(1, IDatasetRegistry.State.Active);
+        vm.prank(HOSPITAL);
+        (hour,) = registry.addTier(1, "HOUR", 10_000, 3_600, 0);
+        money.mint(BUYER, 1e30);
+        vm.prank(BUYER);
+        money.approve(address(shop), type(uint256).max);
+    }
+
+    function _purchase(uint32 count, uint256 most) private view returns (IStorefront.Purchase memory) {
+        return IStorefront.Purchase(1, hour, count, address(till), most);
+    }
+
+    function _noPermit() private pure returns (IStorefront.Permit memory permit) {}
+
+    function testFuzz_buy__anyPrice__paysPoolAndFeesToTheUnit(uint96 price, uint32 count) public {
+        price = uint96(bound(price, 1, 1e15));
+        count = uint32(bound(count, 1, 1e6));
+        vm.prank(HOSPITAL);
+        registry.setTierPrice(1, hour, price);
+        vm.prank(HOSPITAL);
+        shop.setPublishFee(1, FRONT_END, 1_000);
+        uint256 total = shop.quote(1, hour, count).totalUnits;
+        uint256 before = money.balanceOf(BUYER);
+        vm.prank(BUYER);
+        vm.assertEq(shop.buy(_purchase(count, total), _noPermit()), total, "said");
+        vm.assertEq(before - money.balanceOf(BUYER), total, "taken");
+        vm.assertEq(till.paid(1), uint256(price) * count, "pool");
+        uint256 fees = shop.fees(address(money), PLATFORM) + shop.fees(address(money), FRONT_END);
+        vm.assertEq(fees, total - uint256(price) * count, "fees");
+        vm.assertEq(money.balanceOf(address(shop)), fees, "kept for them");
+        vm.assertEq(registry.tier(1, hour).minted, uint256(count) * 1e18, "minted");
+    }
+
+    function test_buy__priceRaisedAfterTheQuote__refuses() public {
+        vm.prank(HOSPITAL);
+        registry.setTierPrice(1, hour, 20_000);
+        vm.expectRevert(abi.encodeWithSelector(IStorefront.CostsMore.selector, 20_200, 10_100));
+        vm.prank(BUYER);
+        shop.buy(_purchase(1, 10_100), _noPermit());
+    }
+
+    function test_buy__pausedOrFree__refuses() public {
+        vm.prank(HOSPITAL);
+        registry.setTierPrice(1, hour, 0);
+        vm.expectRevert(abi.encodeWithSelector(IStorefront.NothingToBuy.selector, 1, hour));
+        vm.prank(BUYER);
+        shop.buy(_purchase(1, 10_100), _noPermit());
+        vm.prank(HOSPITAL);
+        registry.setState(1, IDatasetRegistry.State.Paused);
+        vm.expectRevert(abi.encodeWithSelector(IStorefront.MayNotConsume.selector, 1, BUYER));
+        vm.prank(BUYER);
+        shop.buy(_purchase(1, 10_100), _noPermit());
+    }
+
+    function test_buy__marketTakesLess__refuses() public {
+        till.setKeepBack(1);
+        vm.expectRevert(abi.encodeWithSelector(IStorefront.WrongUnits.selector, address(money), 101, 100));
+        vm.prank(BUYER);
+        shop.buy(_purchase(1, 10_100), _noPermit());
+    }
+
+    function test_buyAndOrder__badPermit__stillBuysWithTheAllowance() public {
+        IStorefront.Permit memory spent = IStorefront.Permit(1, 1, 27, bytes32(0), bytes32(0));
+        vm.prank(BUYER);
+        uint64 expiry = shop.buyAndOrder(_purchase(1, 10_600), BUYER, IStorefront.Fee(FRONT_END, 500), spent);
+        vm.assertEq(expiry, block.timestamp + 3_600, "an hour");
+        vm.assertEq(shop.fees(address(money), FRONT_END), 500, "fee");
+        vm.prank(FRONT_END);
+        shop.withdrawFees(address(money), FRONT_END);
+        vm.assertEq(money.balanceOf(FRONT_END), 500, "taken");
+        vm.expectRevert(abi.encodeWithSelector(IStorefront.ConsumeFeeTooHigh.selector, 501, 500));
+        vm.prank(BUYER);
+        shop.buyAndOrder(_purchase(1, 10_601), BUYER, IStorefront.Fee(FRONT_END, 501), spent);
+    }
+
+    function test_dispense__datasetTransferred__isOff() public {
+        vm.prank(HOSPITAL);
+        shop.setLimits(1, hour, IStorefront.Limits(true, false, 1, 1, 1));
+        vm.prank(HOSPITAL);
+        registry.transferFrom(HOSPITAL, HUB, 1);
+        vm.expectRevert(abi.encodeWithSelector(IStorefront.DispenserOff.selector, 1, hour));
+        vm.prank(BUYER);
+        shop.dispense(1, hour, 1);
+    }
+}
+
+/// @dev Buys, dispenses, gives, hands the dataset on and grants roles at random, and keeps its own books.
+contract Shoppers is Bank {
+    Storefront public shop;
+    PayMarket public till;
+    uint256 public bought;
+    uint256 public dispensed;
+    uint256 public given;
+    uint256 public paidFees;
+    address[2] private _owners = [HOSPITAL, HUB];
+    address[3] public people = [BUYER, address(0xB1), address(0xB2)];
+    uint256 private _owner;
+
+    constructor() {
+        _open(address(new BlocklistToken()), 1);
+        till = new PayMarket(address(money));
+        registry = new DatasetRegistry(address(this));
+        registry.allowMarket(address(till), true);
+        shop = new Storefront(registry, HUB, 500);
+        registry.setStorefront(address(shop));
+        _list(vm.addr(1), 999, BPS);
+        for (uint256 i = 0; i < 3; ++i) {
+            money.mint(people[i], 1e30);
+            vm.prank(people[i]);
+            money.approve(address(shop), type(uint256).max);
+        }
+    }
+
+    function buy(uint256 who, uint32 count) external {
+        count = uint32(bound(count, 1, 9));
+        uint256 total = shop.quote(1, 0, count).totalUnits;
+        IStorefront.Permit memory none;
+        vm.prank(people[who % 3]);
+        paidFees += shop.buy(IStorefront.Purchase(1, 0, count, address(till), total), none) - uint256(count) * 999;
+        bought += count;
+    }
+
+    function limit(uint32 perAccount, uint32 inAll) external {
+        vm.prank(_owners[_owner]);
+        shop.setLimits(1, 0, IStorefront.Limits(true, false, 3, perAccount % 5, inAll % 9));
+    }
+
+    function dispense(uint256 who, uint32 count) external {
+        vm.prank(people[who % 3]);
+        try shop.dispense(1, 0, uint32(bound(count, 1, 4))) {
+            dispensed += bound(count, 1, 4);
+        } catch {}
+    }
+
+    function give(uint32 count) external {
+        vm.prank(_owners[_owner]);
+        registry.mintDatatokens(1, BUYER, uint256(count) * ONE_JOB);
+        given += count;
+    }
+
+    function handOn() external {
+        vm.prank(_owners[_owner]);
+        registry.setRoles(1, BUYER, 1);
+        vm.prank(_owners[_owner]);
+        registry.transferFrom(_owners[_owner], _owners[1 - _owner], 1);
+        _owner = 1 - _owner;
+    }
+
+    function books() external view returns (DatasetRegistry, BlocklistToken) {
+        return (registry, money);
+    }
+}
+
+contract StorefrontInvariantTest {
+    Shoppers private _crowd;
+
+    function setUp() public {
+        _crowd = new Shoppers();
+    }
+
+    function targetContracts() public view returns (address[] memory found) {
+        found = new address[](1);
+        found[0] = address(_crowd);
+    }
+
+    function invariant_mintedIsBoughtDispensedAndGiven() public view {
+        (DatasetRegistry registry,) = _crowd.books();
+        uint256 sum = _crowd.bought() + _crowd.dispensed() + _crowd.given();
+        vm.assertEq(registry.tier(1, 0).minted, sum * 1e18, "minted");
+    }
+
+    function invariant_dispenserStaysBelowTheHighestLimits() public view {
+        uint256 sum = 0;
+        for (uint256 i = 0; i < 3; ++i) {
+            (uint32 inAll, uint32 own) = _crowd.shop().dispensed(1, 0, _crowd.people(i));
+            sum += own;
+            vm.assertLe(own, 4, "per account");
+            vm.assertLe(inAll, 8, "in all");
+        }
+        vm.assertEq(sum, _crowd.dispensed(), "counted");
+    }
+
+    function invariant_feesAreWhatWasPaidAndRolesNeverOutliveTheOwner() public view {
+        (DatasetRegistry registry, BlocklistToken money) = _crowd.books();
+        uint256 credited = _crowd.shop().fees(address(money), address(0xFEE));
+        vm.assertEq(credited, _crowd.paidFees(), "fees");
+        vm.assertEq(money.balanceOf(address(_crowd.shop())), credited, "held");
+        vm.assertEq(registry.rolesOf(1, address(0xB0B)), 0, "roles");
+    }
+}
