@@ -25,6 +25,7 @@ CONTRACTS = {
     "DatasetRegistry": "contracts/DatasetRegistry.sol",
     "Datatoken": "contracts/Datatoken.sol",
     "Market": "contracts/Market.sol",
+    "NodeRegistry": "contracts/NodeRegistry.sol",
     "Storefront": "contracts/Storefront.sol",
     "TestUSD": "contracts/dev/TestUSD.sol",
 }

@@ -79,6 +79,18 @@ SENTENCES = {
     "NotArbiter": "only the arbiter {arbiter} can rule on this, not {caller}",
     "BadRuling": "paid_bps={paidBps} must be from 0 to 10000",
     "NotGuardian": "only the guardian {guardian} can do this, not {caller}",
+    "NodeKeyNotActive": "the node key {node} is {state} in the node registry, so it cannot accept jobs",
+    "NodeKeyNotRevoked": "the node key {node} is not revoked, so what it accepted stands",
+    "NotHospitalOwner": "{caller} does not own hospital {hospitalId}",
+    "UnknownHospital": "hospital {hospitalId} is not registered",
+    "KeyUsedBefore": "the key {key} was registered before, for hospital {hospitalId}; a key serves once, so make a new one",
+    "NoConsent": "the key {key} has not signed this for hospital {hospitalId}",
+    "BadValidity": "a key cannot be valid from {validFrom} until {validUntil} (it is {nowSeconds})",
+    "KeyNotActive": "the node key {key} is {state}, so this cannot be done with it",
+    "BadPublicKey": "a public key of {length} bytes is not the uncompressed point of a P-256, P-384 or P-521 key",
+    "HardwareTooLong": "the hardware is described in at most 256 bytes, not {length}",
+    "ReservedMetadataKey": "the metadata key {metadataKey} is reserved by ERC-8004",
+    "ERC721NonexistentToken": "there is no dataset or hospital {tokenId}",
     "OtherMarket": "dataset {datasetId} is sold in the market {market}",
     "BuyerNotServed": "dataset {datasetId} is paused or retired, or does not serve {buyer}",
     "BadPause": "until={until} must be at most {maxUntil}",
@@ -145,7 +157,12 @@ SENTENCES = {
 }
 STATUS_NAMES = {0: "unpaid", 1: "funded", 2: "settled", 3: "refunded", 4: "proposed", 5: "disputed"}
 STATE_NAMES = {0: "active", 1: "paused", 2: "retired"}
-ENUM_NAMES: Mapping[str, Mapping[int, str]] = {"status": STATUS_NAMES, "state": STATE_NAMES}
+KEY_STATE_NAMES = {0: "unknown", 1: "not valid yet", 2: "active", 3: "expired", 4: "revoked"}
+ENUM_NAMES: Mapping[str, Mapping[int, str]] = {
+    "enum IJobEscrow.Status": STATUS_NAMES,
+    "enum IDatasetRegistry.State": STATE_NAMES,
+    "enum INodeRegistry.KeyState": KEY_STATE_NAMES,
+}
 
 
 @cache
@@ -178,7 +195,8 @@ def decode_revert(data: bytes) -> TransactionRefused:
             i["name"]: to_checksum_address(value) if i["type"] == "address" else value
             for i, value in zip(item["inputs"], values, strict=False)
         }
-        shown = {k: ENUM_NAMES.get(k, {}).get(v, v) for k, v in given.items()}
+        enums = {i["name"]: ENUM_NAMES.get(i.get("internalType", ""), {}) for i in item["inputs"]}
+        shown = {k: enums[k].get(v, v) for k, v in given.items()}
         shown = {k: "0x" + v.hex() if isinstance(v, bytes) else v for k, v in shown.items()}
         name = item["name"]
         try:

@@ -49,7 +49,7 @@ def deploy(
     guardian: str | None = None,
     platform_bps: int = 0,
 ) -> Deployment:
-    """Deploy registry, market and storefront from the connection's account; it may allow further markets.
+    """Deploy registries, market and storefront from the connection's account; it may allow further markets.
 
     Without `payment_token` (an existing ERC-20) a test stablecoin is deployed too, which this account may mint.
     The hub's fees are credited to `fee_recipient`, by default this account; of every datatoken that the storefront
@@ -62,7 +62,7 @@ def deploy(
     token = payment_token or chain.deploy("TestUSD")
     fees = address("fee_recipient", fee_recipient or chain.address)
     guard = address("guardian", guardian or chain.address)
-    registry = chain.deploy("DatasetRegistry", chain.address)
+    registry = chain.deploy("DatasetRegistry", chain.address, chain.deploy("NodeRegistry"))
     market = chain.deploy("Market", registry, token, fees, guard, DISPUTE_BOND_UNITS)
     storefront = chain.deploy("Storefront", registry, fees, platform_bps)
     datasets = chain.contract("DatasetRegistry", registry).functions
@@ -72,8 +72,9 @@ def deploy(
 
 
 def verify(chain: Chain, registry: str, market: str) -> None:
-    """Check that both, the storefront and the datatoken template carry the committed code (immutables aside).
+    """Check that both, the storefront, the node registry and the datatoken template carry the committed code.
 
+    Immutables aside.
     Registry, market and storefront must name each other. Raises BankError for whatever does not fit.
     """
     registry, market = address("registry", registry), address("market", market)
@@ -81,6 +82,7 @@ def verify(chain: Chain, registry: str, market: str) -> None:
     _check_code(chain, "Market", market)
     datasets = chain.contract("DatasetRegistry", registry).functions
     _check_code(chain, "Datatoken", chain.read(datasets.datatokenTemplate()))
+    _check_code(chain, "NodeRegistry", chain.read(datasets.nodes()))
     named = chain.read(chain.contract("Market", market).functions.registry())
     named_market = chain.read(datasets.market())
     if (named, named_market) != (registry, market):

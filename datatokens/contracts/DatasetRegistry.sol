@@ -6,6 +6,7 @@ import {Clones} from "@openzeppelin/contracts/proxy/Clones.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {Datatoken} from "./Datatoken.sol";
 import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
+import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {IRevenueMarket} from "./interfaces/IStorefront.sol";
 
 /// @title Datasets as one ERC-721 collection; no upgrade, nothing to pause but by each dataset's owner
@@ -48,6 +49,8 @@ contract DatasetRegistry is ERC721, IDatasetRegistry {
     /// @inheritdoc IDatasetRegistry
     address public immutable guardian;
     /// @inheritdoc IDatasetRegistry
+    INodeRegistry public immutable nodes;
+    /// @inheritdoc IDatasetRegistry
     address public market;
     /// @inheritdoc IDatasetRegistry
     address public storefront;
@@ -64,8 +67,9 @@ contract DatasetRegistry is ERC721, IDatasetRegistry {
     mapping(uint256 datasetId => address) private _chosenMarket;
     mapping(uint256 datasetId => Budget) private _budgets;
 
-    constructor(address guardian_) ERC721("datahub dataset", "DATASET") {
+    constructor(address guardian_, INodeRegistry nodes_) ERC721("datahub dataset", "DATASET") {
         guardian = guardian_;
+        nodes = nodes_;
         datatokenTemplate = address(new Datatoken());
     }
 
@@ -312,10 +316,30 @@ contract DatasetRegistry is ERC721, IDatasetRegistry {
     /// @inheritdoc IDatasetRegistry
     function mayConsume(uint256 datasetId, address account) external view returns (bool) {
         _known(datasetId);
+        return _serves(datasetId, _records[datasetId], account);
+    }
+
+    /// @inheritdoc IDatasetRegistry
+    function checkAcceptance(uint256 datasetId, address node, address buyer)
+        external
+        view
+        returns (uint16 contributorBps)
+    {
         Record storage record = _records[datasetId];
-        if (_state(record) != State.Active) return false;
-        Listing on = listing[datasetId][account];
-        return on == Listing.Allowed || (on == Listing.None && record.standing & 4 == 0);
+        (INodeRegistry.KeyState state, address hospital) = nodes.keyStatus(node);
+        if (state != INodeRegistry.KeyState.Unknown && state != INodeRegistry.KeyState.Active) {
+            revert NodeKeyNotActive(node, state);
+        }
+        address named = record.node;
+        if (named == address(0)) revert UnknownDataset(datasetId);
+        if (node != named && (hospital == address(0) || hospital != _ownerOf(datasetId))) {
+            revert NodeMismatch(datasetId, node, named);
+        }
+        address selling = _chosenMarket[datasetId];
+        if (selling == address(0)) selling = market;
+        if (selling != msg.sender) revert OtherMarket(datasetId, selling);
+        if (!_serves(datasetId, record, buyer)) revert BuyerNotServed(datasetId, buyer);
+        return record.contributorBps;
     }
 
     /// @inheritdoc IDatasetRegistry
@@ -365,6 +389,12 @@ contract DatasetRegistry is ERC721, IDatasetRegistry {
     function _clone(uint256 datasetId, uint8 tierId, string calldata symbol_) private returns (address) {
         bytes memory arguments = abi.encodePacked(uint64(datasetId), tierId, symbol_);
         return Clones.cloneWithImmutableArgs(datatokenTemplate, arguments);
+    }
+
+    function _serves(uint256 datasetId, Record storage record, address account) private view returns (bool) {
+        if (_state(record) != State.Active) return false;
+        Listing on = listing[datasetId][account];
+        return on == Listing.Allowed || (on == Listing.None && record.standing & 4 == 0);
     }
 
     function _state(Record storage record) private view returns (State) {

@@ -9,6 +9,7 @@ import {Datatoken} from "./Datatoken.sol";
 import {RevenuePools} from "./RevenuePools.sol";
 import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
 import {IJobEscrow} from "./interfaces/IJobEscrow.sol";
+import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 
 /// @title The escrow part of the market: every job is funded once and ends once, settled or refunded
 abstract contract JobEscrow is IJobEscrow, RevenuePools {
@@ -73,7 +74,9 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         bytes32 digest = _hashTypedDataV4(keccak256(abi.encode(ACCEPTANCE, jobId)));
         uint64 accepted = held.accepted;
         held.accepted = accepted | signers;
+        if (accepted == 0) emit JobTerms(jobId, terms);
         emit JobAccepted(jobId, signers);
+        _checkBits(terms, signers);
         uint256 found = 0;
         for (uint256 i = 0; signers >> i != 0; ++i) {
             if (signers >> i & 1 == 0) continue;
@@ -81,16 +84,28 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
             (uint256 datasetId, address node,) = _who(terms.lines, i);
             if (found == signatures.length) revert QuorumNotMet(found, found + 1);
             _checkSignature(found, node, digest, signatures[found]);
-            IDatasetRegistry.Dataset memory listed = registry.dataset(datasetId);
-            if (node != listed.node) revert NodeMismatch(datasetId, node, listed.node);
-            (address selling,) = registry.marketOf(datasetId);
-            if (selling != address(this)) revert OtherMarket(datasetId, selling);
-            if (!registry.mayConsume(datasetId, terms.buyer)) revert BuyerNotServed(datasetId, terms.buyer);
-            _noteBps(datasetId, listed.contributorBps);
+            _noteBps(datasetId, registry.checkAcceptance(datasetId, node, terms.buyer));
             _countAccepted(datasetId);
             ++found;
         }
         if (found == 0 || found != signatures.length) revert QuorumNotMet(signatures.length, found);
+    }
+
+    /// @inheritdoc IJobEscrow
+    function revokeAcceptances(Terms calldata terms, uint64 revoked) external nonReentrant {
+        (bytes32 jobId, Job storage held) = _find(terms, Status.Funded);
+        uint64 accepted = held.accepted;
+        if (revoked == 0 || revoked & ~accepted != 0) revert NotAccepted(revoked, accepted);
+        held.accepted = accepted ^ revoked;
+        emit AcceptanceRevoked(jobId, revoked);
+        INodeRegistry nodes = registry.nodes();
+        for (uint256 i = 0; revoked >> i != 0; ++i) {
+            if (revoked >> i & 1 == 0) continue;
+            (uint256 datasetId, address node,) = _who(terms.lines, i);
+            (INodeRegistry.KeyState state,) = nodes.keyStatus(node);
+            if (state != INodeRegistry.KeyState.Revoked) revert NodeKeyNotRevoked(node);
+            _countFailed(datasetId); // it agreed, and will not deliver
+        }
     }
 
     /// @inheritdoc IJobEscrow
@@ -102,7 +117,8 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         if (block.timestamp > terms.deadline) revert DeadlinePassed(terms.deadline, block.timestamp);
         if (result.worked & ~held.accepted != 0) revert NotAccepted(result.worked, held.accepted);
         if (signers & ~result.worked != 0) revert NotAccepted(signers, result.worked);
-        if (_bits(signers) < terms.quorum) revert QuorumNotMet(_bits(signers), terms.quorum);
+        // as many signatures as bits, and each by another node: _checkSignatures
+        if (signatures.length < terms.quorum) revert QuorumNotMet(signatures.length, terms.quorum);
         if (result.outcomes.length != terms.lines.length / LINE_BYTES) {
             revert BadOutcomes(result.outcomes.length, terms.lines.length / LINE_BYTES);
         }
@@ -202,6 +218,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         if (given < needed || given != signatures.length || given != reasonHashes.length) {
             revert QuorumNotMet(given, needed);
         }
+        _checkBits(terms, signers);
         uint256 found = 0;
         address before = address(0);
         for (uint256 i = 0; signers >> i != 0; ++i) {
@@ -246,7 +263,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         if (_jobs[jobId].status != Status.None) revert JobExists(jobId);
         _checkTerms(terms);
         _jobs[jobId] = Job(terms.amountUnits, 0, 0, Status.Funded);
-        emit JobCreated(jobId, terms.buyer, terms);
+        emit JobCreated(jobId, terms.buyer, terms.amountUnits, terms.deadline);
         _pull(paymentToken, msg.sender, terms.amountUnits);
         for (uint256 i = 0; terms.vouchers >> i != 0; ++i) {
             if (terms.vouchers >> i & 1 == 1) _pull(IERC20(address(_voucher(terms, i))), msg.sender, ONE_JOB);
@@ -279,7 +296,13 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         if (held.status != status) revert WrongStatus(jobId, held.status);
     }
 
-    /// @dev Who signs for line `i`. An index beyond the list is refused: nobody is expected there.
+    /// @dev An index beyond the list is refused: nobody is expected there. Bits that were accepted are within it.
+    function _checkBits(Terms calldata terms, uint256 bits) private pure {
+        uint256 count = terms.lines.length / LINE_BYTES;
+        if (bits >> count != 0) revert BadSignature(count, address(0));
+    }
+
+    /// @dev Who signs for line `i`, which must be within the list.
     function _who(bytes calldata lines, uint256 i) private pure returns (uint256 datasetId, address node, uint8 tier) {
         uint256 word = _word(lines, i, 0);
         return (word >> 224, address(uint160(word >> 64)), uint8(word >> 56));
@@ -292,7 +315,6 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
     }
 
     function _word(bytes calldata lines, uint256 i, uint256 offset) private pure returns (uint256 word) {
-        if ((i + 1) * LINE_BYTES > lines.length) revert BadSignature(i, address(0));
         assembly ("memory-safe") {
             word := calldataload(add(lines.offset, add(mul(i, LINE_BYTES), offset)))
         }
@@ -318,9 +340,10 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
     {
         bytes calldata lines = terms.lines;
         uint256 found = 0;
+        uint256 bits = signers; // a word costs less to shift than 64 bits of it
         address before = address(0);
-        for (uint256 i = 0; signers >> i != 0; ++i) {
-            if (signers >> i & 1 == 0) continue;
+        for (uint256 i = 0; bits >> i != 0; ++i) {
+            if (bits >> i & 1 == 0) continue;
             (, address node,) = _who(lines, i);
             if (node <= before) revert NodesNotAscending(i);
             before = node;
@@ -334,14 +357,17 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
     /// @dev Signature `k` is `node`'s own: by its key (ECDSA, low s), or by the ERC-1271 word of a contract. The key is
     ///      tried first: looking whether a node has code costs as much as the recovery itself.
     function _checkSignature(uint256 k, address node, bytes32 digest, bytes calldata signature) private view {
-        address signer;
         if (signature.length == 64) {
-            (signer,,) = ECDSA.tryRecover(digest, bytes32(signature[:32]), bytes32(signature[32:]));
-        } else {
-            (signer,,) = ECDSA.tryRecoverCalldata(digest, signature);
+            bytes32 r;
+            bytes32 vs;
+            assembly ("memory-safe") {
+                r := calldataload(signature.offset)
+                vs := calldataload(add(signature.offset, 32))
+            }
+            (address signer,,) = ECDSA.tryRecover(digest, r, vs);
+            if (signer == node && node != address(0)) return;
         }
-        if (signer == node && node != address(0)) return;
-        if (node.code.length == 0 || !SignatureChecker.isValidERC1271SignatureNowCalldata(node, digest, signature)) {
+        if (!SignatureChecker.isValidSignatureNowCalldata(node, digest, signature)) {
             revert BadSignature(k, node);
         }
     }
@@ -387,15 +413,18 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
             }
             (uint256 shared, uint256 cap) = _units(lines, i);
             if (compute > cap) revert ComputeAboveCap(i, compute, cap);
-            rewardSum += reward;
-            // price and reward are revenue of the data, shared with contributors; compute is the hospital's own
-            shared += reward;
-            fullUnits += shared + compute;
-            if (paidBps != FULL_BPS) {
-                shared = shared * paidBps / FULL_BPS;
-                compute = compute * paidBps / FULL_BPS;
+            unchecked {
+                // 64 lines of at most 2**98 each
+                rewardSum += reward;
+                // price and reward are revenue of the data, shared with contributors; compute is the hospital's own
+                shared += reward;
+                fullUnits += shared + compute;
+                if (paidBps != FULL_BPS) {
+                    shared = shared * paidBps / FULL_BPS;
+                    compute = compute * paidBps / FULL_BPS;
+                }
+                units += shared + compute;
             }
-            units += shared + compute;
             if (pay) {
                 (uint256 datasetId,,) = _who(lines, i);
                 _settlePool(datasetId, shared, compute);

@@ -29,11 +29,15 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
     );
     bytes32 private constant SHARE = keccak256("Share(uint256 datasetId,uint64 epoch,uint64 weight)");
 
-    /// @dev One list that is or was live. `startUnits`: the contributors' register when it went live.
-    struct LiveList {
+    /// @dev One list, and when the one after it was posted and disputed (unix seconds, good until 2106; 0: not). Kept
+    ///      here because the slot of a list that was claimed from is written already, which halves the cost of posting.
+    ///      A list beyond the pool's epoch waits: its root is there, and nothing can be claimed against it.
+    struct List {
         bytes32 root;
-        uint96 startUnits;
+        uint96 startUnits; // the contributors' register when it went live
         uint96 claimedUnits;
+        uint32 nextPostedAt;
+        uint32 nextDisputedAt;
     }
 
     /// @notice The registry whose datasets are paid here.
@@ -49,8 +53,8 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
     mapping(uint256 datasetId => Standing) private _standings; // but for `settled`, which is in the pool's slot
     /// @inheritdoc IRevenuePools
     mapping(address account => uint256 units) public credit;
-    mapping(uint256 datasetId => mapping(uint64 epoch => LiveList)) private _lists;
-    mapping(uint256 datasetId => Pending) private _pending;
+    mapping(uint256 datasetId => mapping(uint64 epoch => List)) private _lists;
+    mapping(uint256 datasetId => address) private _disputers;
     /// @inheritdoc IRevenuePools
     mapping(uint256 datasetId => uint256 units) public withdrawn;
     /// @inheritdoc IRevenuePools
@@ -72,34 +76,38 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
     function postContributors(uint256 datasetId, bytes32 root, string calldata uri) external {
         _onlyOwner(datasetId);
         if (SumTree.weightOf(root) == 0) revert ZeroWeight();
-        if (_pending[datasetId].disputedAt != 0) revert AlreadyInDispute(datasetId);
-        Pool storage current = _pools[datasetId];
-        emit ContributorsPosted(datasetId, current.epoch + 1, root, uri);
-        if (current.epoch == 0 && current.contributorUnits == 0) {
+        Pool memory current = _pools[datasetId];
+        uint64 next = current.epoch + 1;
+        emit ContributorsPosted(datasetId, next, root, uri);
+        if (next == 1 && current.contributorUnits == 0) {
             _goLive(datasetId, root);
         } else {
-            _pending[datasetId] = Pending(root, uint40(block.timestamp), 0, address(0));
+            List storage list = _lists[datasetId][current.epoch];
+            if (list.nextDisputedAt != 0) revert AlreadyInDispute(datasetId);
+            list.nextPostedAt = uint32(block.timestamp);
+            _lists[datasetId][next].root = root;
         }
     }
 
     /// @inheritdoc IRevenuePools
     function activateContributors(uint256 datasetId) external {
-        Pending memory list = _pendingOf(datasetId);
+        (Pending memory list, List storage before) = _pendingOf(datasetId);
         if (list.disputedAt != 0) revert AlreadyInDispute(datasetId);
         uint256 until = list.postedAt + DISPUTE_WINDOW;
         if (block.timestamp < until) revert DisputeWindowOpen(datasetId, until);
-        delete _pending[datasetId];
+        before.nextPostedAt = 0;
         _goLive(datasetId, list.root);
     }
 
     /// @inheritdoc IRevenuePools
     function disputeContributors(uint256 datasetId, bytes32 root) external nonReentrant {
-        Pending memory list = _pendingOf(datasetId);
+        (Pending memory list, List storage before) = _pendingOf(datasetId);
         if (list.root != root) revert AnotherRootPending(datasetId, root, list.root);
         if (list.disputedAt != 0) revert AlreadyInDispute(datasetId);
         uint256 until = list.postedAt + DISPUTE_WINDOW;
         if (block.timestamp >= until) revert DisputeWindowClosed(datasetId, until);
-        _pending[datasetId] = Pending(root, list.postedAt, uint40(block.timestamp), msg.sender);
+        before.nextDisputedAt = uint32(block.timestamp);
+        _disputers[datasetId] = msg.sender;
         emit ContributorsDisputed(datasetId, _pools[datasetId].epoch + 1, root, msg.sender);
         _pull(paymentToken, msg.sender, disputeBondUnits);
     }
@@ -107,26 +115,25 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
     /// @inheritdoc IRevenuePools
     function ruleDispute(uint256 datasetId, bytes32 root, bool upheld) external nonReentrant {
         if (msg.sender != arbiter) revert NotArbiter(arbiter, msg.sender);
-        Pending memory list = _disputedOf(datasetId);
+        (Pending memory list, List storage before) = _disputedOf(datasetId);
         if (list.root != root) revert AnotherRootPending(datasetId, root, list.root);
         emit DisputeRuled(datasetId, _pools[datasetId].epoch + 1, root, upheld);
         if (upheld) {
-            delete _pending[datasetId];
-            _payBack(list.disputer, disputeBondUnits);
+            _drop(datasetId, list, before);
         } else {
-            _pending[datasetId] = Pending(root, list.postedAt, 0, address(0));
+            before.nextDisputedAt = 0;
+            delete _disputers[datasetId];
             _creditPool(datasetId, 0, disputeBondUnits);
         }
     }
 
     /// @inheritdoc IRevenuePools
     function expireDispute(uint256 datasetId) external nonReentrant {
-        Pending memory list = _disputedOf(datasetId);
+        (Pending memory list, List storage before) = _disputedOf(datasetId);
         uint256 until = list.disputedAt + ARBITER_TIME;
         if (block.timestamp < until) revert ArbiterHasTime(datasetId, until);
-        delete _pending[datasetId];
         emit DisputeExpired(datasetId, _pools[datasetId].epoch + 1, list.root);
-        _payBack(list.disputer, disputeBondUnits);
+        _drop(datasetId, list, before);
     }
 
     // ---- claims
@@ -167,11 +174,10 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
         view
         returns (uint256 units)
     {
-        LiveList storage list = _lists[datasetId][epochNumber];
-        bytes32 root = list.root;
-        if (root == 0) return 0;
+        List storage list = _lists[datasetId][epochNumber];
+        if (list.root == 0) return 0;
         uint256 credited = _creditedTo(datasetId, epochNumber, list.startUnits);
-        return _left(credited, weight, root, claimed[datasetId][epochNumber][account]);
+        return _left(credited, weight, list.root, claimed[datasetId][epochNumber][account]);
     }
 
     // ---- money in, and the hospital's money out
@@ -231,14 +237,18 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
 
     /// @inheritdoc IRevenuePools
     function epoch(uint256 datasetId, uint64 epochNumber) external view returns (Epoch memory) {
-        LiveList storage list = _lists[datasetId][epochNumber];
+        List storage list = _lists[datasetId][epochNumber];
+        Pool storage current = _pools[datasetId];
+        // before any list, what was earned waits for the first one
+        if (current.epoch == 0 && epochNumber == 1) return Epoch(0, 0, current.contributorUnits, 0);
+        bytes32 root = epochNumber > current.epoch ? bytes32(0) : list.root;
         uint256 credited = _creditedTo(datasetId, epochNumber, list.startUnits);
-        return Epoch(list.root, SumTree.weightOf(list.root), credited, list.claimedUnits);
+        return Epoch(root, SumTree.weightOf(root), credited, list.claimedUnits);
     }
 
     /// @inheritdoc IRevenuePools
-    function pendingContributors(uint256 datasetId) external view returns (Pending memory) {
-        return _pending[datasetId];
+    function pendingContributors(uint256 datasetId) external view returns (Pending memory list) {
+        (list,) = _waiting(datasetId);
     }
 
     // ---- inside
@@ -297,12 +307,17 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
         assembly ("memory-safe") {
             word := sload(slot.slot)
         }
-        uint256 contributorUnits = sharedUnits * (word >> 192 & type(uint16).max) / BPS;
-        uint256 hospital = (word & type(uint96).max) + sharedUnits - contributorUnits + hospitalOnlyUnits;
-        uint256 contributors = (word >> 96 & type(uint96).max) + contributorUnits;
-        if (hospital > type(uint96).max || contributors > type(uint96).max) revert PoolFull(datasetId);
+        uint256 hospital;
+        uint256 contributors;
         uint256 settled = word >> 232;
-        if (settled != type(uint24).max) ++settled;
+        unchecked {
+            // both amounts are below 2**98, and the basis points at most 10_000
+            contributors = sharedUnits * (word >> 192 & type(uint16).max) / BPS;
+            hospital = (word & type(uint96).max) + sharedUnits - contributors + hospitalOnlyUnits;
+            contributors += word >> 96 & type(uint96).max;
+            if (settled != type(uint24).max) ++settled;
+        }
+        if (hospital > type(uint96).max || contributors > type(uint96).max) revert PoolFull(datasetId);
         word = hospital | contributors << 96 | word << 24 >> 216 << 192 | settled << 232;
         assembly ("memory-safe") {
             sstore(slot.slot, word)
@@ -330,7 +345,7 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
         Pool storage current = _pools[datasetId];
         uint96 startUnits = current.epoch == 0 ? 0 : current.contributorUnits;
         uint24 number = ++current.epoch;
-        _lists[datasetId][number] = LiveList(root, startUnits, 0);
+        _lists[datasetId][number] = List(root, startUnits, 0, 0, 0);
         emit ContributorsLive(datasetId, number, root, startUnits);
     }
 
@@ -346,7 +361,7 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
     /// @dev Check one share and note it as claimed.
     function _take(address account, Claim calldata share) private returns (uint256 units) {
         (uint256 datasetId, uint64 number, uint64 weight) = (share.datasetId, share.epoch, share.weight);
-        LiveList storage list = _lists[datasetId][number];
+        List storage list = _lists[datasetId][number];
         bytes32 root = list.root;
         if (root == 0) revert NoContributors(datasetId, number);
         if (weight == 0) revert ZeroWeight();
@@ -374,27 +389,42 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
         }
     }
 
-    /// @dev What the contributors' register grew by while the epoch was live; before any list, that of the first one.
+    /// @dev What the contributors' register grew by while the epoch was live; nothing for a list that waits.
     function _creditedTo(uint256 datasetId, uint64 number, uint256 startUnits) private view returns (uint256) {
         Pool storage current = _pools[datasetId];
         (uint256 live, uint256 units) = (current.epoch, current.contributorUnits);
-        if (live == 0) live = 1;
         if (number == 0 || number > live) return 0;
         return (number == live ? units : _lists[datasetId][number + 1].startUnits) - startUnits;
     }
 
-    function _pendingOf(uint256 datasetId) private view returns (Pending memory list) {
-        list = _pending[datasetId];
+    /// @dev The list that waits, if any, and the one before it, which keeps its dates.
+    function _waiting(uint256 datasetId) private view returns (Pending memory list, List storage before) {
+        uint64 live = _pools[datasetId].epoch;
+        before = _lists[datasetId][live];
+        (list.postedAt, list.disputedAt) = (before.nextPostedAt, before.nextDisputedAt);
+        if (list.postedAt == 0) return (list, before);
+        (list.root, list.disputer) = (_lists[datasetId][live + 1].root, _disputers[datasetId]);
+    }
+
+    function _pendingOf(uint256 datasetId) private view returns (Pending memory list, List storage before) {
+        (list, before) = _waiting(datasetId);
         if (list.root == 0) revert NothingPending(datasetId);
     }
 
-    function _disputedOf(uint256 datasetId) private view returns (Pending memory list) {
-        list = _pending[datasetId];
+    function _disputedOf(uint256 datasetId) private view returns (Pending memory list, List storage before) {
+        (list, before) = _waiting(datasetId);
         if (list.disputedAt == 0) revert NotInDispute(datasetId);
     }
 
+    /// @dev The list in dispute will not go live; who disputed it gets the bond back.
+    function _drop(uint256 datasetId, Pending memory list, List storage before) private {
+        (before.nextPostedAt, before.nextDisputedAt) = (0, 0);
+        delete _disputers[datasetId];
+        delete _lists[datasetId][_pools[datasetId].epoch + 1];
+        _payBack(list.disputer, disputeBondUnits);
+    }
+
     function _onlyOwner(uint256 datasetId) private view {
-        registry.dataset(datasetId); // UnknownDataset says more than ERC-721's own refusal
         if (IERC721(address(registry)).ownerOf(datasetId) != msg.sender) {
             revert IDatasetRegistry.NotDatasetOwner(datasetId, msg.sender);
         }

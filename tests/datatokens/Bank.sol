@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {DatasetRegistry} from "@bank/DatasetRegistry.sol";
 import {Datatoken} from "@bank/Datatoken.sol";
+import {NodeRegistry} from "@bank/NodeRegistry.sol";
 import {Market} from "@bank/Market.sol";
 import {IJobEscrow} from "@bank/interfaces/IJobEscrow.sol";
 import {IRevenuePools} from "@bank/interfaces/IRevenuePools.sol";
@@ -23,6 +24,7 @@ abstract contract Bank {
     uint256 internal constant BOND = 5_000;
 
     DatasetRegistry internal registry;
+    NodeRegistry internal nodes;
     Market internal market;
     BlocklistToken internal money;
     uint256[] internal keys; // keys[i] signs for dataset i + 1
@@ -30,7 +32,8 @@ abstract contract Bank {
     function _open(address token, uint256 datasets) internal {
         vm.warp(1_800_000_000);
         money = BlocklistToken(token);
-        registry = new DatasetRegistry(address(this));
+        nodes = new NodeRegistry();
+        registry = new DatasetRegistry(address(this), nodes);
         market = new Market(registry, IERC20(token), HUB, GUARDIAN, BOND);
         registry.allowMarket(address(market), true);
         for (uint256 key = 1; key <= datasets; ++key) {

@@ -6,6 +6,7 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {Market} from "@bank/Market.sol";
 import {UnexpectedAmountReceived} from "@bank/RevenuePools.sol";
 import {IDatasetRegistry} from "@bank/interfaces/IDatasetRegistry.sol";
+import {INodeRegistry} from "@bank/interfaces/INodeRegistry.sol";
 import {IJobEscrow} from "@bank/interfaces/IJobEscrow.sol";
 import {IRevenuePools} from "@bank/interfaces/IRevenuePools.sol";
 import {Bank} from "./Bank.sol";
@@ -269,7 +270,7 @@ contract JobEscrowTest is Bank {
         vm.prank(HOSPITAL);
         registry.setNode(1, ANYONE);
         _acceptRefused(
-            terms, 1, signatures, abi.encodeWithSelector(IJobEscrow.NodeMismatch.selector, 1, vm.addr(keys[0]), ANYONE)
+            terms, 1, signatures, abi.encodeWithSelector(IDatasetRegistry.NodeMismatch.selector, 1, vm.addr(keys[0]), ANYONE)
         );
     }
 
@@ -283,14 +284,145 @@ contract JobEscrowTest is Bank {
             terms,
             1,
             signatures,
-            abi.encodeWithSelector(IJobEscrow.NodeMismatch.selector, 3, vm.addr(keys[0]), vm.addr(keys[2]))
+            abi.encodeWithSelector(IDatasetRegistry.NodeMismatch.selector, 3, vm.addr(keys[0]), vm.addr(keys[2]))
         );
+    }
+
+    /// @dev HOSPITAL's first registration, with this node key.
+    function _enrol(uint256 key) private returns (uint256 hospital) {
+        vm.prank(HOSPITAL);
+        hospital = nodes.register();
+        bytes memory consent = _consent(key, hospital, HOSPITAL);
+        vm.prank(HOSPITAL);
+        nodes.addNodeKey(hospital, vm.addr(key), uint40(vm.getBlockTimestamp()), type(uint40).max, consent);
+    }
+
+    function _consent(uint256 key, uint256 hospital, address owner) private view returns (bytes memory) {
+        bytes32 domain = keccak256(
+            abi.encode(
+                keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"),
+                keccak256("datahub nodes"),
+                keccak256("1"),
+                block.chainid,
+                address(nodes)
+            )
+        );
+        bytes32 consent =
+            keccak256(abi.encode(keccak256("NodeKeyConsent(uint256 hospitalId,address owner)"), hospital, owner));
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, keccak256(abi.encodePacked(hex"1901", domain, consent)));
+        return abi.encodePacked(r, s, v);
+    }
+
+    function test_accept__keyRotatedInTheNodeRegistry__bothServeMeanwhileThenTheNewOne() public {
+        uint256 hospital = _enrol(keys[0]);
+        IJobEscrow.Terms memory old = _terms(1, 1, 0, 0);
+        old.specHash = keccak256("quoted before");
+        bytes[] memory oldSigned = _signedBy(1, _acceptance(_create(old)));
+        IJobEscrow.Terms memory late = _terms(1, 1, 0, 0);
+        bytes[] memory lateSigned = _signedBy(1, _acceptance(_create(late)));
+        uint256 next = 0xBEEF;
+        bytes memory consent = _consent(next, hospital, HOSPITAL);
+        vm.prank(HOSPITAL);
+        nodes.rotateNodeKey(vm.addr(keys[0]), vm.addr(next), 600, consent);
+        market.accept(old, 1, oldSigned);
+        JobLine memory line = _lineAt(late, 0);
+        line.node = vm.addr(next);
+        IJobEscrow.Terms memory new_ = _terms(1, 1, 0, 0);
+        _replace(new_, 0, line);
+        bytes[] memory signed = new bytes[](1);
+        signed[0] = _sign(next, _acceptance(_create(new_)));
+        market.accept(new_, 1, signed); // the dataset still names the old key; its owner's hospital has both
+        vm.warp(vm.getBlockTimestamp() + 600);
+        bytes4 refusal = IDatasetRegistry.NodeKeyNotActive.selector;
+        _acceptRefused(
+            late, 1, lateSigned, abi.encodeWithSelector(refusal, vm.addr(keys[0]), INodeRegistry.KeyState.Expired)
+        );
+        IJobEscrow.Result memory r = _result(1, 1, 0);
+        _settle(old, r, 1); // what was accepted in time is settled with the old key
+        vm.assertEq(market.standing(1).settled, 1, "settled");
+    }
+
+    function test_accept__activeKeyOfAnotherOwnersHospital__refuses() public {
+        uint256 stranger = 0xBEEF;
+        vm.prank(ANYONE);
+        uint256 hospital = nodes.register();
+        bytes memory consent = _consent(stranger, hospital, ANYONE);
+        vm.prank(ANYONE);
+        nodes.addNodeKey(hospital, vm.addr(stranger), 0, type(uint40).max, consent);
+        IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
+        JobLine memory line = _lineAt(terms, 0);
+        line.node = vm.addr(stranger);
+        _replace(terms, 0, line);
+        bytes[] memory signed = new bytes[](1);
+        signed[0] = _sign(stranger, _acceptance(_create(terms)));
+        bytes4 refusal = IDatasetRegistry.NodeMismatch.selector;
+        _acceptRefused(terms, 1, signed, abi.encodeWithSelector(refusal, 1, vm.addr(stranger), vm.addr(keys[0])));
+    }
+
+    function test_accept__revokedKeyThatTheDatasetStillNames__refuses() public {
+        _enrol(keys[0]);
+        IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
+        bytes[] memory signed = _signedBy(1, _acceptance(_create(terms)));
+        vm.prank(HOSPITAL);
+        nodes.revokeNodeKey(vm.addr(keys[0]));
+        bytes4 refusal = IDatasetRegistry.NodeKeyNotActive.selector;
+        _acceptRefused(
+            terms, 1, signed, abi.encodeWithSelector(refusal, vm.addr(keys[0]), INodeRegistry.KeyState.Revoked)
+        );
+    }
+
+    function test_accept__datasetNobodyListed__refuses() public {
+        IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
+        JobLine memory line = _lineAt(terms, 0);
+        line.datasetId = 99;
+        _replace(terms, 0, line);
+        bytes[] memory signed = _signedBy(1, _acceptance(_create(terms)));
+        _acceptRefused(terms, 1, signed, abi.encodeWithSelector(IDatasetRegistry.UnknownDataset.selector, 99));
+    }
+
+    function test_revokeAcceptances__stolenKeyRevoked__cannotAttestAndTheOthersGoOn() public {
+        _enrol(keys[0]);
+        IJobEscrow.Terms memory terms = _terms(3, 2, 0, 0);
+        bytes32 jobId = _fund(terms);
+        vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NodeKeyNotRevoked.selector, vm.addr(keys[0])));
+        market.revokeAcceptances(terms, 1);
+        vm.prank(HOSPITAL);
+        nodes.revokeNodeKey(vm.addr(keys[0]));
+        vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NodeKeyNotRevoked.selector, vm.addr(keys[1])));
+        market.revokeAcceptances(terms, 3); // a key that nobody registered cannot be revoked
+        vm.prank(ANYONE);
+        market.revokeAcceptances(terms, 1);
+        vm.assertEq(market.job(jobId).accepted, 6, "the two others");
+        vm.assertEq(market.standing(1).failed, 1, "it agreed and will not deliver");
+        vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NotAccepted.selector, 1, 6));
+        market.revokeAcceptances(terms, 1);
+        vm.expectRevert(abi.encodeWithSelector(IJobEscrow.NotAccepted.selector, 0, 6));
+        market.revokeAcceptances(terms, 0);
+        _settleRefused(terms, _result(3, 7, 0), 7, abi.encodeWithSelector(IJobEscrow.NotAccepted.selector, 7, 6));
+        bytes[] memory again = _signedBy(1, _acceptance(jobId));
+        bytes4 refusal = IDatasetRegistry.NodeKeyNotActive.selector;
+        _acceptRefused(
+            terms, 1, again, abi.encodeWithSelector(refusal, vm.addr(keys[0]), INodeRegistry.KeyState.Revoked)
+        );
+        _settle(terms, _result(3, 6, 0), 6);
+        vm.assertEq(market.pool(1).hospitalUnits, 0, "not paid");
+    }
+
+    function test_revokeAcceptances__jobThatIsOver__refuses() public {
+        _enrol(keys[0]);
+        IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
+        bytes32 jobId = _fund(terms);
+        _settle(terms, _result(1, 1, 0), 1);
+        vm.prank(HOSPITAL);
+        nodes.revokeNodeKey(vm.addr(keys[0]));
+        vm.expectRevert(abi.encodeWithSelector(IJobEscrow.WrongStatus.selector, jobId, IJobEscrow.Status.Settled));
+        market.revokeAcceptances(terms, 1);
     }
 
     function test_accept__datasetPausedOrBuyerKeptOut__refuses() public {
         IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
         bytes[] memory signatures = _signedBy(1, _acceptance(_create(terms)));
-        bytes memory refusal = abi.encodeWithSelector(IJobEscrow.BuyerNotServed.selector, 1, BUYER);
+        bytes memory refusal = abi.encodeWithSelector(IDatasetRegistry.BuyerNotServed.selector, 1, BUYER);
         vm.prank(HOSPITAL);
         registry.setState(1, IDatasetRegistry.State.Paused);
         _acceptRefused(terms, 1, signatures, refusal);
@@ -316,7 +448,7 @@ contract JobEscrowTest is Bank {
         vm.prank(HOSPITAL);
         registry.setMarket(1, address(other));
         _acceptRefused(
-            terms, 1, signatures, abi.encodeWithSelector(IJobEscrow.OtherMarket.selector, 1, address(other))
+            terms, 1, signatures, abi.encodeWithSelector(IDatasetRegistry.OtherMarket.selector, 1, address(other))
         );
     }
 

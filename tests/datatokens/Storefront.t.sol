@@ -2,6 +2,7 @@
 pragma solidity 0.8.37;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {NodeRegistry} from "@bank/NodeRegistry.sol";
 import {DatasetRegistry} from "@bank/DatasetRegistry.sol";
 import {Storefront} from "@bank/Storefront.sol";
 import {IDatasetRegistry} from "@bank/interfaces/IDatasetRegistry.sol";
@@ -149,7 +150,7 @@ contract Shoppers is Bank {
     constructor() {
         _open(address(new BlocklistToken()), 1);
         till = new PayMarket(address(money));
-        registry = new DatasetRegistry(address(this));
+        registry = new DatasetRegistry(address(this), new NodeRegistry());
         registry.allowMarket(address(till), true);
         shop = new Storefront(registry, HUB, 500);
         registry.setStorefront(address(shop));

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {INodeRegistry} from "./INodeRegistry.sol";
+
 /// @title Datasets as ERC-721 tokens, each with its own ERC-20 datatokens (1.0 = one job, or one order of a tier)
 /// @notice Knows who owns a dataset and who may act for the owner, what it costs, who may consume it, in which market
 ///         it sells and which key its node signs with. Knows nothing of jobs or money held: those live in the market.
@@ -121,6 +123,14 @@ interface IDatasetRegistry {
     /// @notice A market must tell its payment token, and always the same.
     error BadPaymentToken(address market, address paymentToken);
     error NotGuardian(address guardian, address caller);
+    /// @notice The key is neither the dataset's own nor an active one of its owner's hospital.
+    error NodeMismatch(uint256 datasetId, address given, address registered);
+    /// @notice The node registry knows the key, and it may not accept now.
+    error NodeKeyNotActive(address node, INodeRegistry.KeyState state);
+    /// @notice The dataset sells in another market.
+    error OtherMarket(uint256 datasetId, address market);
+    /// @notice The dataset is paused or retired, or its lists keep this buyer out.
+    error BuyerNotServed(uint256 datasetId, address buyer);
     /// @notice The storefront is named once.
     error StorefrontAlreadySet(address storefront);
 
@@ -191,6 +201,13 @@ interface IDatasetRegistry {
     function listing(uint256 datasetId, address account) external view returns (Listing);
     /// @notice Active, not denied and, where only the allow list counts, on it.
     function mayConsume(uint256 datasetId, address account) external view returns (bool);
+    /// @notice Asked by a market before it writes down that `node` accepts a job of `buyer`; reverts with the reason why
+    ///         it must not. A registered node key serves all datasets of its hospital's owner, as long as it is active;
+    ///         one that the node registry does not know serves those that name it.
+    function checkAcceptance(uint256 datasetId, address node, address buyer)
+        external
+        view
+        returns (uint16 contributorBps);
     /// @notice Where the dataset sells and in what token; token 0 if the market is not allowed (any more).
     function marketOf(uint256 datasetId) external view returns (address market_, address paymentToken);
     /// @notice The payment token of an allowed market; 0 for any other address.
@@ -200,4 +217,6 @@ interface IDatasetRegistry {
     function market() external view returns (address);
     function storefront() external view returns (address);
     function guardian() external view returns (address);
+    /// @notice Who knows the hospitals' node keys.
+    function nodes() external view returns (INodeRegistry);
 }

@@ -53,9 +53,13 @@ interface IJobEscrow {
         uint256[] outcomes;
     }
 
-    event JobCreated(bytes32 indexed jobId, address indexed buyer, Terms terms);
+    event JobCreated(bytes32 indexed jobId, address indexed buyer, uint256 amountUnits, uint256 deadline);
+    /// @notice What the job's id is the hash of; said at the first acceptance, when others come to depend on it.
+    event JobTerms(bytes32 indexed jobId, Terms terms);
     /// @param accepted the bits that this call added
     event JobAccepted(bytes32 indexed jobId, uint256 accepted);
+    /// @param revoked the bits that this call took away
+    event AcceptanceRevoked(bytes32 indexed jobId, uint256 revoked);
     /// @notice A quorum vouches for this result: the public ledger of epsilon and delta, and what is to be paid.
     event JobAttested(
         bytes32 indexed jobId, bytes32 modelHash, bytes32 reportHash, uint256 worked, uint256 signers, uint256[] outcomes
@@ -81,11 +85,6 @@ interface IJobEscrow {
     /// @notice Reward pool and fee are parts of the amount.
     error AmountTooLow(uint256 amountUnits, uint256 neededUnits);
     error NodesNotAscending(uint256 index);
-    /// @notice The dataset is sold in another market, whose token its price counts in.
-    error OtherMarket(uint256 datasetId, address market);
-    /// @notice The dataset is paused or retired, or its lists keep this buyer out.
-    error BuyerNotServed(uint256 datasetId, address buyer);
-    error NodeMismatch(uint256 datasetId, address given, address registered);
     error FeeTooHigh(uint256 feeUnits, uint256 maxUnits);
     error DeadlinePassed(uint256 deadline, uint256 nowSeconds);
     error DeadlineNotPassed(uint256 deadline, uint256 nowSeconds);
@@ -95,6 +94,8 @@ interface IJobEscrow {
     error BadOutcomes(uint256 given, uint256 datasets);
     error AlreadyAccepted(uint256 index);
     error NotAccepted(uint256 worked, uint256 accepted);
+    /// @notice Acceptances are taken back only for keys that the node registry says are revoked.
+    error NodeKeyNotRevoked(address node);
     error PayWithoutWork(uint256 index);
     error ComputeAboveCap(uint256 index, uint256 computeUnits, uint256 capUnits);
     error RewardsExceedPool(uint256 sum, uint256 pool);
@@ -122,6 +123,10 @@ interface IJobEscrow {
     /// @notice Hospitals agree to the job: bit i of `signers` and, in ascending order, their nodes' EIP-712 signatures
     ///         of Acceptance(bytes32 jobId). Anyone may submit, in one call or many, until the deadline.
     function accept(Terms calldata terms, uint64 signers, bytes[] calldata signatures) external;
+
+    /// @notice Anyone, while the job is funded: take back the acceptances (bits) of node keys that were revoked since, so
+    ///         that who stole one cannot attest with it.
+    function revokeAcceptances(Terms calldata terms, uint64 revoked) external;
 
     /// @notice Attestations of a quorum. `signers` are bits within `result.worked`, which are bits of accepted datasets;
     ///         `signatures`, in ascending order of the bits, are EIP-712 signatures of

@@ -35,7 +35,7 @@ interface IRevenuePools {
     /// @dev A list that waits for its dispute window to pass.
     struct Pending {
         bytes32 root; // 0: none
-        uint40 postedAt; // unix seconds
+        uint40 postedAt; // unix seconds; 0: none
         uint40 disputedAt; // 0: not in dispute
         address disputer;
     }
