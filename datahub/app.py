@@ -44,11 +44,10 @@ class Body(BaseModel):
 
 
 class NodeIn(Body):
-    """A node's SuperNode key, signed for by the node key."""
+    """A node key and its SuperNode's public key, which the node registry must have bound to each other."""
 
     node: str
     supernode_public_key: str = Field(max_length=2000)
-    binding: str = Field(max_length=200)
 
 
 class ContributorsIn(Body):
@@ -205,9 +204,13 @@ def create_app(desk: Desk, *, reconcile: bool = True) -> FastAPI:
         catalogue.put_contributors(desk, dataset_id, body.epoch, body.entries)
         return {"dataset_id": dataset_id, "epoch": body.epoch, "contributors": len(body.entries)}
 
+    @app.get("/api/hospitals/{node}")
+    def hospital(node: str, desk: DeskDep) -> dict[str, Any]:
+        return catalogue.hospital(desk, node)
+
     @app.post("/api/nodes")
     def register_node(body: NodeIn, desk: DeskDep) -> dict[str, Any]:
-        supernode_id = catalogue.register_node(desk, body.node, body.supernode_public_key, body.binding)
+        supernode_id = catalogue.register_node(desk, body.node, body.supernode_public_key)
         return {"supernode_id": str(supernode_id)}
 
     @app.post("/api/quotes")

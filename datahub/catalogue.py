@@ -18,10 +18,11 @@ from sqlmodel import Session, col, delete, select
 from datahub.desk import Desk
 from datahub.errors import BadRequest, Conflict, NotFound
 from datahub.tables import ContributorRow, DatasetRow, NodeRow
-from datatokens.errors import BankError, SignatureError, TermsError
+from datatokens.errors import BankError, TermsError
 from datatokens.merkle import MAX_WEIGHT, Tree, total_weight
+from datatokens.nodes import KeyState, NodeRegistry, public_point
 from datatokens.registry import Dataset
-from datatokens.terms import address, canonical_json, check_signature, supernode_message, whole
+from datatokens.terms import address, canonical_json, whole
 from fl_client.datasets import Manifest
 from fl_client.errors import DatasetError
 from fl_server.errors import SuperLinkError
@@ -106,27 +107,59 @@ def put_manifest(desk: Desk, dataset_id: int, document: Mapping[str, Any]) -> No
         session.commit()
 
 
-def register_node(desk: Desk, node: str, public_key_pem: str, binding: str) -> int:
-    """Register a SuperNode whose key the node key has signed for; the SuperLink's node id.
+def hospital(desk: Desk, node: str) -> dict[str, Any]:
+    """The registration file (ERC-8004) of the hospital that a node key serves. Raises NotFound for any other key."""
+    try:
+        node = address("node", node)
+    except TermsError as error:
+        raise BadRequest(str(error)) from error
+    nodes = NodeRegistry(desk.chain, desk.config.registry)
+    status = nodes.status(node)
+    if status.state is KeyState.UNKNOWN:
+        raise NotFound(f"node={node} is not in the node registry")
+    with desk.session() as session:
+        rows = session.exec(select(DatasetRow).where(DatasetRow.node == node).order_by(col(DatasetRow.dataset_id))).all()
+    names = [Manifest.from_dict(json.loads(row.manifest)).hospital for row in rows if row.manifest]
+    offer = nodes.offer(status.hospital_id)
+    return {
+        "type": "https://eips.ethereum.org/EIPS/eip-8004#registration-v1",
+        "name": names[-1] if names else node,
+        "description": offer.hardware if offer else "",
+        "services": [],
+        "registrations": [
+            {
+                "agentId": status.hospital_id,
+                "agentRegistry": f"eip155:{desk.config.chain_id}:{nodes.contract.address}",
+            }
+        ],
+        "node": node,
+        "state": status.state.value,
+        "owner": status.owner,
+        "minute_units": offer.minute_units if offer else None,
+        "datasets": [
+            {"dataset_id": row.dataset_id, **vars(desk.escrow.standing(row.dataset_id))} for row in rows
+        ],
+    }
 
-    Raises BadRequest for a node that no dataset names, or a signature that the node key did not make.
+
+def register_node(desk: Desk, node: str, public_key_pem: str) -> int:
+    """Register a SuperNode that its node key vouches for in the node registry; the SuperLink's node id.
+
+    Raises BadRequest for a node that no dataset names, or that does not vouch for this key.
     """
     sync(desk)
     try:
         node = address("node", node)
-        signature = bytes.fromhex(binding.removeprefix("0x"))
-        check_signature(
-            supernode_message(desk.config.chain_id, desk.config.market, public_key_pem.encode()), signature, node
-        )
-    except (TermsError, SignatureError, ValueError) as error:
-        raise BadRequest(f"binding: {error}") from error
+        point = public_point(public_key_pem.encode())
+    except TermsError as error:
+        raise BadRequest(str(error)) from error
+    if not NodeRegistry(desk.chain, desk.config.registry).vouches(node, point):
+        raise BadRequest(f"supernode_public_key: no active node key {node} vouches for it in the node registry")
     with desk.session() as session:
         if session.exec(select(DatasetRow).where(DatasetRow.node == node)).first() is None:
             raise BadRequest(f"node={node} signs for no listed dataset; list one first")
         supernode_id = desk.superlink.register_node(public_key_pem.encode(), node)
-        row = NodeRow(
-            node=node, supernode_public_key=public_key_pem, binding=binding, supernode_id=str(supernode_id)
-        )
+        row = NodeRow(node=node, supernode_public_key=public_key_pem, supernode_id=str(supernode_id))
         session.merge(row)
         session.commit()
     return supernode_id

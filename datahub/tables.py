@@ -25,12 +25,11 @@ class DatasetRow(SQLModel, table=True):
 
 
 class NodeRow(SQLModel, table=True):
-    """A node key, its SuperNode's public key, the signature that binds the two, and the SuperLink's id for it."""
+    """A node key, its SuperNode's public key, and the SuperLink's id for it."""
 
     __tablename__ = "node"
     node: str = Field(primary_key=True)
     supernode_public_key: str
-    binding: str
     supernode_id: str  # unsigned 64 bits
 
 

@@ -274,10 +274,14 @@ class Chain:
         """Deployed code at an address."""
         return bytes(self._ask(lambda: self._web3.eth.get_code(Web3.to_checksum_address(address))))
 
-    def read(self, function: Any) -> Any:
-        """The value of a view function, at the newest block that counts. Raises TransactionRefused if it reverts."""
+    def read(self, function: Any, asker: str | None = None) -> Any:
+        """The value of a view function, at the newest block that counts, as `asker` sees it (an address).
+
+        Raises TransactionRefused if it reverts.
+        """
         block = self.block_number() if self.confirmations else "latest"
-        return self._ask(lambda: function.call(block_identifier=block))
+        call = {"from": asker} if asker else {}
+        return self._ask(lambda: function.call(call, block_identifier=block))
 
     def send(self, function: Any) -> Mapping[str, Any]:
         """Simulate, sign, send, wait; the receipt. Raises TransactionRefused with the contract's reason."""

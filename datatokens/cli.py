@@ -94,6 +94,56 @@ def status(
     typer.echo(json.dumps(facts) if as_json else "\n".join(f"{name}: {value}" for name, value in facts.items()))
 
 
+@app.command()
+def privacy(
+    deployment: Annotated[Path, typer.Argument(help="File that `deploy` wrote.")] = Path("deployment.json"),
+    url: Url = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What every dataset's patients have paid in epsilon, from the chain alone. Exit status 1 if one is overspent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from datatokens import public_ledger
+    from datatokens.errors import BankError
+
+    try:
+        chain, made = _verified(deployment, url)
+        lines = public_ledger.read(chain, made.registry, made.market)
+    except BankError as error:
+        _fail(str(error))
+    rows = [
+        {
+            "dataset_id": line.dataset_id,
+            "jobs": line.jobs,
+            "epsilon": line.epsilon_micro / 10**6,
+            "delta": line.delta_atto / 10**18,
+            "stated_epsilon": line.budget_epsilon_micro / 10**6 if line.budget_epsilon_micro else None,
+            "stated_delta": line.budget_delta_atto / 10**18 if line.budget_delta_atto else None,
+            "overspent": line.overspent,
+            "job_id": line.job_id.hex() if line.job_id else None,
+        }
+        for line in lines
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        table = Table("dataset", "jobs attested", "epsilon so far", "stated", "delta", "stated", "", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(
+                str(row["dataset_id"]),
+                str(row["jobs"]),
+                f"{row['epsilon']:.6f}",
+                "none" if row["stated_epsilon"] is None else f"{row['stated_epsilon']:g}",
+                f"{row['delta']:.3g}",
+                "none" if row["stated_delta"] is None else f"{row['stated_delta']:.3g}",
+                "OVERSPENT" if row["overspent"] else "",
+            )
+        Console().print(table)
+    if any(line.overspent for line in lines):
+        raise typer.Exit(1)
+
+
 def _verified(file: Path, url: str) -> tuple[Chain, Deployment]:
     """The connection and the deployment in `file`, if the code there is ours. Raises BankError."""
     from datatokens.chain import connect

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -106,6 +106,11 @@ class Escrow:
         if new:
             bits, ordered = _in_order(terms, new)
             self.chain.send(self.contract.functions.accept(terms.to_struct(), bits, [_compact(s) for s in ordered]))
+
+    def revoke_acceptances(self, terms: JobTerms, nodes: Sequence[str]) -> None:
+        """Take back what these node keys accepted: they are revoked in the node registry. By anybody."""
+        bits = sum(1 << terms.index_of_node(node) for node in nodes)
+        self.chain.send(self.contract.functions.revokeAcceptances(terms.to_struct(), bits))
 
     def settle(self, terms: JobTerms, attestation: Attestation, signatures: Mapping[str, bytes]) -> None:
         """Pay against attestations (node address -> signature). Raises TransactionRefused."""

@@ -209,6 +209,12 @@ class Registry:
         """Which list `account` is on."""
         return Listing(self.chain.read(self.contract.functions.listing(dataset_id, address("account", account))))
 
+    def check_acceptance(self, dataset_id: int, node: str, buyer: str, market: str) -> None:
+        """Raises TransactionRefused with the reason why `market` would not take `node`'s acceptance of a job now."""
+        where = address("market", market)
+        asked = self.contract.functions.checkAcceptance(dataset_id, address("node", node), address("buyer", buyer))
+        self.chain.read(asked, where)
+
     def may_consume(self, dataset_id: int, account: str) -> bool:
         """Whether the dataset's state and lists let `account` consume it now."""
         return bool(self.chain.read(self.contract.functions.mayConsume(dataset_id, address("account", account))))

@@ -146,6 +146,7 @@ class DisputeTerms:
         whole("silent_bps", self.silent_bps, 0, 10_000)
 
 
+LINE_BYTES = 49  # of one dataset in IJobEscrow.Terms.lines
 TERMS_FIELDS = "buyer chain_id datasets deadline dispute fee_units market quorum reward_units spec".split()
 
 
@@ -373,13 +374,3 @@ def check_signature(message: SignableMessage, signature: bytes, signer: str) -> 
         raise SignatureError(f"the signature of {signer} is malformed") from error
     if found != signer:
         raise SignatureError(f"the signature was made by {found}, not by {signer}")
-
-
-def supernode_message(chain_id: int, market: str, public_key_pem: bytes) -> SignableMessage:
-    """EIP-712 SuperNode(bytes32 publicKeyHash): a node key vouches for the key its SuperNode dials in with.
-
-    The node key itself is registered on-chain by the dataset's owner, so owner -> node key -> SuperNode key can be
-    checked by anyone.
-    """
-    fields = {"publicKeyHash": ("bytes32", keccak(public_key_pem))}
-    return _typed(chain_id, market, "SuperNode", fields)

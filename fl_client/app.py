@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from eth_account import Account
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -68,7 +67,7 @@ class DataRoom:
         self.escrow = Escrow(chain, config.market)
         self.registry = Registry(chain, config.registry)
         self.ledger = Ledger(config.folder / "ledger.sqlite")
-        self.address: str = str(Account.from_key(config.node_key).address)
+        self._keys = config.node_keys
         self.records: dict[int, Records] = {}
         self._jobs: dict[str, AdmittedJob] = {}
         for entry in config.datasets:
@@ -114,7 +113,7 @@ class DataRoom:
         except (NodeError, BankError) as error:
             reason = str(error)
             log.warning("refused job %s: %s", terms.job_id.hex()[:12], reason)
-            signature = sign(rejection_message(terms, reason), self.config.node_key) if paid else b""
+            signature = sign(rejection_message(terms, reason), self._key(terms)) if paid else b""
             answer: dict[str, Any] = {"accepted": False, "reason": reason, "signature": signature}
             if not paid:
                 return answer  # not remembered: the money may come later
@@ -123,13 +122,21 @@ class DataRoom:
             answer = {
                 "accepted": True,
                 "reason": "",
-                "signature": sign(acceptance_message(terms), self.config.node_key),
+                "signature": sign(acceptance_message(terms), self._key(terms)),
             }
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in (("terms.json", raw_terms), ("graph.json", graph), ("weights.safetensors", weights)):
             (folder / name).write_bytes(content)
         (folder / "answer.json").write_text(json.dumps({**answer, "signature": answer["signature"].hex()}))
         return answer
+
+    def _index(self, terms: JobTerms) -> int:
+        """Which of the job's datasets is ours: the one that names one of our keys. Raises TermsError if none does."""
+        ours = [node for node in (line.node for line in terms.datasets) if node in self._keys]
+        return terms.index_of_node(ours[0] if ours else next(iter(self._keys)))
+
+    def _key(self, terms: JobTerms) -> bytes:
+        return self._keys[terms.datasets[self._index(terms)].node]
 
     def _job_folder(self, terms: JobTerms) -> Path:
         return self.config.folder / "jobs" / terms.job_id.hex()
@@ -141,7 +148,7 @@ class DataRoom:
                 f"the terms are for chain {terms.chain_id} and market {terms.market}; this node serves "
                 f"chain {self.config.chain_id} and market {self.config.market}"
             )
-        line = terms.datasets[terms.index_of_node(self.address)]
+        line = terms.datasets[self._index(terms)]
         entry = self.config.dataset(line.dataset_id)
         if entry is None:
             raise ProtocolError(f"dataset_id={line.dataset_id} is not served by this node")
@@ -166,6 +173,9 @@ class DataRoom:
             raise ProtocolError(
                 f"persons={spec.persons[entry.dataset_id]} must be {manifest.persons} for dataset {entry.dataset_id}"
             )
+        # what the market will not take must not be trained: it would never be paid
+        line = terms.datasets[self._index(terms)]
+        self.registry.check_acceptance(entry.dataset_id, line.node, terms.buyer, self.config.market)
         self._check_price(terms, entry)
         charges = spec.plan.charges()
         records = self.records[entry.dataset_id]
@@ -231,7 +241,7 @@ class DataRoom:
             raise ProtocolError(f"job {job_id[:12]} was not accepted by this node")
         terms = JobTerms.from_json((folder / "terms.json").read_bytes())
         spec = JobSpec.from_dict(terms.spec)
-        entry = self.config.dataset(terms.datasets[terms.index_of_node(self.address)].dataset_id)
+        entry = self.config.dataset(terms.datasets[self._index(terms)].dataset_id)
         if entry is None:
             raise ProtocolError(f"job {job_id[:12]} is for a dataset that this node no longer serves")
         files = [(folder / name).read_bytes() for name in ("graph.json", "weights.safetensors")]
@@ -299,7 +309,7 @@ class DataRoom:
             answered,
         )
         attestation, signature = check_and_sign(
-            self.config.node_key, job.terms, job.spec, own, model_hash(arrays), report_raw
+            self._key(job.terms), job.terms, job.spec, own, model_hash(arrays), report_raw
         )
         path = self._job_folder(job.terms) / "attested.txt"
         signed = f"{attestation.model_hash.hex()} {attestation.report_hash.hex()}"

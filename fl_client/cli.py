@@ -21,6 +21,7 @@ from fl_client.errors import ConfigError, DatasetError
 
 node = typer.Typer(help="A hospital's data node.", no_args_is_help=True)
 console = Console()
+MAX_OVERLAP_HOURS = 24 * 90
 
 Folder = Annotated[Path, typer.Argument(help="The node's folder.")]
 
@@ -86,6 +87,42 @@ def add_dataset(
     )
     console.print(f"dataset {entry.dataset_id} is listed with about {entry.manifest.persons} patients (noised)")
     console.print(f"next: datahub node start {folder}")
+
+
+@node.command("rotate-key")
+def rotate_key_(
+    folder: Folder,
+    owner_key_file: Annotated[Path, typer.Option(help="File with the owner's private key; used once, not copied.")],
+    overlap_hours: Annotated[float, typer.Option(help="How long the old key may still accept jobs quoted with it.")] = 24,
+    stolen: Annotated[bool, typer.Option("--stolen", help="Revoke the old key at once, and what it accepted.")] = False,
+) -> None:
+    """Give the node a new signing key, and all its datasets that key. Restart the node afterwards."""
+    from fl_client.listing import rotate_key
+
+    if not 0 <= overlap_hours <= MAX_OVERLAP_HOURS:
+        raise ConfigError(f"overlap_hours={overlap_hours:g} must be from 0 to {MAX_OVERLAP_HOURS}")
+    new = rotate_key(node_config.read(folder), owner_key_file.read_text().strip(), round(overlap_hours * 3600), stolen)
+    console.print(f"the node key is {new} now; the one before is {'revoked' if stolen else 'kept for its jobs'}")
+    console.print(f"next: restart it: datahub node start {folder}")
+
+
+@node.command()
+def offer(
+    folder: Folder,
+    owner_key_file: Annotated[Path, typer.Option(help="File with the owner's private key; used once, not copied.")],
+    hardware: Annotated[str, typer.Option(help="The machine in words, up to 256 bytes.")],
+    minute_units: Annotated[int, typer.Option(help="Usual price of a minute of training, base units.")] = 0,
+) -> None:
+    """Say on-chain what machine this hospital trains on, and what it usually costs. Each dataset's own rate decides."""
+    from datatokens.nodes import NodeRegistry
+    from fl_client.listing import enrol
+
+    configuration = node_config.read(folder)
+    owner = connect(configuration.chain, owner_key_file.read_text().strip())
+    hospital_id = enrol(configuration, owner)
+    nodes = NodeRegistry(owner, configuration.registry)
+    nodes.set_offer(hospital_id, configuration.payment_token, minute_units, hardware)
+    console.print(f"hospital {hospital_id} offers: {hardware}")
 
 
 @node.command()

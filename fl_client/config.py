@@ -66,6 +66,12 @@ class NodeConfig:
         return str(Account.from_key(self.node_key).address)
 
     @property
+    def node_keys(self) -> dict[str, bytes]:
+        """Address -> key: the one that signs now, and those before it, which finish the jobs that they accepted."""
+        past = [bytes.fromhex(path.read_text().strip()) for path in sorted((self.folder / "keys").glob("node-0x*.key"))]
+        return {str(Account.from_key(key).address): key for key in (self.node_key, *past)}
+
+    @property
     def supernode_key(self) -> ec.EllipticCurvePrivateKey:
         """The key that authenticates towards the SuperLink."""
         raw = (self.folder / "keys" / "supernode.key").read_bytes()
@@ -133,6 +139,24 @@ def create(folder: Path, *, name: str, hub: str, chain: str, network: dict[str, 
     write_private(folder / "keys" / "supernode.key", pem)
     (folder / "superlink-ca.crt").write_text(network["ca_certificate"])
     (folder / "node.toml").write_text(text)
+    return read(folder)
+
+
+def next_node_key(folder: Path) -> bytes:
+    """The key that will follow the node key; made once, so that a rotation that was cut off goes on with it."""
+    path = folder / "keys" / "next.key"
+    if not path.exists():
+        write_private(path, Account.create().key.hex().encode())
+    return bytes.fromhex(path.read_text().strip())
+
+
+def promote_next_key(folder: Path, old: str) -> NodeConfig:
+    """Put the next key in the place of `old` (its address), which is kept for the jobs that it has accepted."""
+    keys = folder / "keys"
+    kept = keys / f"node-{old}.key"
+    if not kept.exists():
+        os.link(keys / "node.key", kept)
+    (keys / "next.key").replace(keys / "node.key")
     return read(folder)
 
 

@@ -15,14 +15,17 @@ from typing import Any
 
 import httpx
 import numpy as np
+from eth_account import Account
 
-from datatokens.chain import connect
+from datatokens.chain import Chain, connect
 from datatokens.errors import TermsError
+from datatokens.escrow import Escrow, Status
 from datatokens.merkle import MAX_WEIGHT, Tree
+from datatokens.nodes import KeyState, NodeRegistry, public_point
 from datatokens.registry import Registry
 from datatokens.revenue import Revenue
-from datatokens.terms import address, sign, supernode_message, whole
-from fl_client.config import DatasetEntry, NodeConfig, add_dataset
+from datatokens.terms import JobTerms, address, privacy_charged, sign, whole
+from fl_client.config import DatasetEntry, NodeConfig, add_dataset, next_node_key, promote_next_key
 from fl_client.datasets import PLATFORM_MINIMUM_PERSONS, Manifest, Schema, check_cohort, load
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.ledger import Ledger
@@ -104,7 +107,9 @@ def list_dataset(
         compute_rate_units=listing.compute_rate_units,
     )
     chain = connect(config.chain, owner_key)
-    dataset_id = Registry(chain, config.registry).list_dataset(
+    enrol(config, chain)
+    registry = Registry(chain, config.registry)
+    dataset_id = registry.list_dataset(
         config.node_address,
         listing.price_units,
         listing.contributor_bps,
@@ -112,6 +117,9 @@ def list_dataset(
         f"{config.hub}/api/datasets",
         listing.symbol,
     )
+    # what is attested after each job is rounded up in the same way, so that a budget used to the end is kept
+    epsilon_micro, delta_pico = privacy_charged(listing.lifetime_epsilon, listing.delta)
+    registry.set_privacy_budget(dataset_id, epsilon_micro, delta_pico * 10**6)
     entry = DatasetEntry(dataset_id, file.resolve(), key, manifest)
     add_dataset(config.folder, entry)
     hub_request(config.hub, "PUT", f"/api/datasets/{dataset_id}/manifest", manifest.as_dict())
@@ -151,14 +159,72 @@ def _released_count(folder: Path, ledger: Ledger, key: str, persons: int, minimu
     return released
 
 
+def enrol(config: NodeConfig, owner: Chain) -> int:
+    """Have this node's key and its SuperNode in the node registry; the hospital's id. Does only what is missing.
+
+    A key that nobody has registered becomes the first of a new hospital of the owner's. Raises ConfigError for a key
+    that is another owner's, or that may not serve any more.
+    """
+    nodes, key = NodeRegistry(owner, config.registry), config.node_address
+    status = nodes.status(key)
+    hospital_id = status.hospital_id
+    if status.state is KeyState.UNKNOWN:
+        hospital_id = nodes.register(f"{config.hub}/api/hospitals/{key}")
+        nodes.add_key(hospital_id, key, sign(nodes.consent_message(hospital_id, str(owner.address)), config.node_key))
+    elif status.state is not KeyState.ACTIVE:
+        raise ConfigError(f"the node key {key} is {status.state}; make a new one: datahub node rotate-key {config.folder}")
+    elif status.owner != owner.address:
+        raise ConfigError(f"the node key {key} serves hospital {hospital_id} of {status.owner}, not of {owner.address}")
+    bind_supernode(config, nodes)
+    return hospital_id
+
+
+def bind_supernode(config: NodeConfig, nodes: NodeRegistry) -> None:
+    """Have the node key vouch on-chain for the key that this machine dials in with."""
+    key, point = config.node_address, public_point(config.supernode_public_key)
+    if not nodes.vouches(key, point):
+        nodes.bind_supernode(key, point, sign(nodes.supernode_message(key, point), config.node_key))
+
+
+def rotate_key(config: NodeConfig, owner_key: str, overlap_s: int, stolen: bool) -> str:
+    """Give the node a new key and every dataset of its own that key; the new key's address.
+
+    The old key accepts for `overlap_s` seconds more the jobs that were quoted with it, and attests those that it has
+    accepted whenever they end. A stolen one is revoked at once, and its acceptances are taken back. The new key is in
+    the folder before it is registered; run again after an interruption, this goes on where it was.
+    """
+    chain = connect(config.chain, owner_key)
+    nodes, registry, old = NodeRegistry(chain, config.registry), Registry(chain, config.registry), config.node_address
+    key = next_node_key(config.folder)
+    new = str(Account.from_key(key).address)
+    if nodes.status(new).state is KeyState.UNKNOWN:
+        consent = sign(nodes.consent_message(enrol(config, chain), str(chain.address)), key)
+        nodes.rotate_key(old, new, 0 if stolen else overlap_s, consent)
+    if stolen and nodes.status(old).state is not KeyState.REVOKED:
+        nodes.revoke_key(old)
+    config = promote_next_key(config.folder, old)
+    for entry in config.datasets:
+        if registry.dataset(entry.dataset_id).node != new:
+            registry.set_node(entry.dataset_id, new)
+    if stolen:
+        _take_back(config, chain, old)
+    bind_supernode(config, nodes)
+    return new
+
+
+def _take_back(config: NodeConfig, chain: Chain, key: str) -> None:
+    """Take back what a revoked key has accepted and not attested yet."""
+    escrow = Escrow(chain, config.market)
+    for path in sorted((config.folder / "jobs").glob("*/terms.json")):
+        terms = JobTerms.from_json(path.read_bytes())
+        found = escrow.job(terms.job_id)
+        if found.status is Status.FUNDED and any(
+            line.node == key and found.accepted >> i & 1 for i, line in enumerate(terms.datasets)
+        ):
+            escrow.revoke_acceptances(terms, [key])
+
+
 def register_node(config: NodeConfig) -> int:
-    """Tell the hub which key this node's SuperNode dials in with, signed by the node key; Flower's node id."""
-    pem = config.supernode_public_key
-    body = {
-        "node": config.node_address,
-        "supernode_public_key": pem.decode(),
-        "binding": sign(supernode_message(config.chain_id, config.market, pem), config.node_key).hex(),
-    }
+    """Tell the hub which key this node's SuperNode dials in with, as the node registry has it; Flower's node id."""
+    body = {"node": config.node_address, "supernode_public_key": config.supernode_public_key.decode()}
     return int(hub_request(config.hub, "POST", "/api/nodes", body)["supernode_id"])
-
-

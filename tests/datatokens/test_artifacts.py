@@ -80,6 +80,14 @@ def test_market__typed_words__are_in_its_code(words: str) -> None:
     assert keccak(text=words).hex() in artifact("Market")["deployedBytecode"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["NodeKeyConsent(uint256 hospitalId,address owner)", "SuperNode(bytes publicKey,uint256 serial)"],
+)
+def test_node_registry__typed_words__are_in_its_code(words: str) -> None:
+    assert keccak(text=words).hex() in artifact("NodeRegistry")["deployedBytecode"]
+
+
 def test_package_lock__every_package__is_pinned_by_content_and_names_no_host() -> None:
     lock = json.loads((ROOM / "package-lock.json").read_text())
     package = json.loads((ROOM / "package.json").read_text())

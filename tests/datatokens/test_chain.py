@@ -30,7 +30,7 @@ from datatokens.errors import BankError, ChainUnreachable, NodeRefused, Transact
 from datatokens.registry import Token
 
 INTERFACES = Path(chain_module.__file__).parent / "contracts" / "interfaces"
-CONTRACTS = ["DatasetRegistry", "Datatoken", "Market", "Storefront", "TestUSD"]
+CONTRACTS = ["DatasetRegistry", "Datatoken", "Market", "NodeRegistry", "Storefront", "TestUSD"]
 
 
 def errors_of(contract: str) -> dict[str, dict[str, Any]]:
@@ -51,7 +51,7 @@ def test_sentences__every_error_of_the_interfaces__has_one() -> None:
 def test_sentences__filled_with_the_errors_own_arguments__leave_nothing_open(name: str) -> None:
     (item,) = {json.dumps(errors_of(c)[name]): errors_of(c)[name] for c in CONTRACTS if name in errors_of(c)}.values()
     types = [i["type"] for i in item["inputs"]]
-    example = {"address": accounts()[0][0], "bytes32": b"\x01" * 32}
+    example: dict[str, Any] = {"address": accounts()[0][0], "bytes32": b"\x01" * 32, "string": "word"}
     values = [example.get(t, 1) for t in types]
     data = keccak(text=f"{name}({','.join(types)})")[:4] + encode(types, values)
     refused = decode_revert(data)

@@ -233,12 +233,22 @@ def test_hub__someone_elses_node_key__cannot_be_registered(marketplace: Marketpl
     m = marketplace
     one = node_config.read(m.hospitals[0].folder)
     other = node_config.read(m.hospitals[1].folder)
-    from datatokens.terms import sign, supernode_message
-
-    forged = sign(supernode_message(one.chain_id, one.market, one.supernode_public_key), other.node_key).hex()
-    body = {"node": one.node_address, "supernode_public_key": one.supernode_public_key.decode(), "binding": forged}
-    with pytest.raises(HubError, match="binding"):
+    body = {"node": one.node_address, "supernode_public_key": other.supernode_public_key.decode()}
+    with pytest.raises(HubError, match=f"no active node key {one.node_address} vouches for it"):
         m.buyer.hub.call("POST", "/api/nodes", body)
+    with pytest.raises(HubError, match="not a PEM public key"):
+        m.buyer.hub.call("POST", "/api/nodes", {**body, "supernode_public_key": "-----BEGIN NONSENSE-----"})
+
+
+def test_hub__hospital__its_registration_file_names_key_owner_and_what_it_did(marketplace: Marketplace) -> None:
+    m = marketplace
+    one = node_config.read(m.hospitals[0].folder)
+    card = m.buyer.hub.call("GET", f"/api/hospitals/{one.node_address}").json()
+    assert (card["name"], card["state"]) == (one.name, "active")
+    assert [d["dataset_id"] for d in card["datasets"]] == [entry.dataset_id for entry in one.datasets]
+    assert card["datasets"][0]["accepted"] >= 1
+    with pytest.raises(HubError, match="not in the node registry"):
+        m.buyer.hub.call("GET", f"/api/hospitals/{m.buyer.address}")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from datatokens.deploy import Deployment, deploy
 from datatokens.devchain import accounts, running_devchain
 from datatokens.errors import SignatureError
 from datatokens.escrow import Escrow
-from datatokens.registry import Registry, Token
+from datatokens.nodes import KeyState, NodeRegistry
+from datatokens.registry import Listing, Registry, State, Token
 from datatokens.storefront import Storefront
 from datatokens.terms import (
     DatasetTerm,
@@ -32,9 +33,10 @@ from datatokens.terms import (
 from fl_client import accounting, config
 from fl_client.app import DataRoom
 from fl_client.datasets import Feature, Manifest, Schema, load
-from fl_client.errors import DatasetError, LedgerError, ProtocolError
+from fl_client.errors import ConfigError, DatasetError, LedgerError, ProtocolError
 from fl_client.graph import export_model
 from fl_client.ledger import Ledger
+from fl_client.listing import enrol, rotate_key
 from fl_client.models import build
 from fl_client.privacy import PrivacyPlan
 from fl_client.protocol import JobSpec, sha256_hex
@@ -450,3 +452,106 @@ def test_refusal__signature_of_another_node__does_not_pass(clinic: Clinic) -> No
     answer = clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)
     with pytest.raises(SignatureError):
         check_signature(rejection_message(terms, answer["reason"]), answer["signature"], "0x" + "2" * 40)
+
+
+OWNER = accounts()[1]
+
+
+def nodes_of(clinic: Clinic) -> NodeRegistry:
+    return NodeRegistry(connect(clinic.url), clinic.made.registry)
+
+
+def test_admit__what_the_market_would_not_take__is_refused_before_anything_is_trained(clinic: Clinic) -> None:
+    registry = Registry(connect(clinic.url, OWNER[1]), clinic.made.registry)
+    said = f"dataset {clinic.dataset_id} is paused or retired, or does not serve"
+    registry.set_state(clinic.dataset_id, State.PAUSED)
+    assert said in refusal(clinic, clinic.paid())
+    registry.set_state(clinic.dataset_id, State.ACTIVE)
+    registry.set_listing(clinic.dataset_id, [BUYER[0]], Listing.DENIED)
+    assert said in refusal(clinic, clinic.paid())
+    terms = clinic.paid(buyer=OTHER_BUYER[0], key=OTHER_BUYER[1])
+    assert clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+
+
+def test_enrol__new_node__its_key_and_machine_are_in_the_node_registry_once(clinic: Clinic) -> None:
+    owner = connect(clinic.url, OWNER[1])
+    node, nodes = config.read(clinic.folder), nodes_of(clinic)
+    hospital = enrol(node, owner)
+    assert enrol(node, owner) == hospital
+    status = nodes.status(node.node_address)
+    assert (status.state, status.hospital_id, status.owner) == (KeyState.ACTIVE, hospital, owner.address)
+    with pytest.raises(ConfigError, match=f"serves hospital {hospital} of {owner.address}, not of"):
+        enrol(node, connect(clinic.url, accounts()[2][1]))
+
+
+def attested_with_the_old_key(clinic: Clinic) -> tuple[JobTerms, dict[str, Any]]:
+    """A job that was trained before, and attested now."""
+    terms, spec, arrays, part = trained(clinic)
+    rounds = [Round(1, 0.7, 0.1), Round(2, 0.6, 0.1)]
+    report, worked = build_report(terms, spec, model_hash(arrays), rounds, {clinic.dataset_id: part})
+    path = clinic.folder / "jobs" / terms.job_id.hex() / "answer.json"
+    escrow = Escrow(connect(clinic.url, accounts()[0][1]), clinic.made.market)
+    old = terms.datasets[0].node
+    accept(escrow, terms, {old: json.loads(path.read_text())["signature"]})
+    rotate_key(config.read(clinic.folder), OWNER[1], 3600, False)
+    answer = clinic.room().attest(terms.job_id.hex(), arrays, report)
+    outcome = {"model_hash": model_hash(arrays).hex(), "worked": worked, "signatures": {old: answer["signature"].hex()}}
+    settle(escrow, terms, outcome, report)
+    return terms, {"status": escrow.job(terms.job_id).status}
+
+
+def test_rotate_key__job_under_way__is_settled_with_the_old_key_and_the_next_uses_the_new_one(clinic: Clinic) -> None:
+    enrol(config.read(clinic.folder), connect(clinic.url, OWNER[1]))
+    terms, found = attested_with_the_old_key(clinic)
+    assert found["status"] == "settled"
+    now, old = config.read(clinic.folder), terms.datasets[0].node
+    assert now.node_address != old
+    assert set(now.node_keys) == {now.node_address, old}
+    assert Registry(connect(clinic.url), clinic.made.registry).dataset(clinic.dataset_id).node == now.node_address
+    assert {nodes_of(clinic).status(key).state for key in now.node_keys} == {KeyState.ACTIVE}
+    late = clinic.paid(datasets=(clinic.line(node=old),))  # quoted before, paid now, within the overlap
+    assert clinic.room().admit(late.to_json(), GRAPH, WEIGHTS)["accepted"]
+    clinic.room().release(late.job_id.hex())
+    new = clinic.paid()
+    answer = clinic.room().admit(new.to_json(), GRAPH, WEIGHTS)
+    check_signature(acceptance_message(new), answer["signature"], now.node_address)
+
+
+def test_rotate_key__stolen__old_key_is_dead_and_what_it_accepted_is_taken_back(clinic: Clinic) -> None:
+    enrol(config.read(clinic.folder), connect(clinic.url, OWNER[1]))
+    terms = accepted(clinic)
+    escrow, old = Escrow(connect(clinic.url, accounts()[0][1]), clinic.made.market), clinic.node
+    path = clinic.folder / "jobs" / terms.job_id.hex() / "answer.json"
+    accept(escrow, terms, {old: json.loads(path.read_text())["signature"]})
+    rotate_key(config.read(clinic.folder), OWNER[1], 3600, True)
+    assert nodes_of(clinic).status(old).state is KeyState.REVOKED
+    assert escrow.job(terms.job_id).accepted == 0
+    late = clinic.paid(datasets=(clinic.line(node=old),))
+    assert f"the node key {old} is revoked in the node registry" in refusal_by(clinic, late, old)
+
+
+def refusal_by(clinic: Clinic, terms: JobTerms, node: str) -> str:
+    answer = clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)
+    assert answer["accepted"] is False
+    check_signature(rejection_message(terms, answer["reason"]), answer["signature"], node)
+    return str(answer["reason"])
+
+
+@pytest.mark.parametrize("step", ["fl_client.listing.promote_next_key", "datatokens.registry.Registry.set_node"])
+def test_rotate_key__cut_off__goes_on_where_it_was(clinic: Clinic, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    enrol(config.read(clinic.folder), connect(clinic.url, OWNER[1]))
+    old = clinic.node
+
+    def cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, cut)
+        with pytest.raises(KeyboardInterrupt):
+            rotate_key(config.read(clinic.folder), OWNER[1], 60, False)
+    rotate_key(config.read(clinic.folder), OWNER[1], 60, False)
+    now = config.read(clinic.folder)
+    assert old in now.node_keys
+    assert Registry(connect(clinic.url), clinic.made.registry).dataset(clinic.dataset_id).node == now.node_address
+    status = nodes_of(clinic).status(now.node_address)
+    assert (status.state, status.hospital_id) == (KeyState.ACTIVE, nodes_of(clinic).status(old).hospital_id)

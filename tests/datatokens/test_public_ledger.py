@@ -1,0 +1,73 @@
+"""The public privacy ledger, read from the events of both chains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bank_world import World
+
+from datatokens import public_ledger
+from datatokens.terms import JobTerms, Outcome, privacy_charged
+
+STATED, DELTA = 3.0, 1e-5
+
+
+def lines(world: World) -> dict[int, public_ledger.LedgerLine]:
+    made = world.deployment
+    return {line.dataset_id: line for line in public_ledger.read(world.buyer, made.registry, made.market)}
+
+
+def attested(world: World, epsilon: float, delta: float = DELTA) -> JobTerms:
+    """A job after which every dataset stands at this epsilon."""
+    terms = world.funded()
+    spent = privacy_charged(epsilon, delta)
+    plain = world.attestation(terms)
+    outcomes = tuple(Outcome(o.compute_units, o.reward_units, *spent) for o in plain.outcomes)
+    attestation = replace(plain, outcomes=outcomes)
+    world.escrow(world.operator).settle(terms, attestation, world.signatures(terms, attestation))
+    return terms
+
+
+def test_read__datasets_with_and_without_a_budget__says_who_overspent(world: World) -> None:
+    stated = world.registry(world.hospitals[0])
+    owner = world.hospitals[0]
+    dataset = stated.list_dataset(world.node(0), 5, 0, b"\x07" * 32, "https://x", "X")
+    assert (lines(world)[dataset].jobs, lines(world)[dataset].job_id) == (0, None)
+    micro, pico = privacy_charged(STATED, DELTA)
+    world.registry(owner).set_privacy_budget(dataset, micro, pico * 10**6)
+    before = world.dataset_ids[0]
+    world.dataset_ids[0] = dataset
+    try:
+        attested(world, 1.25)
+        first = lines(world)[dataset]
+        assert (first.jobs, first.epsilon_micro, first.overspent) == (1, 1_250_000, False)
+        last = attested(world, STATED)  # to the end of the budget, and not over it
+        assert not lines(world)[dataset].overspent
+        assert lines(world)[dataset].job_id == last.job_id
+        attested(world, 2.0)  # a figure that falls hides nothing
+        assert lines(world)[dataset].epsilon_micro == micro
+        over = attested(world, STATED + 1e-6)
+        assert lines(world)[dataset].overspent
+        assert lines(world)[dataset].job_id == over.job_id
+        assert not lines(world)[world.dataset_ids[1]].overspent  # stated nothing, promised nothing
+        assert lines(world)[world.dataset_ids[1]].epsilon_micro >= over_micro()
+    finally:
+        world.dataset_ids[0] = before
+
+
+def over_micro() -> int:
+    return privacy_charged(STATED + 1e-6, DELTA)[0]
+
+
+def test_read__delta_above_the_stated_one__is_overspent_too(world: World) -> None:
+    stated = world.registry(world.hospitals[0])
+    dataset = stated.list_dataset(world.node(0), 5, 0, b"\x07" * 32, "https://x", "X")
+    micro, pico = privacy_charged(STATED, DELTA)
+    stated.set_privacy_budget(dataset, micro, pico * 10**6)
+    before = world.dataset_ids[0]
+    world.dataset_ids[0] = dataset
+    try:
+        attested(world, 0.5, 2 * DELTA)
+    finally:
+        world.dataset_ids[0] = before
+    assert lines(world)[dataset].overspent
