@@ -236,6 +236,11 @@ def create_app(desk: Desk, *, reconcile: bool = True) -> FastAPI:
     def job(job_id: str, desk: DeskDep) -> dict[str, Any]:
         return jobs.describe(desk, jobs.job_row(desk, job_id))
 
+    @app.get("/api/jobs/{job_id}/terms")
+    def job_terms(job_id: str, desk: DeskDep) -> Response:
+        """The canonical JSON whose hash the job's id is; whoever has it can refund, dispute or settle."""
+        return Response(jobs.job_row(desk, job_id).terms, media_type="application/json")
+
     @app.get("/api/jobs/{job_id}/report")
     def report(job_id: str, desk: DeskDep) -> Response:
         """The canonical JSON whose SHA-256 is on-chain."""

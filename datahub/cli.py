@@ -21,6 +21,7 @@ from datatokens.cli import app as chain_commands
 from datatokens.errors import BankError
 from fl_client.cli import node
 from fl_client.errors import NodeError
+from fl_client.owner_cli import owner
 from fl_server.errors import TheatreError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 hub = typer.Typer(help="The operator's hub.", no_args_is_help=True)
 app.add_typer(node, name="node")
+app.add_typer(owner, name="owner")
 app.add_typer(chain_commands, name="chain")
 app.add_typer(hub, name="hub")
 console = Console()
@@ -199,6 +201,40 @@ def job(hub_url: HubUrl, job_id: Annotated[str, typer.Argument(help="Job id.")],
     else:
         done = f"{len(status['rounds'])} of {status['rounds_planned']} rounds"
         console.print(f"{status['state']}, {done}{': ' + status['reason'] if status['reason'] else ''}")
+
+
+@app.command()
+def dispute(
+    hub_url: HubUrl, chain_url: ChainUrl, key_file: KeyFile, job_id: Annotated[str, typer.Argument(help="Job id.")]
+) -> None:
+    """The buyer or a node of a job with an arbiter: ask it to look at the attested result. Costs the bond in the terms."""
+    from datahub.sdk import Buyer, Hub
+    from datatokens.terms import JobTerms
+
+    terms = JobTerms.from_json(Hub(hub_url).call("GET", f"/api/jobs/{job_id}/terms").content)
+    Buyer(hub_url, chain=chain_url, key=key_file.read_text().strip()).job(terms).dispute()
+    bond = terms.dispute.bond_units if terms.dispute else 0
+    console.print(f"job {job_id[:12]} is disputed; the bond of {bond} base units is in escrow until the arbiter rules")
+
+
+@app.command()
+def withdraw(
+    hub_url: HubUrl,
+    chain_url: ChainUrl,
+    key_file: KeyFile,
+    to: Annotated[str, typer.Option(help="Where the money goes; default the key's own address.")] = "",
+) -> None:
+    """Take out what waits as credit: the hub's fees, or change whose transfer failed."""
+    from datahub.pages import money
+    from datahub.sdk import Hub
+    from datatokens.chain import connect
+    from datatokens.escrow import Escrow
+
+    chain = connect(chain_url, key_file.read_text().strip())
+    escrow = Escrow(chain, Hub(hub_url).get("/api/network")["market"])
+    units = escrow.credit_units(str(chain.address))
+    escrow.withdraw_credit(to or str(chain.address))
+    console.print(f"{money(units)} went to {to or chain.address}")
 
 
 @app.command()

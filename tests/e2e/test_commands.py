@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from datahub.demo import wait_for
+from datatokens.deploy import Deployment
 from fl_client import config as node_config
 from tests.e2e.conftest import Marketplace
 
@@ -71,10 +72,49 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(marketp
 
     status = json.loads(datahub("node", "status", node, "--json"))
     assert 0.9 < status[0]["epsilon_spent"] < 1.5 and status[0]["jobs"][0]["rounds_answered"] == 2
+    shown = json.loads(datahub("owner", "show", node, str(entry.dataset_id), "--json"))
+    assert (shown["state"], shown["hospital_units"], shown["stated_epsilon"]) == ("active", 2_000_000, 8.0)
+    as_owner = (node, str(entry.dataset_id))
+    signed = ("--owner-key-file", owner)
+    assert "2000000 base units went to" in datahub("owner", "withdraw", *as_owner, *signed)
+    assert "has nothing to withdraw" in datahub("owner", "withdraw", *as_owner, *signed, fails=True)
+    assert "is paused" in datahub("owner", "state", *as_owner, "paused", *signed)
+    assert "must be one of active, paused, retired" in datahub("owner", "state", *as_owner, "gone", *signed, fails=True)
+    assert "is active" in datahub("owner", "state", *as_owner, "active", *signed)
+    assert "costs 5000000" in datahub("owner", "price", *as_owner, "0", "5000000", *signed)
+    assert "has tier 1" in datahub("owner", "add-tier", *as_owner, "--symbol", "DAY", "--hours", "24", *signed)
+    limits = ("--per-account", "1", "--in-all", "10")
+    assert "is on" in datahub("owner", "dispenser", *as_owner, "1", *limits, *signed)
+    assert "is closed" in datahub("owner", "close-tier", *as_owner, "1", *signed)
+    assert "is manager of" in datahub("owner", "role", *as_owner, account, "manager", *signed)
+    assert "1 accounts are denied" in datahub("owner", "buyers", *as_owner, "denied", account, *signed)
+    assert "no contributor list that waits" in datahub("owner", "activate", *as_owner, "--key-file", owner, fails=True)
+    assert "tier 1" not in datahub("owner", "show", *as_owner) or "closed" in datahub("owner", "show", *as_owner)
+    assert "offers: 2 cores" in datahub("node", "offer", node, "--hardware", "2 cores", *signed)
+    card = m.buyer.hub.get(f"/api/hospitals/{shown['node']}")
+    assert (card["description"], card["datasets"][0]["settled"]) == ("2 cores", 1)
+
+    made = Deployment(entry_chain(node), *(m.buyer.network[k] for k in ("registry", "market", "payment_token")))
+    made.save(tmp_path / "deployment.json")
+    rows = json.loads(datahub("chain", "privacy", tmp_path / "deployment.json", "--chain", stack.chain_url, "--json"))
+    mine = next(row for row in rows if row["dataset_id"] == entry.dataset_id)
+    assert mine["jobs"] == 1 and mine["epsilon"] == pytest.approx(status[0]["epsilon_spent"], abs=1e-5)
+    assert mine["stated_epsilon"] == 8.0 and not mine["overspent"]
+    assert "OVERSPENT" not in datahub("chain", "privacy", tmp_path / "deployment.json", "--chain", stack.chain_url)
+
+    assert "kept for its jobs" in datahub("node", "rotate-key", node, *signed)
+    renewed = node_config.read(node)
+    assert renewed.node_address != shown["node"] and shown["node"] in renewed.node_keys
+    assert datahub("owner", "show", *as_owner).count(renewed.node_address) == 1
+
     wallet.write_text(key)
     paid = json.loads(datahub("claim", *where, "--key-file", wallet, "--json"))
     assert paid == {str(entry.dataset_id): 4_000_000 * 5000 // 10_000 * 3 // 4}
     assert "nothing to claim now" in datahub("claim", *where, "--key-file", wallet)
+
+
+def entry_chain(folder: Path) -> int:
+    return node_config.read(folder).chain_id
 
 
 def test_commands__an_operator_makes_a_hub_of_their_own(marketplace: Marketplace, tmp_path: Path) -> None:
