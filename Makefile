@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check tools contracts contracts-check forge gas gas-check deep clean
+.PHONY: demo test check tools contracts contracts-check forge gas gas-check deep mutants slither halmos clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -62,5 +62,26 @@ gas-check: $(VENV)/.dev
 deep:
 	cd datatokens && FOUNDRY_PROFILE=deep node_modules/@foundry-rs/forge-*/bin/forge test --match-test invariant
 
+## mutants: take away each check and each write of the contracts in turn; a test must notice
+mutants: $(VENV)/.dev
+	@$(BIN)/python -m tests.datatokens.mutants
+
+# Both are tools for auditors, in virtual environments of their own: slither is AGPL, and neither is needed to use us.
+datatokens/.slither:
+	@$(PYTHON) -m venv $@ && $@/bin/pip install --quiet slither-analyzer==0.11.6 && mkdir $@/forge
+	@ln -s $(CURDIR)/datatokens/node_modules/@foundry-rs/forge-*/bin/forge $@/forge/forge
+
+datatokens/.halmos:
+	@$(PYTHON) -m venv $@ && $@/bin/pip install --quiet halmos==0.3.3 && mkdir $@/forge
+	@ln -s $(CURDIR)/datatokens/node_modules/@foundry-rs/forge-*/bin/forge $@/forge/forge
+
+## slither: static analysis of the contracts; fails on every finding that is not explained where it is
+slither: datatokens/.slither
+	@cd datatokens && PATH="$(CURDIR)/datatokens/.slither/forge:$$PATH" .slither/bin/slither .
+
+## halmos: prove the escrow's time rules for every clock that a block can have
+halmos: datatokens/.halmos
+	@cd datatokens && PATH="$(CURDIR)/datatokens/.halmos/forge:$$PATH" .halmos/bin/halmos --function check_
+
 clean:
-	rm -rf $(VENV) demo-output demo-state .pytest_cache .mypy_cache .ruff_cache .hypothesis datatokens/out datatokens/cache
+	rm -rf $(VENV) demo-output demo-state .pytest_cache .mypy_cache .ruff_cache .hypothesis datatokens/out datatokens/cache datatokens/.slither datatokens/.halmos

@@ -1,31 +1,33 @@
 """One differentially private round on one hospital's records. Knows nothing of ledgers, messages or money.
 
-One row is one patient, the unit of privacy. Per-sample gradients come from vmap(grad) over the single-sample graph, so
-that one patient's gradient depends on one patient by construction; Opacus's DPOptimizer clips, sums, adds the noise
-and steps; every patient is drawn with probability q, independently (true Poisson, empty batches included). Sums are
-divided by constants of the job's terms, never by a function of the records. DP-SGD: Abadi et al. 2016, 1607.00133.
+One row is one patient, the unit of privacy. Clipped sums come from the single-sample graph under vmap, so that one
+patient's gradient depends on one patient by construction (clipping.py); every patient is drawn with probability q,
+independently (true Poisson, empty batches included), and the noise has the scale of Opacus's optimizer, sigma * C, by
+a cryptographic generator (noise.py). Sums are divided by constants of the job's terms, never by a function of the
+records. DP-SGD: Abadi et al. 2016, 1607.00133. Opacus's own engines are what the tests compare with.
 
-Randomness: torch generators seeded with 63 bits of the operating system's. They are not cryptographic: who learns a
-generator's state learns the noise. Every noise value is the sum of four draws, which closes the known attacks on
-the floating-point grid of a single draw (Holohan & Braghin 2021, 2107.10138, section 5.1).
+Dropout masks alone come from torch's generator, seeded with 63 bits of the operating system's: they are no noise, and
+any mask keeps a patient's gradient below the clip.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from opacus.optimizers import DPOptimizer
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import vmap
 from torch.nn import functional
 
+from fl_client.clipping import Stepper, stepper
 from fl_client.errors import GraphRefused
 from fl_client.graph import GraphModel, parameters, with_parameters
+from fl_client.noise import SecureRandom
 from fl_client.privacy import PrivacyPlan
 
 CHUNK_ELEMENTS = 64_000_000  # numbers of per-sample gradients and activations held at once: 256 MB
@@ -106,75 +108,63 @@ def train_round(
     model = with_parameters(model, arrays).to(device)
     x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
     y = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32)).to(device)
-    noise_source = torch.Generator(device=device)
-    noise_source.manual_seed(secrets.randbits(63))
-    loss_mean = _noised_loss(model, x, y, plan, loss, expected_persons, noise_source)
-    optimizer = DPOptimizer(
-        torch.optim.SGD(model.parameters(), lr=learning_rate),
-        noise_multiplier=plan.noise_multiplier,
-        max_grad_norm=plan.clip_norm,
-        expected_batch_size=plan.sampling_rate * expected_persons,  # a float: it is only divided by
-        loss_reduction="mean",
-        generator=noise_source,
-        secure_mode=True,
-    )
+    random = SecureRandom()
+    loss_mean = _noised_loss(model, x, y, plan, loss, expected_persons, random)
     model.train()
+    rows = _rows(model, len(y), plan.sampling_rate)
     # Dropout draws from torch's global generator, whose state at start is a known constant: with known masks that
     # move by one row when a patient is added, the sum would have no bounded sensitivity.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(secrets.randbits(63))
-        for batch in _poisson_batches(len(y), plan.sampling_rate, steps):
-            _step(model, optimizer, x, y, batch, loss)
+        run = stepper(model, LOSSES[loss], rows, plan.steps)
+        theta = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
+        # a float divisor of the terms: q times the released count, as Opacus divides for loss_reduction="mean"
+        rate = torch.tensor(learning_rate / (plan.sampling_rate * expected_persons), dtype=torch.float64, device=device)
+        clip = torch.tensor(plan.clip_norm, dtype=torch.float32, device=device)
+        for _ in range(steps):
+            drawn = torch.from_numpy(random.drawn(len(y), plan.sampling_rate)).to(device)
+            noise = random.normal(len(theta), plan.noise_multiplier * plan.clip_norm)
+            theta = _step(run, theta, x, y, drawn, clip, torch.from_numpy(noise).to(device), rate)
+        _put_back(model, theta)
     return RoundResult(parameters(model), loss_mean, str(device), time.monotonic() - started)
 
 
-def _poisson_batches(n: int, sampling_rate: float, steps: int) -> Iterator[Tensor]:
-    """Row numbers of each step. In float64, since on Opacus's float32 grid a rate of 1e-6 is really 1.3 % higher."""
-    source = torch.Generator()
-    source.manual_seed(secrets.randbits(63))
-    for _ in range(steps):
-        # rand is below 1, so q=1 is everybody
-        drawn = torch.rand(n, generator=source, dtype=torch.float64) < sampling_rate
-        yield drawn.nonzero().reshape(-1)
-
-
-def _chunks(model: GraphModel, rows: Tensor) -> Sequence[Tensor]:
-    """`rows` in pieces whose gradients and activations fit in memory; one empty piece for no rows."""
+def _rows(model: GraphModel, n: int, sampling_rate: float) -> int:
+    """How many samples are worked on at once: a drawn batch as a rule, never more than fits in memory."""
     of_one = sum(p.numel() for p in model.parameters()) + 3 * model.elements
-    return torch.split(rows, max(1, CHUNK_ELEMENTS // of_one))
+    usual = math.ceil(n * sampling_rate + 3 * math.sqrt(n * sampling_rate * (1 - sampling_rate)))
+    return max(1, min(n, usual, CHUNK_ELEMENTS // of_one))
 
 
-def _step(model: GraphModel, optimizer: DPOptimizer, x: Tensor, y: Tensor, batch: Tensor, loss: str) -> None:
-    """One noisy step over `batch`, in physical chunks; an empty batch still adds its noise."""
-    chunks = _chunks(model, batch)
-    for i, chunk in enumerate(chunks):
-        gradients = sample_gradients(model, x[chunk], y[chunk], loss)
-        for key, parameter in model.named_parameters():
-            parameter.grad_sample = gradients[key]  # type: ignore[attr-defined]
-        optimizer.signal_skip_step(do_skip=i < len(chunks) - 1)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+def _step(
+    run: Stepper, theta: Tensor, x: Tensor, y: Tensor, drawn: Tensor, clip: Tensor, noise: Tensor, rate: Tensor
+) -> Tensor:
+    """One noisy step over the rows `drawn`, in pieces of run.rows; an empty batch still adds its noise."""
+    pieces = list(torch.split(drawn, run.rows))
+    total = noise
+    for piece in pieces[:-1]:
+        total = total + run.sum(theta, *_batch(run, x, y, piece), clip)
+    return run.step(theta, *_batch(run, x, y, pieces[-1]), clip, total, rate)
 
 
-def sample_gradients(model: GraphModel, x: Tensor, y: Tensor, loss: str) -> dict[str, Tensor]:
-    """Per-sample gradients [n, *parameter shape] by parameter key; a sample with a non-finite one gets zeros.
+def _batch(run: Stepper, x: Tensor, y: Tensor, piece: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples, targets and mask of exactly run.rows rows; what is missing is zeros that do not count."""
+    mask = torch.arange(run.rows, device=x.device) < len(piece)
+    if len(piece) == len(x) == run.rows:
+        return x, y, mask
+    if len(piece) == run.rows:
+        return x[piece], y[piece], mask
+    samples, targets = x.new_zeros((run.rows, *x.shape[1:])), y.new_zeros(run.rows)
+    samples[: len(piece)], targets[: len(piece)] = x[piece], y[piece]
+    return samples, targets, mask
 
-    Without that guard one record that makes the graph emit inf or NaN would show through any noise.
-    """
-    tensors = {key: parameter.detach() for key, parameter in model.named_parameters()}
-    if len(y) == 0:
-        return {key: tensor.new_zeros((0, *tensor.shape)) for key, tensor in tensors.items()}
 
-    def of_one(values: dict[str, Tensor], sample: Tensor, target: Tensor) -> Tensor:
-        return LOSSES[loss](functional_call(model, values, (sample[None],))[0], target)
-
-    gradients = vmap(grad(of_one), in_dims=(None, 0, 0), randomness="different")(tensors, x, y)
-    finite = torch.stack([g.reshape(len(y), -1).isfinite().all(1) for g in gradients.values()]).all(0)
-    return {
-        # where, not a product: 0 * NaN is NaN
-        key: torch.where(finite.view(-1, *[1] * (g.dim() - 1)), g, torch.zeros_like(g))
-        for key, g in gradients.items()
-    }
+def _put_back(model: GraphModel, theta: Tensor) -> None:
+    start = 0
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.copy_(theta[start : start + parameter.numel()].view_as(parameter))
+            start += parameter.numel()
 
 
 def _noised_loss(
@@ -184,18 +174,16 @@ def _noised_loss(
     plan: PrivacyPlan,
     loss: str,
     expected_persons: int,
-    source: torch.Generator,
+    random: SecureRandom,
 ) -> float:
     """Sum of losses clipped to [0, metric_clip] + noise of sd metric_noise_multiplier * metric_clip, over the count."""
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     with torch.no_grad():
-        for rows in _chunks(model, torch.arange(len(y))):
+        for rows in torch.split(torch.arange(len(y)), _rows(model, len(y), 1.0)):
             if len(rows):
                 values = vmap(lambda s, t: LOSSES[loss](model(s[None])[0], t))(x[rows], y[rows])
                 values = torch.where(values.isfinite(), values, torch.full_like(values, plan.metric_clip))
                 total += values.clamp(0.0, plan.metric_clip).to(torch.float64).sum()
-    sd = plan.metric_noise_multiplier * plan.metric_clip
-    # four draws of variance sd^2 over 2, like Opacus's secure mode
-    noise = torch.normal(0.0, sd, (4,), generator=source, device=x.device, dtype=torch.float64).sum() / 2
-    return float((total + noise) / expected_persons)
+    noise = random.normal(1, plan.metric_noise_multiplier * plan.metric_clip)
+    return float(np.float32((float(total) + noise[0]) / expected_persons))  # rounded: see noise.py

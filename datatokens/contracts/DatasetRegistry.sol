@@ -68,6 +68,8 @@ contract DatasetRegistry is ERC721, IDatasetRegistry {
     mapping(uint256 datasetId => Budget) private _budgets;
 
     constructor(address guardian_, INodeRegistry nodes_) ERC721("datahub dataset", "DATASET") {
+        // without a guardian no market is ever allowed: visible at once, and nothing to lose
+        // slither-disable-next-line missing-zero-check
         guardian = guardian_;
         nodes = nodes_;
         datatokenTemplate = address(new Datatoken());
@@ -239,7 +241,8 @@ contract DatasetRegistry is ERC721, IDatasetRegistry {
             address before = _knownToken[market_];
             if (token == address(0) || (before != address(0) && before != token)) revert BadPaymentToken(market_, token);
             _knownToken[market_] = token;
-            if (market == address(0)) market = market_;
+            // slither-disable-next-line missing-zero-check
+            if (market == address(0)) market = market_; // not 0: it has answered paymentToken() above
         }
         allowedToken[market_] = token;
         emit MarketAllowed(market_, token, allowed);
@@ -257,6 +260,8 @@ contract DatasetRegistry is ERC721, IDatasetRegistry {
     /// @inheritdoc IDatasetRegistry
     function setStorefront(address storefront_) external onlyGuardian {
         if (storefront != address(0)) revert StorefrontAlreadySet(storefront);
+        // 0 names none, as before
+        // slither-disable-next-line missing-zero-check
         storefront = storefront_;
         emit StorefrontSet(storefront_);
     }

@@ -11,6 +11,15 @@ import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
 import {IJobEscrow} from "./interfaces/IJobEscrow.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 
+// deadlines and windows are minutes to days; a proposer moves the time of a block by seconds
+// slither-disable-start timestamp
+// a loop goes over at most 64 datasets of a job; what fails in it fails for the one who sends, and others can leave it out
+// slither-disable-start calls-loop
+// every function that moves a token is nonReentrant, here and in the other half
+// slither-disable-start reentrancy-benign,reentrancy-no-eth
+// as above; events tell what happened, no contract reads them
+// slither-disable-start reentrancy-events
+
 /// @title The escrow part of the market: every job is funded once and ends once, settled or refunded
 abstract contract JobEscrow is IJobEscrow, RevenuePools {
     /// @notice The hub's fee is at most this part of what the buyer escrows, in basis points of 10_000.
@@ -102,6 +111,8 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         for (uint256 i = 0; revoked >> i != 0; ++i) {
             if (revoked >> i & 1 == 0) continue;
             (uint256 datasetId, address node,) = _who(terms.lines, i);
+            // whose hospital it was does not matter
+            // slither-disable-next-line unused-return
             (INodeRegistry.KeyState state,) = nodes.keyStatus(node);
             if (state != INodeRegistry.KeyState.Revoked) revert NodeKeyNotRevoked(node);
             _countFailed(datasetId); // it agreed, and will not deliver
@@ -184,11 +195,11 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         held.status = Status.Settled;
         address disputer = _disputes[jobId].disputer;
         delete _disputes[jobId];
+        for (uint256 i = 0; paidBps < FULL_BPS && i < result.outcomes.length; ++i) {
+            if (result.worked >> i & 1 == 1) _countLost(_datasetAt(terms, i));
+        }
         _pay(jobId, terms, result, held.accepted, paidBps);
         if (paidBps < FULL_BPS) {
-            for (uint256 i = 0; i < result.outcomes.length; ++i) {
-                if (result.worked >> i & 1 == 1) _countLost(_datasetAt(terms, i));
-            }
             _payBack(disputer, terms.bondUnits);
         } else if (disputer == terms.buyer) {
             _shareBond(terms, result.worked);
@@ -364,6 +375,8 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
                 r := calldataload(signature.offset)
                 vs := calldataload(add(signature.offset, 32))
             }
+            // any error comes with the signer 0
+            // slither-disable-next-line unused-return
             (address signer,,) = ECDSA.tryRecover(digest, r, vs);
             if (signer == node && node != address(0)) return;
         }
@@ -436,6 +449,8 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
 
     /// @dev A lost dispute of the buyer pays those who worked, in equal parts; the first gets what division leaves.
     function _shareBond(Terms calldata terms, uint64 worked) private {
+        // what the division leaves is wanted
+        // slither-disable-next-line divide-before-multiply
         uint256 part = terms.bondUnits / _bits(worked);
         uint256 left = terms.bondUnits - part * _bits(worked);
         for (uint256 i = 0; worked >> i != 0; ++i) {
@@ -462,6 +477,8 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
             if (terms.vouchers >> i & 1 == 0) continue;
             Datatoken datatoken = _voucher(terms, i);
             if (spent >> i & 1 == 1) datatoken.burn(ONE_JOB);
+            // our own Datatoken, which reverts or returns true
+            // slither-disable-next-line unchecked-transfer
             else datatoken.transfer(terms.buyer, ONE_JOB);
         }
     }
@@ -477,3 +494,8 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         }
     }
 }
+
+// slither-disable-end reentrancy-events
+// slither-disable-end reentrancy-benign,reentrancy-no-eth
+// slither-disable-end calls-loop
+// slither-disable-end timestamp

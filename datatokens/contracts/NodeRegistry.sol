@@ -6,6 +6,9 @@ import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 
+// deadlines and windows are minutes to days; a proposer moves the time of a block by seconds
+// slither-disable-start timestamp
+
 /// @title Hospitals and their node keys; no owner of the whole, no upgrade, nothing to pause
 contract NodeRegistry is ERC721, EIP712, INodeRegistry {
     uint40 private constant FOREVER = type(uint40).max;
@@ -134,6 +137,8 @@ contract NodeRegistry is ERC721, EIP712, INodeRegistry {
     /// @inheritdoc INodeRegistry
     function keyStatus(address key) public view returns (KeyState state, address owner) {
         NodeKey memory found = _keys[key];
+        // ids, not amounts; a block's time moves by seconds, keys live for days
+        // slither-disable-next-line incorrect-equality,timestamp
         if (found.hospitalId == 0) return (KeyState.Unknown, address(0));
         if (found.revoked || found.ownership != _ownership[found.hospitalId]) return (KeyState.Revoked, address(0));
         owner = _ownerOf(found.hospitalId);
@@ -149,6 +154,8 @@ contract NodeRegistry is ERC721, EIP712, INodeRegistry {
     /// @inheritdoc INodeRegistry
     function isActive(uint256 hospitalId, address key, uint256 when) external view returns (bool) {
         NodeKey memory found = _keys[key];
+        // ids, not amounts
+        // slither-disable-next-line incorrect-equality
         return hospitalId != 0 && found.hospitalId == hospitalId && !found.revoked
             && found.ownership == _ownership[hospitalId] && when >= found.validFrom && when < found.validUntil;
     }
@@ -232,3 +239,5 @@ contract NodeRegistry is ERC721, EIP712, INodeRegistry {
         if (owner == address(0)) revert UnknownHospital(hospitalId);
     }
 }
+
+// slither-disable-end timestamp

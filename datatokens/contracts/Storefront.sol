@@ -11,6 +11,11 @@ import {Datatoken} from "./Datatoken.sol";
 import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
 import {IRevenueMarket, IStorefront} from "./interfaces/IStorefront.sol";
 
+// deadlines and windows are minutes to days; a proposer moves the time of a block by seconds
+// slither-disable-start timestamp
+// every function that moves a token is nonReentrant, here and in the other half
+// slither-disable-start reentrancy-benign
+
 /// @title The shop of the datatokens: fixed prices, a dispenser, orders; no owner, no upgrade, no pause
 contract Storefront is IStorefront, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
@@ -113,6 +118,8 @@ contract Storefront is IStorefront, ReentrancyGuardTransient {
     /// @inheritdoc IStorefront
     function setLimits(uint256 datasetId, uint8 tierId, Limits calldata limits_) external {
         if (!registry.mayManage(datasetId, msg.sender)) revert NotManager(datasetId, msg.sender);
+        // asked only for its refusal
+        // slither-disable-next-line unused-return
         registry.tier(datasetId, tierId); // reverts for an unknown one
         Dispenser storage dispenser = _dispensers[datasetId][tierId];
         dispenser.limits = limits_;
@@ -122,6 +129,8 @@ contract Storefront is IStorefront, ReentrancyGuardTransient {
 
     /// @inheritdoc IStorefront
     function setPublishFee(uint256 datasetId, address recipient, uint16 bps) external {
+        // asked only for its refusal
+        // slither-disable-next-line unused-return
         registry.dataset(datasetId); // UnknownDataset says more than ERC-721's own refusal
         if (IERC721(address(registry)).ownerOf(datasetId) != msg.sender) {
             revert IDatasetRegistry.NotDatasetOwner(datasetId, msg.sender);
@@ -193,6 +202,8 @@ contract Storefront is IStorefront, ReentrancyGuardTransient {
             units - asked.priceUnits
         );
         _usePermit(token, permit);
+        // every function of this contract that moves a token is nonReentrant, so nothing else moves between the two
+        // slither-disable-next-line reentrancy-balance
         uint256 before = token.balanceOf(address(this));
         _pull(token, units);
         token.forceApprove(asked.market, asked.priceUnits);
@@ -262,3 +273,6 @@ contract Storefront is IStorefront, ReentrancyGuardTransient {
         if (count > left) revert OverLimit(datasetId, tierId, count, left);
     }
 }
+
+// slither-disable-end reentrancy-benign
+// slither-disable-end timestamp

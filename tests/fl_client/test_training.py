@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from scipy.stats import binom, chi2, norm
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 from fl_client import training
 from fl_client.errors import GraphRefused
 from fl_client.graph import GraphModel, export_model, load_model, parameters, predict
 from fl_client.models import build
+from fl_client.noise import SecureRandom
 from fl_client.privacy import PrivacyPlan
-from fl_client.training import LOSSES, RoundResult, check_loss, sample_gradients, train_round
+from fl_client.training import LOSSES, RoundResult, check_loss, train_round
 from fl_client.weights import model_hash
 
 PLAN = PrivacyPlan(
@@ -88,14 +90,30 @@ def no_noise(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Every Gaussian draw of the round gives zeros; the standard deviations asked for are noted."""
     asked: list[float] = []
 
-    def zeros(mean: float, std: float, size: tuple[int, ...], **where: object) -> torch.Tensor:
-        assert mean == 0
-        asked.append(float(std))
-        where.pop("generator")
-        return torch.zeros(size, **where)  # type: ignore[call-overload]
+    def zeros(self: SecureRandom, count: int, sd: float) -> np.ndarray:
+        asked.append(float(sd))
+        return np.zeros(count)
 
-    monkeypatch.setattr(torch, "normal", zeros)
+    monkeypatch.setattr(SecureRandom, "normal", zeros)
     return asked
+
+
+def sample_gradients(model: GraphModel, x: Tensor, y: Tensor, loss: str) -> dict[str, Tensor]:
+    """An oracle of our own: per-sample gradients [n, *parameter shape] by parameter key, zeros where not finite."""
+    tensors = {key: parameter.detach() for key, parameter in model.named_parameters()}
+    if len(y) == 0:
+        return {key: tensor.new_zeros((0, *tensor.shape)) for key, tensor in tensors.items()}
+
+    def of_one(values: dict[str, Tensor], sample: Tensor, target: Tensor) -> Tensor:
+        return LOSSES[loss](functional_call(model, values, (sample[None],))[0], target)
+
+    gradients = vmap(grad(of_one), in_dims=(None, 0, 0), randomness="different")(tensors, x, y)
+    finite = torch.stack([g.reshape(len(y), -1).isfinite().all(1) for g in gradients.values()]).all(0)
+    return {
+        # where, not a product: 0 * NaN is NaN
+        key: torch.where(finite.view(-1, *[1] * (g.dim() - 1)), g, torch.zeros_like(g))
+        for key, g in gradients.items()
+    }
 
 
 def people(n: int = N, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -239,7 +257,7 @@ def test_train_round__with_people__adds_the_noise_on_top_of_their_sum(monkeypatc
     noised = step_of(model, one_round(model, x, y, "binary_cross_entropy"))
     again = step_of(model, one_round(model, x, y, "binary_cross_entropy"))
     _assert_std((noised - again) / math.sqrt(2), PLAN.noise_multiplier * PLAN.clip_norm)
-    monkeypatch.setattr(torch, "normal", lambda mean, std, size, generator, **where: torch.zeros(size, **where))
+    monkeypatch.setattr(SecureRandom, "normal", lambda self, count, sd: np.zeros(count))
     exact = step_of(model, one_round(model, x, y, "binary_cross_entropy"))
     _assert_std(noised - exact, PLAN.noise_multiplier * PLAN.clip_norm)
 
@@ -278,17 +296,19 @@ def test_sample_gradients__dropout__every_patient_has_a_mask_of_their_own() -> N
 # -- sampling ------------------------------------------------------------------------------------------------------
 
 
-def test_poisson_batches__rate_one__is_everybody_every_time() -> None:
-    batches = list(training._poisson_batches(50, 1.0, 7))
+def test_drawn__rate_one__is_everybody_every_time() -> None:
+    random = SecureRandom()
+    batches = [random.drawn(50, 1.0) for _ in range(7)]
     assert len(batches) == 7
     assert all(batch.tolist() == list(range(50)) for batch in batches)
 
 
-def test_poisson_batches__rate_below_one__draws_each_patient_independently() -> None:
+def test_drawn__rate_below_one__draws_each_patient_independently() -> None:
     n, rate, steps = 40, 0.3, 2000
     drawn = np.zeros((steps, n))
-    for row, batch in zip(drawn, training._poisson_batches(n, rate, steps), strict=True):
-        row[batch.numpy()] = 1
+    random = SecureRandom()
+    for row in drawn:
+        row[random.drawn(n, rate)] = 1
     low, high = binom.ppf([1e-9, 1 - 1e-9], steps, rate)
     assert ((low <= drawn.sum(0)) & (drawn.sum(0) <= high)).all(), "every patient at the rate"
     sizes = drawn.sum(1)
@@ -300,10 +320,10 @@ def test_poisson_batches__rate_below_one__draws_each_patient_independently() -> 
     assert ((low <= together) & (together <= high)).all(), "no two patients tied together"
 
 
-def test_poisson_batches__nobody__is_empty_batches_and_two_runs_differ() -> None:
-    assert [len(batch) for batch in training._poisson_batches(0, 0.5, 3)] == [0, 0, 0]
-    runs = {tuple(tuple(b.tolist()) for b in training._poisson_batches(100, 0.5, 3)) for _ in range(3)}
-    assert len(runs) == 3
+def test_drawn__nobody__is_empty_batches_and_two_runs_differ() -> None:
+    random = SecureRandom()
+    assert [len(random.drawn(0, 0.5)) for _ in range(3)] == [0, 0, 0]
+    assert len({tuple(SecureRandom().drawn(100, 0.5).tolist()) for _ in range(3)}) == 3
 
 
 # -- equality with Opacus's own engine -----------------------------------------------------------------------------
@@ -411,7 +431,7 @@ def test_loss_mean__not_a_number__counts_as_the_clip(models: dict, no_noise: lis
 
 
 def test_loss_mean__many_releases__has_noise_of_the_promised_size(models: dict) -> None:
-    model, source = models["logistic_regression"], torch.Generator().manual_seed(4)
+    model, source = models["logistic_regression"], SecureRandom()
     x, y = torch.zeros(0, WIDTH), torch.zeros(0)
     released = [training._noised_loss(model, x, y, PLAN, "binary_cross_entropy", N, source) for _ in range(3000)]
     _assert_std(np.array(released) * N, PLAN.metric_noise_multiplier * PLAN.metric_clip)

@@ -127,7 +127,10 @@ interface IRevenuePools {
         returns (uint256 units);
 
     /// @notice What a claim would pay now to one who can prove this weight.
-    function claimable(uint256 datasetId, uint64 epoch, address account, uint64 weight) external view returns (uint256 units);
+    function claimable(uint256 datasetId, uint64 epochNumber, address account, uint64 weight)
+        external
+        view
+        returns (uint256 units);
 
     /// @notice The dataset's owner takes the hospital's part.
     function withdrawHospital(uint256 datasetId, address to) external returns (uint256 units);

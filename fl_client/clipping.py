@@ -1,0 +1,315 @@
+"""Sums of clipped per-sample gradients, by book-keeping on a model's graph. Knows nothing of noise, steps or records.
+
+The single-sample graph runs under vmap with a zero added to the output of every layer whose weights are used there and
+nowhere else. The derivative by that zero is the layer's output gradient of each sample; with the layer's input it gives
+the norm of the sample's weight gradient and, once every sample's clipping factor is known, the clipped sum, without a
+second backward pass and mostly without a gradient per sample ever existing (Bu et al. 2023, 2210.00038). Weights used
+in any other way get ordinary per-sample gradients. One patient's gradient depends on one patient by construction.
+
+The function is traced once into plain tensor operations and, where a job is long enough to pay for it and a C++
+compiler is there, compiled. Both are kept as long as the process lives, by everything that they depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
+
+from fl_client.graph import OPERATIONS, GraphModel, _resolve, _without_dropout
+
+KEEP = 8  # steppers at a time
+COMPILE_FROM_STEPS = 200  # compiling takes 10 to 60 s, which fewer steps do not earn back
+Loss = Callable[[Tensor, Tensor], Tensor]
+# (squared norms [B], (weights [B], which count [B]) -> their weighted sum, in the parameter's shape)
+Part = tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]
+
+
+def _pick(good: Tensor, tensor: Tensor) -> Tensor:
+    """Zeros in the rows that do not count: 0 * NaN would be NaN."""
+    return torch.where(good.view(-1, *[1] * (tensor.dim() - 1)), tensor, 0.0)
+
+
+def _scaled(c: Tensor, good: Tensor, tensor: Tensor) -> Tensor:
+    return _pick(good, tensor * c.view(-1, *[1] * (tensor.dim() - 1)))
+
+
+def _matrix(left: Tensor, right: Tensor) -> Part:
+    """Gradients sum_t left[b,t] x right[b,t] of samples b, left [B, T, P], right [B, T, D]; the sum is [P, D].
+
+    Norms by the smaller of two ways: T x T inner products ("ghost"), or the P x D matrix of each sample.
+    """
+    times, outputs, inputs = left.shape[1], left.shape[2], right.shape[2]
+    if times == 1:
+        one, other = left[:, 0], right[:, 0]
+        squared = one.square().sum(1) * other.square().sum(1)
+        return squared, lambda c, good: _scaled(c, good, one).t() @ _pick(good, other)
+    if 2 * times * times < outputs * inputs:
+        squared = ((left @ left.mT) * (right @ right.mT)).sum((1, 2))
+        return squared, lambda c, good: (
+            _scaled(c, good, left).reshape(-1, outputs).t() @ _pick(good, right).reshape(-1, inputs)
+        )
+    return _vector(left.mT @ right)
+
+
+def _vector(each: Tensor) -> Part:
+    """Gradients that are there per sample, [B, *shape]."""
+    flat = each.reshape(each.shape[0], -1)
+    return flat.square().sum(1), lambda c, good: (c @ _pick(good, flat)).reshape(each.shape[1:])
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])  # [B, ..., D] -> [B, T, D]
+
+
+def _linear(arguments: list[Any], shape: Any, given: Tensor, gradient: Tensor) -> tuple[Part | None, Part]:
+    left = _rows(gradient)
+    return _matrix(left, _rows(given)) if shape else None, _vector(left.sum(1))
+
+
+def _conv2d(arguments: list[Any], shape: Any, given: Tensor, gradient: Tensor) -> tuple[Part | None, Part]:
+    given, gradient = given.flatten(0, 1), gradient.flatten(0, 1).flatten(2)  # the sample's own batch of one; [B, P, T]
+    bias = _vector(gradient.sum(2))
+    if shape is None:
+        return None, bias
+    stride, padding, dilation = (_pair(a) for a in [*arguments[3:6], *[1, 0, 1][len(arguments[3:6]) :]])
+    patches = functional.unfold(given, shape[2:], dilation=dilation, padding=padding, stride=stride)  # [B, C*K, T]
+    norms, total = _matrix(gradient.mT, patches.mT)
+    return (norms, lambda c, good: total(c, good).reshape(shape)), bias
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return value[0], value[-1]
+
+
+def _group_norm(arguments: list[Any], shape: Any, given: Tensor, gradient: Tensor) -> tuple[Part | None, Part]:
+    given, gradient = given.flatten(0, 1), gradient.flatten(0, 1)  # [B, C, ...]
+    epsilon = arguments[4] if len(arguments) > 4 else 1e-5
+    normal = functional.group_norm(given, arguments[1], eps=epsilon)
+    return _vector(_per_channel(gradient * normal)), _vector(_per_channel(gradient))
+
+
+def _per_channel(tensor: Tensor) -> Tensor:
+    return tensor.flatten(2).sum(2) if tensor.dim() > 2 else tensor
+
+
+def _layer_norm(arguments: list[Any], shape: Any, given: Tensor, gradient: Tensor) -> tuple[Part | None, Part]:
+    sizes = arguments[1]
+    epsilon = arguments[4] if len(arguments) > 4 else 1e-5
+    normal = functional.layer_norm(given, sizes, eps=epsilon)
+    wide = (given.shape[0], -1, *sizes)
+    return _vector((gradient * normal).reshape(wide).sum(1)), _vector(gradient.reshape(wide).sum(1))
+
+
+# operation -> (where its weight and bias stand among its arguments, how their gradients come from input and output)
+_KEPT: Mapping[str, tuple[tuple[int, int], Callable[..., tuple[Part | None, Part]]]] = {
+    "linear.default": ((1, 2), _linear),
+    "conv2d.default": ((1, 2), _conv2d),
+    "group_norm.default": ((2, 3), _group_norm),
+    "layer_norm.default": ((2, 3), _layer_norm),
+}
+
+
+def _kept_nodes(model: GraphModel) -> dict[str, tuple[int | None, int | None]]:
+    """Node -> (weight, bias), numbers of parameters that are trained and used in this node alone; None: there is none."""
+    numbers = {node: i for i, node in enumerate(model._keys)}
+    uses: dict[str, int] = {model._output: 1}
+
+    def count(argument: Any) -> None:
+        if isinstance(argument, dict):
+            uses[argument["node"]] = uses.get(argument["node"], 0) + 1
+        elif isinstance(argument, list):
+            for item in argument:
+                count(item)
+
+    for _, _, arguments in model._nodes:
+        count(arguments)
+    found = {}
+    for name, operation, arguments in model._nodes:
+        if operation not in _KEPT or (operation == "conv2d.default" and len(arguments) > 6 and arguments[6] != 1):
+            continue
+        places = [arguments[p] if p < len(arguments) else None for p in _KEPT[operation][0]]
+        names: list[str | None] = [place["node"] if isinstance(place, dict) else None for place in places]
+        trained = [n for n in names if n is not None and n in numbers and getattr(model, model._keys[n]).requires_grad]
+        inputs = [a["node"] for a in arguments[:1] if isinstance(a, dict)]
+        fixed = any(n is not None and n not in numbers for n in names) or any(n in numbers for n in inputs)
+        if trained and not fixed and all(uses[n] == 1 for n in trained):
+            weight, bias = (numbers[n] if n is not None and n in trained else None for n in names)
+            found[name] = (weight, bias)
+    return found
+
+
+def clipped_sum(model: GraphModel, loss: Loss) -> Callable[..., list[Tensor]]:
+    """The function (parameters, x [B, ...], y [B], mask [B], clip norm, added) -> sums over B of clipped gradients.
+
+    `parameters` are all of the model's, in its order; the sums are of those that are trained, in the same order. Rows
+    whose mask is False, or whose gradient is not finite, count as nothing. `added` is `zeros_to_add(...)`.
+    """
+    kept, keys = _kept_nodes(model), list(model._keys.items())
+    covered = {n for pair in kept.values() for n in pair if n is not None}
+    trained = [i for i, (_, key) in enumerate(keys) if getattr(model, key).requires_grad]
+    free = [i for i in trained if i not in covered]
+    arguments_of = {name: list(arguments) for name, _, arguments in model._nodes}
+    operation_of = {name: operation for name, operation, _ in model._nodes}
+    training = model.training
+
+    def of_sums(
+        values: Sequence[Tensor], x: Tensor, y: Tensor, mask: Tensor, clip: Tensor, added: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        def of_one(
+            zeros: Mapping[str, Tensor], own: Sequence[Tensor], sample: Tensor, target: Tensor
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            every: dict[str, Any] = {node: value for (node, _), value in zip(keys, values, strict=True)}
+            every |= {keys[i][0]: value for i, value in zip(free, own, strict=True)}
+            every[model._input] = sample[None]
+            inputs = {}
+            for name, operation, arguments in model._nodes:
+                given = [_resolve(argument, every) for argument in arguments]
+                result = OPERATIONS[operation](*(given if training else _without_dropout(operation, given)))
+                if name in kept:
+                    inputs[name] = given[0]
+                    result = result + zeros[name]
+                every[name] = result
+            value = loss(every[model._output][0], target)
+            if value.dim() != 0:
+                raise ValueError(f"the loss of one sample has shape {tuple(value.shape)} and must be one number")
+            return value, inputs
+
+        (outputs, own), inputs = vmap(
+            grad(of_one, argnums=(0, 1), has_aux=True), in_dims=(0, None, 0, 0), randomness="different"
+        )(dict(added), [values[i] for i in free], x, y)
+        parts: dict[int, Part] = {i: _vector(each) for i, each in zip(free, own, strict=True)}
+        for name, (weight, bias) in kept.items():
+            rule = _KEPT[operation_of[name]][1]
+            shape = None if weight is None else tuple(values[weight].shape)
+            of_weight, of_bias = rule(arguments_of[name], shape, inputs[name], outputs[name])
+            if weight is not None and of_weight is not None:
+                parts[weight] = of_weight
+            if bias is not None:
+                parts[bias] = of_bias
+        norm = torch.stack([squared for squared, _ in parts.values()]).sum(0).sqrt()
+        good = mask & norm.isfinite()
+        c = torch.where(good, (clip / (norm + 1e-6)).clamp(max=1.0), 0.0)  # as Opacus clips
+        return [parts[i][1](c, good) for i in trained]
+
+    return of_sums
+
+
+def zeros_to_add(model: GraphModel, x: Tensor) -> dict[str, Tensor]:
+    """Zeros [B, *output of the node for one sample] for every kept node, for samples like x [B, ...]."""
+    kept, shapes = _kept_nodes(model), {}
+    with torch.no_grad():
+        every: dict[str, Any] = {node: getattr(model, key) for node, key in model._keys.items()}
+        every[model._input] = torch.zeros_like(x[:1]) if len(x) else x.new_zeros((1, *x.shape[1:]))
+        for name, operation, arguments in model._nodes:
+            every[name] = OPERATIONS[operation](*(_resolve(argument, every) for argument in arguments))
+            if name in kept:
+                shapes[name] = every[name].shape
+    return {name: x.new_zeros((len(x), *shape)) for name, shape in shapes.items()}
+
+
+def _tidy(module: GraphModule) -> None:
+    """Take out the additions of zeros, whose derivatives are there by now, and operations that change nothing."""
+    aten = torch.ops.aten
+    nothing = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
+    zeros = {node for node in module.graph.nodes if node.op == "placeholder" and str(node.target).startswith("added")}
+    for node in list(module.graph.nodes):
+        if node.target in nothing or (node.target is aten.add.Tensor and node.args[1] in zeros):
+            node.replace_all_uses_with(node.args[0])
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _signature(model: GraphModel) -> str:
+    """Everything about a graph that a traced function depends on."""
+    parameters = [(key, tuple(p.shape), p.requires_grad) for key, p in model.named_parameters()]
+    facts = (model._nodes, model._keys, model._input, model._output, model.input_shape, parameters, model.training)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+class Stepper:
+    """Clipped sums and whole steps of one graph, for batches of exactly `rows` samples, traced and perhaps compiled.
+
+    Parameters are one flat vector [P] of those that are trained, in the model's order.
+    """
+
+    def __init__(self, model: GraphModel, loss: Loss, rows: int, compiled: bool):
+        device = next(model.parameters()).device
+        self.rows = rows
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self._sizes, self._shapes = [p.numel() for p in trained], [p.shape for p in trained]
+        x = torch.zeros((rows, *model.input_shape), device=device)
+        y, mask = torch.zeros(rows, device=device), torch.ones(rows, dtype=torch.bool, device=device)
+        added = zeros_to_add(model, x)
+        # frozen ones are inputs too: a traced constant would be the first job's
+        self._frozen = [p.detach() for p in model.parameters() if not p.requires_grad]
+        is_trained = [p.requires_grad for p in model.parameters()]
+        theta = torch.cat([p.detach().reshape(-1) for p in trained])
+        number = torch.ones((), dtype=torch.float64, device=device)
+
+        def of_sum(
+            theta: Tensor, frozen: list[Tensor], x: Tensor, y: Tensor, mask: Tensor, clip: Tensor, added: dict[str, Tensor]
+        ) -> Tensor:
+            pieces = iter(p.view(s) for p, s in zip(torch.split(theta, self._sizes), self._shapes, strict=True))
+            rest = iter(frozen)
+            values = [next(pieces) if is_ours else next(rest) for is_ours in is_trained]
+            sums = clipped_sum(model, loss)(values, x, y, mask, clip, added)
+            return torch.cat([each.reshape(-1) for each in sums])
+
+        def of_step(
+            theta: Tensor, frozen: list[Tensor], x: Tensor, y: Tensor, mask: Tensor, clip: Tensor,
+            before: Tensor, rate: Tensor, added: dict[str, Tensor],
+        ) -> Tensor:  # fmt: skip
+            total = before + of_sum(theta, frozen, x, y, mask, clip, added)
+            return (theta - total * rate).to(torch.float32)
+
+        clip = number.to(torch.float32)
+        arguments = (theta, self._frozen, x, y, mask, clip)
+        self._sum = _ready(of_sum, (*arguments, added), compiled)
+        self._step = _ready(of_step, (*arguments, theta.double(), number, added), compiled)
+        self._added = dict.fromkeys(added)
+
+    def sum(self, theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, clip: Tensor) -> Tensor:
+        """Sum [P] of the clipped gradients of the rows in `mask`."""
+        result: Tensor = self._sum(theta, self._frozen, x, y, mask, clip, self._added)
+        return result
+
+    def step(self, theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, clip: Tensor, before: Tensor, rate: Tensor) -> Tensor:
+        """theta - rate * (before + sum), in float64 and rounded to float32; `before` [P] holds the noise at least."""
+        result: Tensor = self._step(theta, self._frozen, x, y, mask, clip, before, rate, self._added)
+        return result
+
+
+def _ready(function: Callable[..., Tensor], arguments: tuple[Any, ...], compiled: bool) -> Callable[..., Tensor]:
+    graph = make_fx(function)(*arguments)
+    _tidy(graph)
+    return torch.compile(graph, fullgraph=True, dynamic=False) if compiled else graph
+
+
+_STEPPERS: OrderedDict[tuple[Any, ...], Stepper] = OrderedDict()
+
+
+def stepper(model: GraphModel, loss: Loss, rows: int, steps: int) -> Stepper:
+    """The stepper for a job of `steps` steps; made once per graph, loss, size, device and kind."""
+    device = next(model.parameters()).device
+    compiler = device.type == "cuda" or shutil.which("g++") is not None
+    key = (_signature(model), loss, rows, device, steps >= COMPILE_FROM_STEPS and compiler)
+    found = _STEPPERS.get(key)
+    if found is None:
+        found = _STEPPERS[key] = Stepper(model, loss, rows, key[-1])
+        while len(_STEPPERS) > KEEP:
+            _STEPPERS.popitem(last=False)
+    _STEPPERS.move_to_end(key)
+    found._frozen = [p.detach() for p in model.parameters() if not p.requires_grad]
+    return found

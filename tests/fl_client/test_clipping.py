@@ -1,0 +1,193 @@
+"""Book-keeping beside Opacus's own hooks, in float64: the same clipped sums to 1e-10 on every kind of layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from opacus.grad_sample import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from fl_client import clipping
+from fl_client.graph import GraphModel, export_model, load_model
+from fl_client.training import LOSSES
+
+
+class Residual(nn.Module):
+    """A block of a ResNet with GroupNorm: two convolutions, a strided one on the shortcut."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.two = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.norm_one, self.norm_two = nn.GroupNorm(2, outside), nn.GroupNorm(2, outside)
+        self.short = nn.Conv2d(inside, outside, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm_two(self.two(torch.relu(self.norm_one(self.one(x)))))
+        return torch.relu(y + self.short(x))
+
+
+class Patches(nn.Module):
+    """A small vision transformer's first steps: patches by a convolution, layer norm, linear over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 4, 4)
+        self.norm = nn.LayerNorm(12)
+        self.mix = nn.Linear(12, 24)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.patch(x).flatten(2).transpose(1, 2)
+        return self.head(torch.nn.functional.gelu(self.mix(self.norm(rows))).mean(1))
+
+
+class Dilated(nn.Module):
+    """A convolution with every argument, and a fully connected head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 5, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(2, 1))
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.conv(x)).mean((2, 3)))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "linear": (lambda: nn.Linear(6, 1), (6,), "binary_cross_entropy"),
+    "mlp": (lambda: nn.Sequential(nn.Linear(13, 8), nn.ReLU(), nn.Linear(8, 1)), (13,), "squared_error"),
+    "no bias": (lambda: nn.Sequential(nn.Linear(7, 9, bias=False), nn.Tanh(), nn.Linear(9, 4)), (7,), "cross_entropy"),
+    "linear over few positions": (
+        lambda: nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Flatten(), nn.Linear(60, 4)), (3, 6), "cross_entropy",
+    ),
+    "linear over many positions": (
+        lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(90, 4)), (30, 2), "cross_entropy",
+    ),
+    "cnn": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.ReLU(), nn.MaxPool2d(2), Residual(8, 6, 2),
+            nn.Flatten(), nn.Linear(24, 4),
+        ), (3, 8, 8), "cross_entropy",
+    ),
+    "patches": (Patches, (3, 8, 8), "cross_entropy"),
+    "dilated": (Dilated, (2, 9, 7), "cross_entropy"),
+}  # fmt: skip
+ROWS = 11
+
+
+def built(name: str) -> tuple[nn.Module, GraphModel, Tensor, Tensor]:
+    """A module, its graph with the same numbers, both in float64, and records some of which are far out."""
+    make, shape, loss = CASES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        module = make()
+        graph = load_model(*export_model(module, torch.zeros(1, *shape))).double()
+        x = torch.randn(ROWS, *shape, dtype=torch.float64) * torch.logspace(-1, 1, ROWS).view(-1, *[1] * len(shape))
+        y = torch.randint(0, 4 if loss == "cross_entropy" else 2, (ROWS,)).double()
+    return module.double(), graph, x, y
+
+
+def batch_loss(loss: str, outputs: Tensor, y: Tensor) -> Tensor:
+    if loss == "cross_entropy":
+        return nn.functional.cross_entropy(outputs, y.long())
+    if loss == "squared_error":
+        return nn.functional.mse_loss(outputs[:, 0], y)
+    return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], y)
+
+
+def ours(graph: GraphModel, name: str, x: Tensor, y: Tensor, mask: Tensor, clip: float) -> list[Tensor]:
+    values = [p.detach() for p in graph.parameters()]
+    added = {node: zeros.double() for node, zeros in clipping.zeros_to_add(graph, x).items()}
+    return clipping.clipped_sum(graph, LOSSES[CASES[name][2]])(values, x, y, mask, torch.tensor(clip, dtype=torch.float64), added)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("clip", [0.01, 1.0, 1e6])
+@pytest.mark.parametrize("name", CASES)
+def test_clipped_sum__float64__equals_opacus_hooks_to_1e_10(name: str, clip: float) -> None:
+    module, graph, x, y = built(name)
+    hooked = GradSampleModule(module, loss_reduction="mean")
+    optimizer = DPOptimizer(torch.optim.SGD(hooked.parameters(), lr=0.0), noise_multiplier=0.0, max_grad_norm=clip,
+                            expected_batch_size=ROWS, loss_reduction="mean")  # fmt: skip
+    batch_loss(CASES[name][2], hooked(x), y).backward()
+    optimizer.clip_and_accumulate()
+    theirs = {n: p.summed_grad for n, p in hooked._module.named_parameters()}
+    sums = ours(graph, name, x, y, torch.ones(ROWS, dtype=torch.bool), clip)
+    assert len(sums) == len(theirs)
+    for parameter, total in zip(graph.parameter_names, sums, strict=True):
+        torch.testing.assert_close(total, theirs[parameter], rtol=1e-10, atol=1e-10 * float(theirs[parameter].abs().max()))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_clipped_sum__rows_that_do_not_count__are_as_if_they_were_not_there(name: str) -> None:
+    _, graph, x, y = built(name)
+    mask = torch.arange(ROWS) % 3 != 1
+    masked = ours(graph, name, x, y, mask, 1.0)
+    fewer = ours(graph, name, x[mask], y[mask], torch.ones(int(mask.sum()), dtype=torch.bool), 1.0)
+    x[~mask], y[~mask] = torch.nan, torch.nan
+    hostile = ours(graph, name, x, y, mask, 1.0)
+    for total, other, third in zip(masked, fewer, hostile, strict=True):
+        torch.testing.assert_close(total, other, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(third, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stepper__traced__is_the_same_function(name: str) -> None:
+    _, graph, x, y = built(name)
+    graph, x, y = graph.float(), x.float(), y.float()
+    mask, clip = torch.arange(ROWS) < ROWS - 2, torch.tensor(0.7)
+    run = clipping.stepper(graph, LOSSES[CASES[name][2]], ROWS, 1)
+    assert clipping.stepper(graph, LOSSES[CASES[name][2]], ROWS, 1) is run, "traced once"
+    theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
+    values = [p.detach() for p in graph.parameters()]
+    added = clipping.zeros_to_add(graph, x)
+    sums = clipping.clipped_sum(graph, LOSSES[CASES[name][2]])(values, x, y, mask, clip, added)
+    expected = torch.cat([each.reshape(-1) for each in sums])
+    torch.testing.assert_close(run.sum(theta, x, y, mask, clip), expected, rtol=1e-4, atol=1e-5)
+    rate, noise = torch.tensor(0.5).double(), torch.full((len(theta),), 0.25).double()
+    stepped = run.step(theta, x, y, mask, clip, noise, rate)
+    torch.testing.assert_close(stepped, theta - 0.5 * (expected + 0.25), rtol=1e-4, atol=1e-5)
+
+
+def test_stepper__compiled__is_the_same_function() -> None:
+    _, graph, x, y = built("mlp")
+    graph, x, y = graph.float(), x.float(), y.float()
+    plain, compiled = (clipping.stepper(graph, LOSSES["squared_error"], ROWS, n) for n in (1, clipping.COMPILE_FROM_STEPS))
+    theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
+    mask, clip = torch.ones(ROWS, dtype=torch.bool), torch.tensor(0.7)
+    x[2] = torch.nan
+    with torch.no_grad():
+        torch.testing.assert_close(compiled.sum(theta, x, y, mask, clip), plain.sum(theta, x, y, mask, clip))
+
+
+def test_kept_nodes__a_weight_used_twice__gets_ordinary_gradients_and_the_right_sum() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 5)
+            self.own = nn.Parameter(torch.ones(5))
+            self.head = nn.Linear(5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(torch.tanh(self.layer(x))) * self.own)
+
+    torch.manual_seed(0)
+    graph = load_model(*export_model(Tied(), torch.zeros(1, 5)))
+    names = {n for pair in clipping._kept_nodes(graph).values() for n in pair}
+    assert {graph.parameter_names[i] for i in names if i is not None} == {"head.weight", "head.bias"}
+    x, y = torch.randn(6, 5), torch.zeros(6)
+    keys = [key for key, _ in graph.named_parameters()]
+    values = [p.detach() for p in graph.parameters()]
+    loss = LOSSES["squared_error"]
+    whole = torch.func.grad(lambda v: sum(
+        loss(torch.func.functional_call(graph, dict(zip(keys, v, strict=True)), (row[None],))[0], t)
+        for row, t in zip(x, y, strict=True)))(values)  # fmt: skip
+    sums = clipping.clipped_sum(graph, loss)(
+        values, x, y, torch.ones(6, dtype=torch.bool), torch.tensor(1e9), clipping.zeros_to_add(graph, x)
+    )
+    for total, expected in zip(sums, whole, strict=True):
+        torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-6)

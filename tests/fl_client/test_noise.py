@@ -1,0 +1,48 @@
+"""The cryptographic generator: its distribution, and that no two streams agree."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from fl_client.noise import STEP, SecureRandom
+
+ALARM = 1e-7  # an honest run fails so often
+
+
+def test_uniform__many__is_uniform_and_never_at_the_ends() -> None:
+    numbers = SecureRandom().uniform(400_000)
+    assert kstest(numbers, "uniform").pvalue > ALARM
+    assert numbers.min() > 0 and numbers.max() < 1
+
+
+def test_uniform__largest_and_smallest_words__stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = SecureRandom()
+    for words, expected in ((b"\xff" * 8, 1 - STEP), (b"\0" * 8, STEP / 2)):
+        stream = type("Stream", (), {"update": lambda self, zeros, words=words: words * (len(zeros) // 8)})()
+        monkeypatch.setattr(random, "_stream", stream)
+        assert random.uniform(1)[0] == expected
+    assert abs(random.normal(2, 1.0)).max() <= math.sqrt(-2 * math.log(STEP / 2)) < 8.7
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100_001])
+def test_normal__any_count__is_normal_of_this_deviation(count: int) -> None:
+    random = SecureRandom()
+    drawn = np.concatenate([random.normal(count, 3.0) for _ in range(math.ceil(100_000 / count))])
+    assert random.normal(count, 3.0).shape == (count,)
+    assert kstest(drawn / 3.0, "norm").pvalue > ALARM
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 6 / math.sqrt(len(drawn))
+
+
+def test_normal__the_two_halves_of_a_draw__are_not_tied() -> None:
+    random = SecureRandom()
+    one, other = np.split(random.normal(200_000, 1.0), 2)
+    assert abs(np.corrcoef(one, other)[0, 1]) < 6 / math.sqrt(100_000)
+    assert abs(np.corrcoef(one**2, other**2)[0, 1]) < 6 / math.sqrt(100_000)
+
+
+def test_streams__two__share_nothing() -> None:
+    assert not set(SecureRandom().uniform(1000)) & set(SecureRandom().uniform(1000))
