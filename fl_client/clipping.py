@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from fl_client.graph import OPERATIONS, GraphModel, _resolve, _without_dropout
 
-KEEP = 8  # steppers at a time
+KEEP = 8  # summers at a time
 COMPILE_FROM_STEPS = 200  # compiling takes 10 to 60 s, which fewer steps do not earn back
 Loss = Callable[[Tensor, Tensor], Tensor]
 # (squared norms [B], (weights [B], which count [B]) -> their weighted sum, in the parameter's shape)
@@ -77,14 +77,28 @@ def _linear(arguments: list[Any], shape: Any, given: Tensor, gradient: Tensor) -
 
 
 def _conv2d(arguments: list[Any], shape: Any, given: Tensor, gradient: Tensor) -> tuple[Part | None, Part]:
-    given, gradient = given.flatten(0, 1), gradient.flatten(0, 1).flatten(2)  # the sample's own batch of one; [B, P, T]
+    given, output = given.flatten(0, 1), gradient.flatten(0, 1)  # the sample's own batch of one
+    gradient = output.flatten(2)  # [B, P, T]
     bias = _vector(gradient.sum(2))
     if shape is None:
         return None, bias
     stride, padding, dilation = (_pair(a) for a in [*arguments[3:6], *[1, 0, 1][len(arguments[3:6]) :]])
     patches = functional.unfold(given, shape[2:], dilation=dilation, padding=padding, stride=stride)  # [B, C*K, T]
-    norms, total = _matrix(gradient.mT, patches.mT)
-    return (norms, lambda c, good: total(c, good).reshape(shape)), bias
+    times = patches.shape[2]
+    if 2 * times * times >= shape[0] * patches.shape[1]:
+        squared, total = _vector(gradient @ patches.mT)
+        return (squared, lambda c, good: total(c, good).reshape(shape)), bias
+    squared = ((gradient.mT @ gradient) * (patches.mT @ patches)).sum((1, 2))
+
+    def weighted(c: Tensor, good: Tensor) -> Tensor:
+        # the weight gradient of the whole batch, by the kernel that an ordinary backward pass uses
+        summed: Tensor = torch.ops.aten.convolution_backward(
+            _scaled(c, good, output), _pick(good, given), given.new_empty(shape), None,
+            stride, padding, dilation, False, [0, 0], 1, [False, True, False],
+        )[1]  # fmt: skip
+        return summed
+
+    return (squared, weighted), bias
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -238,8 +252,8 @@ def _signature(model: GraphModel) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-class Stepper:
-    """Clipped sums and whole steps of one graph, for batches of exactly `rows` samples, traced and perhaps compiled.
+class Summer:
+    """Clipped sums of one graph, for batches of exactly `rows` samples, traced and perhaps compiled.
 
     Parameters are one flat vector [P] of those that are trained, in the model's order.
     """
@@ -256,7 +270,6 @@ class Stepper:
         self._frozen = [p.detach() for p in model.parameters() if not p.requires_grad]
         is_trained = [p.requires_grad for p in model.parameters()]
         theta = torch.cat([p.detach().reshape(-1) for p in trained])
-        number = torch.ones((), dtype=torch.float64, device=device)
 
         def of_sum(
             theta: Tensor, frozen: list[Tensor], x: Tensor, y: Tensor, mask: Tensor, clip: Tensor, added: dict[str, Tensor]
@@ -267,27 +280,13 @@ class Stepper:
             sums = clipped_sum(model, loss)(values, x, y, mask, clip, added)
             return torch.cat([each.reshape(-1) for each in sums])
 
-        def of_step(
-            theta: Tensor, frozen: list[Tensor], x: Tensor, y: Tensor, mask: Tensor, clip: Tensor,
-            before: Tensor, rate: Tensor, added: dict[str, Tensor],
-        ) -> Tensor:  # fmt: skip
-            total = before + of_sum(theta, frozen, x, y, mask, clip, added)
-            return (theta - total * rate).to(torch.float32)
-
-        clip = number.to(torch.float32)
-        arguments = (theta, self._frozen, x, y, mask, clip)
-        self._sum = _ready(of_sum, (*arguments, added), compiled)
-        self._step = _ready(of_step, (*arguments, theta.double(), number, added), compiled)
+        clip = torch.ones((), device=device)
+        self._sum = _ready(of_sum, (theta, self._frozen, x, y, mask, clip, added), compiled)
         self._added = dict.fromkeys(added)
 
     def sum(self, theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, clip: Tensor) -> Tensor:
         """Sum [P] of the clipped gradients of the rows in `mask`."""
         result: Tensor = self._sum(theta, self._frozen, x, y, mask, clip, self._added)
-        return result
-
-    def step(self, theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, clip: Tensor, before: Tensor, rate: Tensor) -> Tensor:
-        """theta - rate * (before + sum), in float64 and rounded to float32; `before` [P] holds the noise at least."""
-        result: Tensor = self._step(theta, self._frozen, x, y, mask, clip, before, rate, self._added)
         return result
 
 
@@ -297,19 +296,19 @@ def _ready(function: Callable[..., Tensor], arguments: tuple[Any, ...], compiled
     return torch.compile(graph, fullgraph=True, dynamic=False) if compiled else graph
 
 
-_STEPPERS: OrderedDict[tuple[Any, ...], Stepper] = OrderedDict()
+_SUMMERS: OrderedDict[tuple[Any, ...], Summer] = OrderedDict()
 
 
-def stepper(model: GraphModel, loss: Loss, rows: int, steps: int) -> Stepper:
-    """The stepper for a job of `steps` steps; made once per graph, loss, size, device and kind."""
+def summer(model: GraphModel, loss: Loss, rows: int, steps: int) -> Summer:
+    """The summer for a job of `steps` steps; made once per graph, loss, size, device and kind."""
     device = next(model.parameters()).device
     compiler = device.type == "cuda" or shutil.which("g++") is not None
     key = (_signature(model), loss, rows, device, steps >= COMPILE_FROM_STEPS and compiler)
-    found = _STEPPERS.get(key)
+    found = _SUMMERS.get(key)
     if found is None:
-        found = _STEPPERS[key] = Stepper(model, loss, rows, key[-1])
-        while len(_STEPPERS) > KEEP:
-            _STEPPERS.popitem(last=False)
-    _STEPPERS.move_to_end(key)
+        found = _SUMMERS[key] = Summer(model, loss, rows, key[-1])
+        while len(_SUMMERS) > KEEP:
+            _SUMMERS.popitem(last=False)
+    _SUMMERS.move_to_end(key)
     found._frozen = [p.detach() for p in model.parameters() if not p.requires_grad]
     return found

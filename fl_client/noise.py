@@ -14,6 +14,7 @@ import math
 import secrets
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 STEP = 2.0**-53
@@ -38,12 +39,12 @@ class SecureRandom:
     def normal(self, count: int, sd: float) -> np.ndarray:
         """float64 [count] of mean 0 and standard deviation `sd`."""
         half = (count + 1) // 2
-        uniform = self.uniform(2 * half)
-        radius = np.sqrt(-2.0 * np.log(uniform[:half]))
-        radius *= sd
-        angle = uniform[half:]
-        angle *= 2.0 * math.pi
-        return np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:count]
+        uniform = torch.from_numpy(self.uniform(2 * half))  # torch's sine is twice as fast as numpy's
+        radius, angle = uniform[:half].log_().mul_(-2.0).sqrt_().mul_(sd), uniform[half:].mul_(2.0 * math.pi)
+        result = torch.empty(2 * half, dtype=torch.float64)
+        torch.mul(torch.cos(angle), radius, out=result[:half])
+        torch.mul(torch.sin(angle), radius, out=result[half:])
+        return result[:count].numpy()
 
     def drawn(self, count: int, rate: float) -> np.ndarray:
         """Which of `count` are drawn, each independently with probability `rate`: their numbers, ascending (Poisson).

@@ -24,13 +24,14 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional
 
-from fl_client.clipping import Stepper, stepper
+from fl_client.clipping import Summer, summer
 from fl_client.errors import GraphRefused
 from fl_client.graph import GraphModel, parameters, with_parameters
 from fl_client.noise import SecureRandom
 from fl_client.privacy import PrivacyPlan
 
 CHUNK_ELEMENTS = 64_000_000  # numbers of per-sample gradients and activations held at once: 256 MB
+NOISE_BLOCK = 1 << 16  # noise values at once: they stay in the processor's cache
 
 
 def _binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -116,15 +117,14 @@ def train_round(
     # move by one row when a patient is added, the sum would have no bounded sensitivity.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(secrets.randbits(63))
-        run = stepper(model, LOSSES[loss], rows, plan.steps)
+        run = summer(model, LOSSES[loss], rows, plan.steps)
         theta = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
         # a float divisor of the terms: q times the released count, as Opacus divides for loss_reduction="mean"
-        rate = torch.tensor(learning_rate / (plan.sampling_rate * expected_persons), dtype=torch.float64, device=device)
+        rate = learning_rate / (plan.sampling_rate * expected_persons)
         clip = torch.tensor(plan.clip_norm, dtype=torch.float32, device=device)
         for _ in range(steps):
             drawn = torch.from_numpy(random.drawn(len(y), plan.sampling_rate)).to(device)
-            noise = random.normal(len(theta), plan.noise_multiplier * plan.clip_norm)
-            theta = _step(run, theta, x, y, drawn, clip, torch.from_numpy(noise).to(device), rate)
+            step(run, theta, x, y, drawn, clip, random, plan.noise_multiplier * plan.clip_norm, rate)
         _put_back(model, theta)
     return RoundResult(parameters(model), loss_mean, str(device), time.monotonic() - started)
 
@@ -136,18 +136,30 @@ def _rows(model: GraphModel, n: int, sampling_rate: float) -> int:
     return max(1, min(n, usual, CHUNK_ELEMENTS // of_one))
 
 
-def _step(
-    run: Stepper, theta: Tensor, x: Tensor, y: Tensor, drawn: Tensor, clip: Tensor, noise: Tensor, rate: Tensor
-) -> Tensor:
-    """One noisy step over the rows `drawn`, in pieces of run.rows; an empty batch still adds its noise."""
-    pieces = list(torch.split(drawn, run.rows))
-    total = noise
-    for piece in pieces[:-1]:
-        total = total + run.sum(theta, *_batch(run, x, y, piece), clip)
-    return run.step(theta, *_batch(run, x, y, pieces[-1]), clip, total, rate)
+def step(
+    run: Summer,
+    theta: Tensor,
+    x: Tensor,
+    y: Tensor,
+    drawn: Tensor,
+    clip: Tensor,
+    random: SecureRandom,
+    sd: float,
+    rate: float,
+) -> None:
+    """theta -= rate * (clipped sum over the rows `drawn` + noise), in place; an empty batch adds its noise alone.
+
+    Sums are float32, of pieces of run.rows; noise is added in float64 and the result rounded to float32 (noise.py).
+    """
+    total = torch.zeros_like(theta)
+    for piece in torch.split(drawn, run.rows) if len(drawn) else ():
+        total += run.sum(theta, *_batch(run, x, y, piece), clip)
+    for part, summed in zip(torch.split(theta, NOISE_BLOCK), torch.split(total, NOISE_BLOCK), strict=True):
+        noise = torch.from_numpy(random.normal(len(part), sd)).to(theta.device)
+        part.sub_(noise.add_(summed).mul_(rate))
 
 
-def _batch(run: Stepper, x: Tensor, y: Tensor, piece: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _batch(run: Summer, x: Tensor, y: Tensor, piece: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Samples, targets and mask of exactly run.rows rows; what is missing is zeros that do not count."""
     mask = torch.arange(run.rows, device=x.device) < len(piece)
     if len(piece) == len(x) == run.rows:

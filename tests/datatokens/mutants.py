@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 BANK = ROOT / "datatokens"
@@ -178,9 +178,10 @@ def killer(folder: Path, mutant: Mutant) -> str | None:
     for stateful in ("--no-match-contract", "--match-contract"):
         done = _forge(folder, mutant.number, stateful, "Invariant")
         if done.returncode:
-            failed = re.search(r"\[FAIL.*?\] (\w+)\(", done.stdout) or re.search(r'"invariant":"(\w+)"', done.stdout)
+            said = done.stdout + done.stderr
+            failed = re.search(r"\[FAIL.*?\] (\w+)\(", said) or re.search(r'"invariant":"(\w+)"', said)
             if failed is None:
-                raise RuntimeError(f"forge failed without a failing test: {done.stdout[-500:]} {done.stderr[-500:]}")
+                raise RuntimeError(f"forge failed without a failing test: {said[-1000:]}")
             return failed[1]
     return None
 
@@ -204,11 +205,13 @@ def main() -> None:
         if whole.returncode:
             sys.exit(f"the tests fail with no mutant switched on:\n{whole.stdout[-3000:]}\n{whole.stderr[-3000:]}")
         console.print(f"compiled, and the tests pass with none switched on, after {time.monotonic() - started:.0f} s")
-        with ThreadPoolExecutor(2) as pool:
-            runs = pool.map(lambda m: killer(folder, m), mutants)
-            killed = dict(zip((m.name for m in mutants), track(runs, "mutants", len(mutants)), strict=True))
-    for mutant, test in killed.items():
-        console.print(f"{test or 'SURVIVES':<90} {mutant}", highlight=False, markup=False, soft_wrap=True)
+        killed: dict[str, str | None] = {}
+        with ThreadPoolExecutor(2) as pool, Progress(console=console) as progress:
+            task = progress.add_task("mutants", total=len(mutants))
+            for mutant, test in zip(mutants, pool.map(lambda m: killer(folder, m), mutants), strict=True):
+                killed[mutant.name] = test
+                progress.advance(task)
+                console.print(f"{test or 'SURVIVES':<90} {mutant.name}", highlight=False, markup=False, soft_wrap=True)
     if given.json:
         given.json.write_text(json.dumps(killed, indent=2) + "\n")
     alive = [m for m, test in killed.items() if test is None and not any(m.endswith(e) for e in EQUIVALENT)]

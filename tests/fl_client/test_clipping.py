@@ -136,27 +136,24 @@ def test_clipped_sum__rows_that_do_not_count__are_as_if_they_were_not_there(name
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stepper__traced__is_the_same_function(name: str) -> None:
+def test_summer__traced__is_the_same_function(name: str) -> None:
     _, graph, x, y = built(name)
     graph, x, y = graph.float(), x.float(), y.float()
     mask, clip = torch.arange(ROWS) < ROWS - 2, torch.tensor(0.7)
-    run = clipping.stepper(graph, LOSSES[CASES[name][2]], ROWS, 1)
-    assert clipping.stepper(graph, LOSSES[CASES[name][2]], ROWS, 1) is run, "traced once"
+    run = clipping.summer(graph, LOSSES[CASES[name][2]], ROWS, 1)
+    assert clipping.summer(graph, LOSSES[CASES[name][2]], ROWS, 1) is run, "traced once"
     theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
     values = [p.detach() for p in graph.parameters()]
     added = clipping.zeros_to_add(graph, x)
     sums = clipping.clipped_sum(graph, LOSSES[CASES[name][2]])(values, x, y, mask, clip, added)
     expected = torch.cat([each.reshape(-1) for each in sums])
     torch.testing.assert_close(run.sum(theta, x, y, mask, clip), expected, rtol=1e-4, atol=1e-5)
-    rate, noise = torch.tensor(0.5).double(), torch.full((len(theta),), 0.25).double()
-    stepped = run.step(theta, x, y, mask, clip, noise, rate)
-    torch.testing.assert_close(stepped, theta - 0.5 * (expected + 0.25), rtol=1e-4, atol=1e-5)
 
 
-def test_stepper__compiled__is_the_same_function() -> None:
+def test_summer__compiled__is_the_same_function() -> None:
     _, graph, x, y = built("mlp")
     graph, x, y = graph.float(), x.float(), y.float()
-    plain, compiled = (clipping.stepper(graph, LOSSES["squared_error"], ROWS, n) for n in (1, clipping.COMPILE_FROM_STEPS))
+    plain, compiled = (clipping.summer(graph, LOSSES["squared_error"], ROWS, n) for n in (1, clipping.COMPILE_FROM_STEPS))
     theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
     mask, clip = torch.ones(ROWS, dtype=torch.bool), torch.tensor(0.7)
     x[2] = torch.nan
