@@ -25,7 +25,7 @@ from datatokens.escrow import Escrow
 from datatokens.registry import Registry
 from datatokens.storefront import Storefront
 from datatokens.terms import DatasetTerm, JobTerms, acceptance_message, rejection_message, sign
-from fl_client import accounting, datasets, protocol
+from fl_client import accounting, datasets, protocol, selfcheck
 from fl_client.attest import OwnFigures, check_and_sign
 from fl_client.config import DatasetEntry, NodeConfig
 from fl_client.datasets import Records
@@ -34,7 +34,7 @@ from fl_client.graph import GraphModel, load_model, parameters
 from fl_client.ledger import Ledger
 from fl_client.policy import Request, admit
 from fl_client.protocol import JobSpec, sha256_hex
-from fl_client.training import check_loss, train_round
+from fl_client.training import LOSSES, check_loss, train_round
 from fl_client.weights import from_safetensors, model_hash, to_safetensors
 
 log = logging.getLogger("datahub.node")
@@ -226,6 +226,7 @@ class DataRoom:
         check_loss(model, spec.loss)
         if tuple(model.input_shape) != (width,):
             raise ProtocolError(f"the model takes inputs of shape {tuple(model.input_shape)}, the dataset has ({width},)")
+        selfcheck.check(model, LOSSES[spec.loss])
         return model
 
     # -- rounds ------------------------------------------------------------------------------------------------
