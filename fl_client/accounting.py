@@ -85,6 +85,52 @@ def fits(history: Iterable[Charge], new: Iterable[Charge], limit: float, delta: 
     return epsilon([*history, *new], delta) <= limit
 
 
+def how_many_fit(history: Iterable[Charge], new: Iterable[Charge], limit: float, delta: float) -> int:
+    """How many jobs of the charges `new` may still follow `history`, one after the other, under (`limit`, `delta`).
+
+    RDP adds up, so at each order the number is a quotient, and the best order counts. Exact: that many pass `fits`
+    together, and one more does not. Raises PlanError for a job that costs nothing.
+    """
+    spent, each = _rdp(history), _rdp(new)
+    if not each.any():
+        raise PlanError("a job without charges always fits; name what it would cost")
+    if not 0 < delta < 1:
+        raise PlanError(f"delta={delta!r} must be between 0 and 1")
+    # theorem 21 of Balle et al. solved for n; an order that left the sum as infinity gives minus infinity or NaN
+    with np.errstate(all="ignore"):
+        room = limit - np.log1p(-1 / _ORDERS) + (math.log(delta) + np.log(_ORDERS)) / (_ORDERS - 1) - spent
+        quotients = room / each
+    count = max(0, math.floor(np.nanmax(np.where(np.isfinite(quotients), quotients, -1.0))) + 1)
+    while count and not _epsilon_of(spent + count * each, delta) <= limit:  # floor and rounding may be one off
+        count -= 1
+    return int(count)
+
+
+def pld_epsilon(charges: Iterable[Charge], delta: float) -> float:
+    """Epsilon of the same history by privacy loss distributions (Google's dp-accounting), for people to look at.
+
+    Tighter than `epsilon`, but a bound only for plans that were all fixed in advance. Buyers choose after they have
+    seen results, so nothing is ever admitted by this figure. Poisson sampling, add or remove one; from above, on a grid
+    of 1e-3. Raises PlanError as `epsilon`.
+    """
+    if not 0 < delta < 1:
+        raise PlanError(f"delta={delta!r} must be between 0 and 1")
+    together: dict[tuple[float, float], int] = {}
+    for charge in charges:
+        mechanism = (charge.noise_multiplier, charge.sampling_rate)
+        together[mechanism] = together.get(mechanism, 0) + charge.steps
+    if not together:
+        return 0.0
+    from dp_accounting import dp_event  # half a second, which only those who look pay
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    for (noise, rate), steps in together.items():
+        event = dp_event.GaussianDpEvent(noise)
+        accountant.compose(event if rate == 1.0 else dp_event.PoissonSampledDpEvent(rate, event), steps)
+    return float(accountant.get_epsilon(delta))
+
+
 def calibrate(
     target: float, delta: float, sampling_rate: float, steps: int, metric_steps: int, metric_share: float = 0.05
 ) -> tuple[float, float]:

@@ -161,7 +161,11 @@ def start(folder: Folder) -> None:
 
 @node.command()
 def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """What each dataset has spent of its lifetime epsilon, and for which jobs."""
+    """What each dataset has spent of its lifetime epsilon, and for which jobs.
+
+    "if pre-declared" is the tighter figure that would hold had all jobs been fixed in advance; nothing is admitted by it.
+    """
+    from fl_client.accounting import pld_epsilon
     from fl_client.ledger import Ledger
 
     configuration = node_config.read(folder)
@@ -175,6 +179,8 @@ def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help=
                 "name": entry.manifest.name,
                 "epsilon_spent": ledger.epsilon_spent(entry.patient_set),
                 "epsilon_committed": ledger.epsilon_committed(entry.patient_set),
+                "epsilon_pld": pld_epsilon(ledger.history(entry.patient_set), delta),
+                "jobs_left": ledger.jobs_left(entry.patient_set),
                 "epsilon_lifetime": limit,
                 "delta": delta,
                 "jobs": [vars(job) for job in ledger.jobs(entry.patient_set)],
@@ -184,15 +190,18 @@ def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help=
         typer.echo(json.dumps(lines))
         return
     table = Table(title=configuration.name)
-    for column in ("dataset", "epsilon spent", "with reserved", "lifetime", "delta", "jobs"):
+    columns = "dataset|epsilon spent|if pre-declared|with reserved|lifetime|delta|jobs|more like the last"
+    for column in columns.split("|"):
         table.add_column(column)
     for line in lines:
         table.add_row(
             f"{line['dataset_id']} {line['name']}",
             f"{line['epsilon_spent']:.3f}",
+            f"{line['epsilon_pld']:.3f}",
             f"{line['epsilon_committed']:.3f}",
             f"{line['epsilon_lifetime']:g}",
             f"{line['delta']:g}",
             str(len(line["jobs"])),
+            "" if line["jobs_left"] is None else str(line["jobs_left"]),
         )
     console.print(table)

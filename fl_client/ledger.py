@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
+from ast import literal_eval
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_client.accounting import epsilon, fits
+from fl_client.accounting import epsilon, fits, how_many_fit
 from fl_client.errors import BudgetExceeded, LedgerError
 from fl_client.privacy import Charge
 
@@ -147,6 +148,16 @@ class Ledger:
         """Epsilon of everything spent, at the patient set's delta."""
         with self._snapshot() as db:
             return epsilon(_charges(db, "spent", key), _budget(db, key)[1])
+
+    def jobs_left(self, key: str) -> int | None:
+        """How many more jobs like the newest one fit; None before the first."""
+        with self._snapshot() as db:
+            row = db.execute("SELECT charges FROM job WHERE key=? ORDER BY at DESC LIMIT 1", (key,)).fetchone()
+            if row is None:
+                return None
+            limit, delta = _budget(db, key)
+            like = [Charge(*fields) for fields in literal_eval(row[0])]
+            return how_many_fit(_charges(db, "spent", key) + _charges(db, "reserved", key), like, limit, delta)
 
     def epsilon_committed(self, key: str) -> float:
         """Epsilon of everything spent or reserved together."""

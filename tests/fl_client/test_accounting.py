@@ -11,7 +11,7 @@ from opacus.accountants.analysis.rdp import get_privacy_spent
 from scipy.stats import norm
 
 from fl_client import accounting
-from fl_client.accounting import ORDERS, calibrate, epsilon, fits
+from fl_client.accounting import ORDERS, calibrate, epsilon, fits, how_many_fit, pld_epsilon
 from fl_client.errors import PlanError
 from fl_client.privacy import Charge
 
@@ -186,3 +186,53 @@ def test_calibrate__target_out_of_reach__refuses_and_names_it(target: float) -> 
 def test_calibrate__share_out_of_range__refuses(share: float) -> None:
     with pytest.raises(PlanError, match="metric_share="):
         calibrate(1.0, DELTA, 1.0, 60, 10, share)
+
+
+# -- how many more, and the figure beside it ---------------------------------------------------------------------------
+
+JOB = (Charge(1.8945, 0.02, 500, "training"),)
+
+
+@given(histories, st.lists(charges, min_size=1, max_size=3), st.floats(0.05, 20.0))
+@settings(max_examples=60, deadline=None)
+def test_how_many_fit__that_many_fit_and_one_more_does_not(history: list[Charge], new: list[Charge], limit: float) -> None:
+    count = how_many_fit(history, new, limit, DELTA)
+    assert count == 0 or fits(history, new * count, limit, DELTA)
+    assert not fits(history, new * (count + 1), limit, DELTA)
+
+
+def test_how_many_fit__small_jobs_in_a_budget_of_8__many_times_what_adding_epsilons_admits() -> None:
+    alone = epsilon(JOB, DELTA)
+    assert how_many_fit([], JOB, 8.0, DELTA) >= 37 > 4 * (8.0 // alone)
+
+
+def test_how_many_fit__bad_question__is_refused() -> None:
+    with pytest.raises(PlanError, match="without charges"):
+        how_many_fit([], [], 1.0, DELTA)
+    with pytest.raises(PlanError, match="delta"):
+        how_many_fit([], JOB, 1.0, 0.0)
+
+
+@given(histories)
+@settings(max_examples=15, deadline=None)
+def test_pld_epsilon__same_history__is_never_above_the_renyi_figure(history: list[Charge]) -> None:
+    assert pld_epsilon(history, DELTA) <= epsilon(history, DELTA) + 2e-3  # its grid
+
+
+@pytest.mark.parametrize(("noise", "delta"), [(1.0, 1e-5), (4.0, 1e-3), (30.0, 1e-6)])
+def test_pld_epsilon__one_plain_gaussian__is_the_exact_figure(noise: float, delta: float) -> None:
+    # delta(eps) of the Gaussian mechanism: Balle & Wang 2018 (1805.06530), theorem 8
+    found = pld_epsilon([Charge(noise, 1.0, 1, "x")], delta)
+
+    def exact(eps: float) -> float:
+        upper, lower = norm.cdf(0.5 / noise - eps * noise), norm.cdf(-0.5 / noise - eps * noise)
+        return float(upper - math.exp(eps) * lower)
+
+    assert exact(found) <= delta * (1 + 1e-6)
+    assert exact(found - 2e-3) >= delta * (1 - 1e-6) or found < 2e-3
+
+
+def test_pld_epsilon__nothing__costs_nothing() -> None:
+    assert pld_epsilon([], DELTA) == 0.0
+    with pytest.raises(PlanError, match="delta"):
+        pld_epsilon(JOB, 1.0)
