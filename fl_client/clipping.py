@@ -24,6 +24,7 @@ from torch.func import grad, vmap
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fl_client.graph import OPERATIONS, GraphModel, _resolve, _without_dropout
 
@@ -200,9 +201,11 @@ def clipped_sum(model: GraphModel, loss: Loss) -> Callable[..., list[Tensor]]:
                 raise ValueError(f"the loss of one sample has shape {tuple(value.shape)} and must be one number")
             return value, inputs
 
-        (outputs, own), inputs = vmap(
-            grad(of_one, argnums=(0, 1), has_aux=True), in_dims=(0, None, 0, 0), randomness="different"
-        )(dict(added), [values[i] for i in free], x, y)
+        derivative = grad(of_one, argnums=(0, 1), has_aux=True)
+        with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the fused kernels and would go sample by sample
+            (outputs, own), inputs = vmap(derivative, in_dims=(0, None, 0, 0), randomness="different")(
+                dict(added), [values[i] for i in free], x, y
+            )
         parts: dict[int, Part] = {i: _vector(each) for i, each in zip(free, own, strict=True)}
         for name, (weight, bias) in kept.items():
             rule = _KEPT[operation_of[name]][1]

@@ -5,9 +5,12 @@ table, dry-runs the graph on fake tensors to bound its memory, and interprets it
 
 Format, version 1:
     {"format": "datahub-graph", "version": 1, "input": {"name": str, "shape": [features...]},
-     "parameters": {node name: parameter name}, "nodes": [[name, operation, [arguments]], ...], "output": name}
+     "parameters": {node name: parameter name}, "nodes": [[name, operation, [arguments]], ...], "output": name,
+     "frozen": [parameter names]}
 An argument is {"node": name} of an earlier node, a number, true/false, null, or a list of these. The graph is the
-one of a single sample (batch size 1): what it computes for one patient cannot depend on another.
+one of a single sample (batch size 1): what it computes for one patient cannot depend on another. "frozen" may be left
+out; what it names is used as it came and gets no gradient. An LSTM is written out step by step, an embedding is a lookup
+of the input, cut into its table's range.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vmap
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from fl_client.errors import GraphRefused
@@ -55,18 +59,27 @@ _REVIEWED = (
     "unflatten.int view.default reshape.default contiguous.default permute.default transpose.int "
     "unsqueeze.default squeeze.dim expand.default select.int slice.Tensor"
 )
+
+
+def _lookup(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of `table` [rows, width] by numbers [...]: a node's inputs are float32, so they are cut to whole numbers and
+    into the table's range, and what is not a number is row 0. A wrong index can so neither stop a round nor read on."""
+    whole = index.nan_to_num(0.0, float(len(table)), 0.0).clamp(0, len(table) - 1).to(torch.int64)
+    return functional.embedding(whole, table)
+
+
 OPERATIONS: Mapping[str, Any] = {
-    name: getattr(getattr(torch.ops.aten, name.split(".")[0]), name.split(".")[1]) for name in _REVIEWED.split()
+    **{name: getattr(getattr(torch.ops.aten, name.split(".")[0]), name.split(".")[1]) for name in _REVIEWED.split()},
+    "embedding.clamped": _lookup,  # the only one that is our own
 }
 _NO_STATISTICS = "use GroupNorm or LayerNorm: batch statistics mix patients"
-_NO_LOOPS = "write its cells out with Linear, sigmoid and tanh"
+_NO_LOOPS = "use LSTM, or write its cells out with Linear, sigmoid and tanh"
 INSTEAD = {
     "batch_norm": _NO_STATISTICS,
     "native_batch_norm": _NO_STATISTICS,
     "_native_batch_norm_legit_functional": _NO_STATISTICS,
     "gru": _NO_LOOPS,
-    "lstm": _NO_LOOPS,
-    "embedding": "a node's inputs are numbers, not indices: use Linear on one-hot columns",
+    "embedding": "look up the model's own input or a part of it, as in embedding(x.long())",
 }
 _POOLS = {"max_pool1d.default", "max_pool2d.default", "avg_pool1d.default", "avg_pool2d.default"}
 MAX_DEPTH = 12  # an honest graph has 7
@@ -78,13 +91,14 @@ _NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 def export_model(module: nn.Module, example: Tensor) -> tuple[bytes, bytes]:
     """(graph JSON, safetensors) of `module` for inputs like `example`, shape [1, features...]. The buyer's side.
 
-    Every parameter is trained, frozen ones too; one without dimensions becomes one of shape [1]. Raises GraphRefused
+    A parameter that needs no gradient stays frozen; one without dimensions becomes one of shape [1]. Raises GraphRefused
     naming an operation that no node would run, and what to use instead.
     """
     for part in module.modules():  # torch.export stumbles over these before it names their operation
-        if isinstance(part, nn.modules.batchnorm._BatchNorm | nn.RNNBase):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm | nn.RNNBase) and not isinstance(part, nn.LSTM):
             hint = _NO_LOOPS if isinstance(part, nn.RNNBase) else _NO_STATISTICS
             raise GraphRefused(f"{type(part).__name__} is not allowed: {hint}")
+    module = _without_lstm(module)
     was_training = module.training
     # the message of torch.export speaks of its own internals, so the cause is kept and the sentence is ours
     try:
@@ -96,10 +110,19 @@ def export_model(module: nn.Module, example: Tensor) -> tuple[bytes, bytes]:
         module.train(was_training)
     signature = program.graph_signature
     nodes = []
+    whole: dict[str, str] = {}  # a cast to whole numbers -> what it casts
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         operation = str(node.target).removeprefix("aten.")
+        if operation == "_assert_tensor_metadata.default":
+            continue  # what it asserts of a cast is so in this graph
+        if _is_cast(node) and all(str(user.target) == "aten.embedding.default" for user in node.users):
+            whole[node.name] = node.args[0].name
+            continue
+        if operation == "embedding.default" and len(node.args) == 2 and node.args[1].name in whole:
+            nodes.append([node.name, "embedding.clamped", [_encode(node.args[0]), {"node": whole[node.args[1].name]}]])
+            continue
         if operation not in OPERATIONS:
             raise GraphRefused(_unknown(operation))
         if node.kwargs:
@@ -117,6 +140,9 @@ def export_model(module: nn.Module, example: Tensor) -> tuple[bytes, bytes]:
         "nodes": nodes,
         "output": output,
     }
+    state = dict(module.named_parameters())
+    if frozen := sorted(n for n in signature.inputs_to_parameters.values() if not state[n].requires_grad):
+        graph["frozen"] = frozen
     arrays = {
         name: program.state_dict[name].detach().to(torch.float32).cpu().numpy()
         for name in signature.inputs_to_parameters.values()
@@ -124,6 +150,61 @@ def export_model(module: nn.Module, example: Tensor) -> tuple[bytes, bytes]:
     content = json.dumps(graph, separators=(",", ":")).encode(), to_safetensors(arrays)
     load_model(*content)
     return content
+
+
+class _Unrolled(nn.Module):
+    """An nn.LSTM, one direction, batch first, step by step; its parameters keep their names."""
+
+    def __init__(self, lstm: nn.LSTM):
+        super().__init__()
+        self.layers, self.width, self.dropout = lstm.num_layers, lstm.hidden_size, lstm.dropout
+        for name, parameter in lstm.named_parameters():
+            self.register_parameter(name, parameter)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        last: list[Tensor] = []
+        cells: list[Tensor] = []
+        for layer in range(self.layers):
+            forward, back = getattr(self, f"weight_ih_l{layer}"), getattr(self, f"weight_hh_l{layer}")
+            bias, bias_back = getattr(self, f"bias_ih_l{layer}", None), getattr(self, f"bias_hh_l{layer}", None)
+            inputs = functional.linear(x, forward, bias)  # of every step at once
+            # zeros that depend on the input: a graph has no constants
+            hidden = cell = inputs[:, 0, : self.width] * 0.0
+            steps = []
+            for step in range(x.shape[1]):
+                gates = inputs[:, step] + functional.linear(hidden, back, bias_back)
+                enter, forget, new, leave = (gates[:, i * self.width : (i + 1) * self.width] for i in range(4))
+                cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
+                hidden = torch.sigmoid(leave) * torch.tanh(cell)
+                steps.append(hidden)
+            x = torch.stack(steps, 1)
+            if self.dropout and layer < self.layers - 1:
+                x = functional.dropout(x, self.dropout, self.training)
+            last.append(hidden)
+            cells.append(cell)
+        return x, (torch.stack(last), torch.stack(cells))
+
+
+def _without_lstm(module: nn.Module) -> nn.Module:
+    """The module, or a copy in which every LSTM is written out. Raises GraphRefused for one that cannot be."""
+    if not any(isinstance(part, nn.LSTM) for part in module.modules()):
+        return module
+    if isinstance(module, nn.LSTM):
+        raise GraphRefused("an LSTM returns a pair; put it into a module that uses its output")
+    module = copy.deepcopy(module)
+    for part in list(module.modules()):
+        for name, child in list(part.named_children()):
+            if isinstance(child, nn.LSTM):
+                if child.bidirectional or not child.batch_first or child.proj_size:
+                    raise GraphRefused(f"{name}: an LSTM must be batch_first, of one direction, without proj_size")
+                setattr(part, name, _Unrolled(child))
+    return module
+
+
+def _is_cast(node: torch.fx.Node) -> bool:
+    """Whether a node of torch.export makes whole numbers of its input."""
+    kind = node.meta["val"].dtype if isinstance(node.meta.get("val"), Tensor) else None
+    return kind == torch.int64 and str(node.target).removeprefix("aten.").startswith(("to.", "_to_copy."))
 
 
 def _encode(argument: Any) -> Any:
@@ -163,8 +244,9 @@ class GraphModel(nn.Module):
         self._keys = {node: f"p{i}" for i, node in enumerate(graph["parameters"])}
         self._nodes = [tuple(node) for node in graph["nodes"]]
         self._output = graph["output"]
+        frozen = set(graph.get("frozen", ()))
         for key, name in zip(self._keys.values(), self.parameter_names, strict=True):
-            self.register_parameter(key, nn.Parameter(torch.from_numpy(arrays[name].copy())))
+            self.register_parameter(key, nn.Parameter(torch.from_numpy(arrays[name].copy()), name not in frozen))
 
     def forward(self, sample: Tensor) -> Tensor:
         """The graph's output for one sample; dropout is at work only in training mode (`train()`, `eval()`)."""
@@ -212,7 +294,7 @@ def with_parameters(model: GraphModel, arrays: Mapping[str, np.ndarray]) -> Grap
         wanted = tuple(getattr(model, key).shape)
         if array.shape != wanted or not np.isfinite(array).all():
             raise GraphRefused(f"parameter {name!r} must hold finite numbers of shape {wanted}")
-        fresh[key] = nn.Parameter(torch.from_numpy(array))
+        fresh[key] = nn.Parameter(torch.from_numpy(array), getattr(model, key).requires_grad)
     twin = copy.copy(model)
     twin._parameters = fresh  # the checked graph is shared, the parameters are not
     return twin
@@ -247,12 +329,13 @@ def _parse(raw: bytes) -> dict[str, Any]:
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise GraphRefused(f"the graph is not JSON: {str(error)[:100]}") from error
     fields = {"format", "version", "input", "parameters", "nodes", "output"}
-    if not isinstance(spec, dict) or set(spec) != fields:
+    if not isinstance(spec, dict) or set(spec) - {"frozen"} != fields:
         raise GraphRefused(f"the graph must be an object with exactly the fields {sorted(fields)}")
     if spec["format"] != FORMAT or spec["version"] != VERSION or type(spec["version"]) is not int:
         found = f"format={repr(spec['format'])[:80]} version={repr(spec['version'])[:80]}"
         raise GraphRefused(f"{found} must be {FORMAT!r} {VERSION}")
     known = _check_input(spec["input"]) | _check_parameters(spec["parameters"])
+    _check_frozen(spec.get("frozen", []), set(spec["parameters"].values()))
     if spec["input"]["name"] in spec["parameters"]:
         raise GraphRefused("the input has the name of a parameter")
     if not isinstance(spec["nodes"], list) or not 1 <= len(spec["nodes"]) <= MAX_NODES:
@@ -314,6 +397,13 @@ def _check_parameters(value: Any) -> set[str]:
     if not isinstance(value, dict) or not value or not all(_is_name(k) and _is_name(v) for k, v in value.items()):
         raise GraphRefused("parameters must map node names to names of letters, digits, _ and ., at least one")
     return set(value)
+
+
+def _check_frozen(value: Any, names: set[str]) -> None:
+    if not isinstance(value, list) or not all(isinstance(n, str) and n in names for n in value):
+        raise GraphRefused(f"frozen={repr(value)[:80]} must be a list of parameter names")
+    if len(set(value)) != len(value) or set(value) == names:
+        raise GraphRefused("frozen must name each parameter once, and leave at least one to train")
 
 
 def _check_argument(argument: Any, known: set[str], where: str, depth: int) -> None:

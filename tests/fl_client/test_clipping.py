@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fl_client import clipping
 from fl_client.graph import GraphModel, export_model, load_model
 from fl_client.training import LOSSES
+from tests.fl_client.test_graph import MODULES
 
 
 class Residual(nn.Module):
@@ -120,6 +121,35 @@ def test_clipped_sum__float64__equals_opacus_hooks_to_1e_10(name: str, clip: flo
     assert len(sums) == len(theirs)
     for parameter, total in zip(graph.parameter_names, sums, strict=True):
         torch.testing.assert_close(total, theirs[parameter], rtol=1e-10, atol=1e-10 * float(theirs[parameter].abs().max()))
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("name", [*MODULES, *CASES])
+def test_clipped_sum__one_row_alone_unclipped__is_its_gradient_by_autograd(
+    name: str, kind: torch.dtype, tolerance: float
+) -> None:
+    """Per-sample gradients of every architecture beside eager autograd, relative to the largest of all numbers."""
+    make, shape = (MODULES[name], (32,)) if name in MODULES else CASES[name][:2]
+    torch.manual_seed(3)
+    module = make().eval()
+    graph = load_model(*export_model(module, torch.zeros(1, *shape))).eval().to(kind)
+    module.to(kind)
+    x = torch.randn(3, *shape, dtype=kind)
+    loss = lambda output, target: (output.square().sum() - target) * 1e-2  # noqa: E731
+    values = [p.detach() for p in graph.parameters()]
+    added = {node: zeros.to(kind) for node, zeros in clipping.zeros_to_add(graph, x).items()}
+    for row in range(3):
+        mask, clip = torch.arange(3) == row, torch.tensor(1e30, dtype=kind)
+        sums = clipping.clipped_sum(graph, loss)(values, x, torch.ones(3, dtype=kind), mask, clip, added)
+        module.zero_grad()
+        loss(module(x[row : row + 1])[0], 1.0).backward()
+        trained = [(n, p) for n, p in zip(graph.parameter_names, graph.parameters(), strict=True) if p.requires_grad]
+        assert len(sums) == len(trained)
+        eager = dict(module.named_parameters())
+        largest = max(float(eager[n].grad.abs().max()) for n, _ in trained)
+        for (parameter, _), total in zip(trained, sums, strict=True):
+            expected = eager[parameter].grad.reshape(total.shape)
+            assert float((total - expected).abs().max()) <= tolerance * largest
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -60,6 +60,28 @@ class HiddenUse(nn.Module):
         return nn.functional.linear(torch.relu(self.layer(x)), 100 * self.layer.weight).sum(1, keepdim=True)
 
 
+class Words(nn.Module):
+    """An embedding of the input's whole parts, whatever they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(6, 3), nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table(x.long()).mean(1))
+
+
+class Steps(nn.Module):
+    """An LSTM over four steps of four numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.memory(x.view(-1, 4, 4))[0][:, -1])
+
+
 def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -75,6 +97,8 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "cnn": (lambda: build("cnn", **CNN, classes=3), "cross_entropy"),
     "mixing": (Mixing, "binary_cross_entropy"),
     "hidden_use": (HiddenUse, "squared_error"),
+    "embedding": (Words, "binary_cross_entropy"),
+    "lstm": (Steps, "binary_cross_entropy"),
 }
 
 
