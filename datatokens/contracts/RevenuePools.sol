@@ -98,11 +98,10 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
 
     /// @inheritdoc IRevenuePools
     function activateContributors(uint256 datasetId) external {
-        (Pending memory list, List storage before) = _pendingOf(datasetId);
+        (Pending memory list,) = _pendingOf(datasetId);
         if (list.disputedAt != 0) revert AlreadyInDispute(datasetId);
         uint256 until = list.postedAt + DISPUTE_WINDOW;
         if (block.timestamp < until) revert DisputeWindowOpen(datasetId, until);
-        before.nextPostedAt = 0;
         _goLive(datasetId, list.root);
     }
 
@@ -429,7 +428,6 @@ abstract contract RevenuePools is IRevenuePools, EIP712, ReentrancyGuardTransien
     function _drop(uint256 datasetId, Pending memory list, List storage before) private {
         (before.nextPostedAt, before.nextDisputedAt) = (0, 0);
         delete _disputers[datasetId];
-        delete _lists[datasetId][_pools[datasetId].epoch + 1];
         _payBack(list.disputer, disputeBondUnits);
     }
 

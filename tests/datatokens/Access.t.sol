@@ -6,6 +6,15 @@ import {Bank} from "./Bank.sol";
 import {BlocklistToken} from "./Tokens.sol";
 import {vm} from "./Vm.sol";
 
+/// @dev A market that may change what it takes.
+contract Till {
+    address public paymentToken;
+
+    function take(address token) external {
+        paymentToken = token;
+    }
+}
+
 /// @dev Who may call what on a dataset, every function and every kind of caller; and what each call leaves behind.
 contract DatasetAccessTest is Bank {
     address private constant STRANGER = address(0xCAFE);
@@ -121,6 +130,19 @@ contract DatasetAccessTest is Bank {
             vm.prank(HOSPITAL);
             registry.setPrivacyBudget(1, bad[i][0], bad[i][1]);
         }
+    }
+
+    /// @dev The prices of a dataset count in its market's token: allowed again, a market must take the same one.
+    function test_allowMarket__noTokenOrAnotherOneThanBefore__refuses() public {
+        Till till = new Till();
+        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.BadPaymentToken.selector, address(till), address(0)));
+        registry.allowMarket(address(till), true);
+        till.take(address(1));
+        registry.allowMarket(address(till), true);
+        registry.allowMarket(address(till), false);
+        till.take(address(2));
+        vm.expectRevert(abi.encodeWithSelector(IDatasetRegistry.BadPaymentToken.selector, address(till), address(2)));
+        registry.allowMarket(address(till), true);
     }
 
     function test_setStorefront__stranger__refuses() public {

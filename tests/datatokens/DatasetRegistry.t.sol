@@ -192,6 +192,21 @@ contract DatasetRegistryTest is Bank {
         token.mint(HOSPITAL, 1);
     }
 
+    function test_datatoken__burnFrom__takesTheBalanceAndTheAllowance() public {
+        Datatoken token = _datatoken(1);
+        vm.prank(HOSPITAL);
+        registry.mintDatatokens(1, ANYONE, 5);
+        vm.prank(ANYONE);
+        token.approve(NODE, 2);
+        vm.prank(NODE);
+        token.burnFrom(ANYONE, 2);
+        vm.assertEq(token.balanceOf(ANYONE), 3, "burned");
+        vm.assertEq(token.totalSupply(), 3, "in all");
+        vm.expectRevert();
+        vm.prank(NODE);
+        token.burnFrom(ANYONE, 1);
+    }
+
     function test_datatokenBurn__takesFromTheCallerOnly() public {
         vm.prank(HOSPITAL);
         registry.mintDatatokens(1, ANYONE, 5);

@@ -1056,6 +1056,7 @@ contract JobEscrowTest is Bank {
         vm.assertEq(market.credit(HUB), 0, "no fee for nothing");
         vm.assertEq(market.standing(1).disputed, 1, "disputed");
         vm.assertEq(market.standing(1).lost, 1, "lost");
+        vm.assertTrue(market.proposal(market.hashTerms(terms)) == 0, "and nothing is proposed any more");
     }
 
     function test_rule__againstTheBuyer__theBondGoesToThoseWhoWorked() public {
@@ -1187,7 +1188,39 @@ contract JobEscrowTest is Bank {
         vm.assertEq(market.credit(BUYER), 1_000_003, "credit");
     }
 
+    function test_settle__poolThatCannotHoldMore__refusesAndTheBuyerGetsItBack() public {
+        uint256 full = _list(vm.addr(keys[0]), 7, 0);
+        money.mint(ANYONE, type(uint96).max);
+        vm.prank(ANYONE);
+        money.approve(address(market), type(uint256).max);
+        vm.prank(ANYONE);
+        market.payRevenue(full, type(uint96).max - 6);
+        IJobEscrow.Terms memory terms = _terms(1, 1, 0, 0);
+        _replace(terms, 0, _line(full));
+        _fund(terms);
+        _settleRefused(terms, _result(1, 1, 0), 1, abi.encodeWithSelector(IRevenuePools.PoolFull.selector, full));
+        vm.warp(terms.deadline + 1);
+        market.refund(terms);
+        vm.assertEq(money.balanceOf(BUYER), 7, "back");
+    }
+
     // ---- refundRejected
+
+    function test_refundRejected__aRefusalByNobody__refuses() public {
+        IJobEscrow.Terms memory terms = _terms(2, 2, 0, 0);
+        _fund(terms);
+        // the fifth line does not exist; an empty signature must not stand for the key of nobody
+        vm.expectRevert(abi.encodeWithSelector(IJobEscrow.BadSignature.selector, 2, address(0)));
+        market.refundRejected(terms, 16, new bytes32[](1), new bytes[](1));
+    }
+
+    function test_accept__fewerSignaturesThanBits__refuses() public {
+        IJobEscrow.Terms memory terms = _terms(2, 2, 0, 0);
+        bytes32 jobId = _create(terms);
+        _acceptRefused(
+            terms, 3, _signedBy(1, _acceptance(jobId)), abi.encodeWithSelector(IJobEscrow.QuorumNotMet.selector, 1, 2)
+        );
+    }
 
     function _reject(IJobEscrow.Terms memory terms, uint64 who)
         private

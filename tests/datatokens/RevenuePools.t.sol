@@ -316,7 +316,10 @@ contract RevenuePoolsTest is Bank {
         vm.expectRevert(abi.encodeWithSelector(IRevenuePools.NothingPending.selector, 1));
         market.activateContributors(1);
         vm.assertEq(market.pool(1).contributorUnits, 300, "the contributors' money waits for an honest list");
-        _live(1, 1, 1);
+        vm.assertTrue(market.pendingContributors(1).root == 0, "dropped");
+        _post(1, 1, 1);
+        vm.assertTrue(market.pendingContributors(1).disputer == address(0), "nobody disputes the next one");
+        _activate(1);
         vm.assertEq(_claimAnna(1, 1, 1), 150, "and comes with it");
     }
 
@@ -326,6 +329,7 @@ contract RevenuePoolsTest is Bank {
         market.ruleDispute(1, root, false);
         vm.assertEq(market.pool(1).hospitalUnits, 700 + BOND, "the bond is the hospital's");
         vm.assertEq(market.pool(1).contributorUnits, 300, "not split");
+        vm.assertTrue(market.pendingContributors(1).disputer == address(0), "out of dispute");
         vm.expectRevert(abi.encodeWithSelector(IRevenuePools.DisputeWindowOpen.selector, 1, block.timestamp + 3 days));
         market.activateContributors(1);
         _activate(1);

@@ -64,7 +64,9 @@ MODIFIER = re.compile(
 STATEMENT = re.compile(r"delete |\+\+|_\w+\(|[^=;]*[^=!<>]=[^=]")  # and not a piece of an expression
 GUARD = "ReentrancyGuardTransient.sol"
 
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT: dict[str, str] = {
+    "without revert ClaimsExceedCredits": "the sum tree already keeps all claims of an epoch below its credits",
+}
 
 
 @dataclass(frozen=True)

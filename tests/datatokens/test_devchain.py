@@ -230,7 +230,7 @@ def test_request__arbitrary_parameters__answer_or_rpc_error(method: str, params:
 
 
 def deployed(chain: DevChain, name: str, nonce: int) -> str:
-    data = artifact(name)["bytecode"] + ALICE[2:].rjust(64, "0")  # the registry's guardian
+    data = artifact(name)["bytecode"] + 2 * ALICE[2:].rjust(64, "0")  # guardian and node registry
     raw = signed(chain, nonce, to=None, value=0, gas=8_000_000, data=data)
     return created(chain, raw)
 
