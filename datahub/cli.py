@@ -164,7 +164,7 @@ def buy(
     """Order one training job, wait, and save the model."""
     from datahub.pages import money
     from datahub.sdk import Buyer
-    from datahub.waiting import follow
+    from datahub.waiting import evaluation_line, follow
 
     buyer = Buyer(hub_url, chain=chain_url, key=key_file.read_text().strip())
     quote = buyer.quote(
@@ -187,6 +187,7 @@ def buy(
     if as_json:
         typer.echo(json.dumps({"job_id": job.id, "state": status["state"], "folder": str(out)}))
     else:
+        console.print(evaluation_line(json.loads(result.report)["evaluation"]))
         console.print(f"settled; model.safetensors, graph.json and report.json are in {out}")
 
 

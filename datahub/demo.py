@@ -34,7 +34,7 @@ from datahub import charts, config, demo_data
 from datahub.errors import HubError
 from datahub.pages import money
 from datahub.sdk import Buyer, Job, claim_all
-from datahub.waiting import follow
+from datahub.waiting import evaluation_line, follow
 from datatokens.chain import Chain, connect
 from datatokens.deploy import deploy
 from datatokens.devchain import accounts
@@ -241,6 +241,7 @@ def join(
         contributor_bps=6000,
         lifetime_epsilon=lifetimes[index],
         delta=data.delta,
+        patient_column=demo_data.PATIENT,
     )
     owner = stack.accounts[FIRST_HOSPITAL + index][1]
     entry = list_dataset(made, owner, site.table, data.schema, listing, contributor_list(stack, index))
@@ -358,6 +359,7 @@ def _walk(
         f"the model opens with the buyer's key only, and is the one attested on-chain: AUC {first['auc']:.3f} on "
         f"patients nobody trained on; pooled without privacy {first['auc_without_dp']:.3f}"
     )
+    console.print("measured by the hospitals on their own patients: " + evaluation_line(json.loads(result.report)["evaluation"]))
     claims = _claim(stack)
     _money_table(stack, first, claims, hospitals)
     second = _second_job(stack, buyer, hospitals, data, names, wallet)

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -34,6 +35,7 @@ HEART_SHA256 = {
     "switzerland": "834a405ccf5b66ab4056bb77794adc8df0b7125186454c0a1d002d33c6c3b314",
     "va": "e7c93d8d0d2acdadfa4c5e8de768e2191e7f618b952e29623f1f0d5949ff6b8f",
 }
+PATIENT = "patient"  # the column that tells patients apart; in both data sets every row is another patient
 HEART_NAMES = {
     "cleveland": "Cleveland Clinic",
     "hungarian": "Hungarian Institute of Cardiology",
@@ -90,12 +92,16 @@ def prepare(name: str, data_dir: Path | None, folder: Path) -> DemoData:
     return makers[name](data_dir, folder)
 
 
-def _write(path: Path, header: Sequence[str], rows: np.ndarray | Sequence[Sequence[str]]) -> Path:
+def _write(path: Path, header: Sequence[str], rows: np.ndarray | Sequence[Sequence[Any]]) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
     return path
+
+
+def _numbered(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [[*row, f"p{number}"] for number, row in enumerate(rows, 1)]
 
 
 def _breast_cancer(_: Path | None, folder: Path) -> DemoData:
@@ -117,7 +123,7 @@ def _breast_cancer(_: Path | None, folder: Path) -> DemoData:
     cuts = (np.cumsum([0.4, 0.3, 0.2]) * len(train)).astype(int)
     keys = ("north", "south", "east", "west")
     sites = [
-        Site(key, f"{key.title()} site", _write(folder / f"{key}.csv", header, part))
+        Site(key, f"{key.title()} site", _write(folder / f"{key}.csv", [*header, PATIENT], _numbered(part.tolist())))
         for key, part in zip(keys, np.split(train, cuts), strict=True)
     ]
     return DemoData(
@@ -144,7 +150,7 @@ def _heart(data_dir: Path | None, folder: Path) -> DemoData:
             complete, test_size=0.34, train_size=0.66, random_state=43, stratify=None if rare else labels
         )
         lines = [[row[name] for name in used] for row in train]
-        sites.append(Site(key, HEART_NAMES[key], _write(folder / f"{key}.csv", used, lines)))
+        sites.append(Site(key, HEART_NAMES[key], _write(folder / f"{key}.csv", [*used, PATIENT], _numbered(lines))))
         tests += [[row[name] for name in used] for row in test]
     return DemoData(
         "Heart disease, four hospitals (UCI, 1988)",

@@ -243,6 +243,8 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
     rounds = {line["number"]: line for line in lines if line["event"] == "round"}
     admissions = {line["dataset_id"]: line for line in lines if line["event"] == "admission"}
     settled = desk.escrow.settlement(terms.job_id) if row.state == JobState.SETTLED else None
+    # only what was attested is shown
+    evaluation = json.loads((folder / "report.json").read_bytes())["evaluation"] if settled else None
     return {
         "job_id": row.job_id,
         "buyer": row.buyer,
@@ -278,6 +280,7 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
             "paid_units": settled.paid_units,
             "change_units": settled.change_units,
         },
+        "evaluation": evaluation,
         "result_ready": (folder / "result.sealed").exists() and row.state == JobState.SETTLED,
     }
 

@@ -21,7 +21,7 @@ from fl_client.errors import NodeError
 from fl_client.privacy import PrivacyPlan
 from fl_client.protocol import JobSpec, sha256_hex
 
-METRIC_SHARE = 0.05  # the loss curve's part of the Gaussian budget
+METRIC_SHARE = 0.05  # the part of the Gaussian budget for the loss curve and the last look at the model
 METRIC_CLIP = 1.0  # a patient's loss is counted up to this; ln 2 = 0.69 is a coin toss
 SAMPLING_RATE = 1.0
 MAX_MODEL_BYTES = 64 * 1024 * 1024

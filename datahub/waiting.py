@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,17 @@ def _epsilons(spent: dict[str, float]) -> str:
     if len(shown) == 1:
         return f"{shown.pop()} at each of {len(spent)} hospitals"
     return ", ".join(f"{name} {value:.2f}" for name, value in sorted(spent.items()))
+
+
+def evaluation_line(evaluation: Mapping[str, Any] | None) -> str:
+    """What a report says of the final model, in one line."""
+    if evaluation is None:
+        return "no hospital has released a table of the final model's scores"
+
+    def shown(figure: Mapping[str, float] | None) -> str:
+        return "more noise than signal" if figure is None else "{value:.3f} ({low:.3f} to {high:.3f})".format(**figure)
+
+    return f"accuracy {shown(evaluation['accuracy'])}, AUC {shown(evaluation['auc'])} (noised, 95 % interval of the noise)"
 
 
 def follow(job: Job, console: Console, names: dict[int, str] | None = None) -> dict[str, Any]:

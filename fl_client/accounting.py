@@ -21,7 +21,7 @@ import numpy as np
 from opacus.accountants.analysis.rdp import compute_rdp
 
 from fl_client.errors import PlanError
-from fl_client.privacy import Charge
+from fl_client.privacy import METRICS, Charge
 
 # Opacus stops at 63, which floors epsilon near 0.1 at delta 1e-5; a lifetime of small charges needs higher orders.
 # 1024 is its last order: binom(1024, 512) is the largest that a double holds.
@@ -156,11 +156,15 @@ def calibrate(
     whole = _least_noise(gaussian_cost, target, 1e-2, 0.9999)
     if math.isinf(whole):
         raise too_small
-    metric_noise = min(max(whole * math.sqrt(metric_steps / metric_share), MIN_NOISE), MAX_METRIC_NOISE)
-    metric = Charge(metric_noise, 1.0, metric_steps, "loss metric")
+    # half of the share for the losses, half for the one table of scores at the end
+    metric_noise = min(max(whole * math.sqrt(2 * metric_steps / metric_share), MIN_NOISE), MAX_METRIC_NOISE)
+    metrics = [
+        Charge(metric_noise, 1.0, metric_steps, METRICS),
+        Charge(metric_noise / math.sqrt(metric_steps), 1.0, 1, METRICS),
+    ]
 
     def cost(sigma: float) -> float:
-        return epsilon([Charge(sigma, sampling_rate, steps, "training"), metric], delta)
+        return epsilon([Charge(sigma, sampling_rate, steps, "training"), *metrics], delta)
 
     noise = _least_noise(cost, target, MIN_NOISE, 0.998)
     if math.isinf(noise):

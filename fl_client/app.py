@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,16 @@ from datatokens.escrow import Escrow
 from datatokens.registry import Registry
 from datatokens.storefront import Storefront
 from datatokens.terms import DatasetTerm, JobTerms, acceptance_message, rejection_message, sign
-from fl_client import accounting, datasets, protocol, selfcheck
+from fl_client import accounting, datasets, evaluation, protocol, selfcheck
 from fl_client.attest import OwnFigures, check_and_sign
 from fl_client.config import DatasetEntry, NodeConfig
 from fl_client.datasets import Records
 from fl_client.errors import DatasetError, LedgerError, NodeError, ProtocolError
-from fl_client.graph import GraphModel, load_model, parameters
+from fl_client.graph import GraphModel, load_model, parameters, predict, with_parameters
 from fl_client.ledger import Ledger
+from fl_client.noise import SecureRandom
 from fl_client.policy import Request, admit
+from fl_client.privacy import Charge
 from fl_client.protocol import JobSpec, sha256_hex
 from fl_client.training import LOSSES, check_loss, train_round
 from fl_client.weights import from_safetensors, model_hash, to_safetensors
@@ -71,7 +73,7 @@ class DataRoom:
         self.records: dict[int, Records] = {}
         self._jobs: dict[str, AdmittedJob] = {}
         for entry in config.datasets:
-            records = datasets.load(entry.file, entry.manifest.schema)
+            records = datasets.load(entry.file, entry.manifest.schema, entry.patient_column)
             if records.patient_set != entry.patient_set:
                 raise DatasetError(
                     f"dataset {entry.dataset_id}: {entry.file} has changed since it was listed; list it as a new dataset"
@@ -226,7 +228,7 @@ class DataRoom:
         check_loss(model, spec.loss)
         if tuple(model.input_shape) != (width,):
             raise ProtocolError(f"the model takes inputs of shape {tuple(model.input_shape)}, the dataset has ({width},)")
-        selfcheck.check(model, LOSSES[spec.loss])
+        selfcheck.check(model, LOSSES[spec.loss], several=self.records[entry.dataset_id].patients is not None)
         return model
 
     # -- rounds ------------------------------------------------------------------------------------------------
@@ -276,13 +278,12 @@ class DataRoom:
                 learning_rate=spec.learning_rate,
                 loss=spec.loss,
                 expected_persons=spec.persons[entry.dataset_id],
+                patients=records.patients,
             )
             metrics = {
                 "loss": float(result.loss_mean),
                 "persons": spec.persons[entry.dataset_id],
-                "epsilon-job": accounting.epsilon(spec.round_charges() * number, spec.plan.delta),
-                "epsilon-lifetime": self.ledger.epsilon_spent(entry.patient_set),
-                "delta-lifetime": entry.manifest.delta,
+                **self._spent(job, spec.round_charges() * number),
                 # rounded up: the exact time depends on how many patients there are
                 "training-seconds": math.ceil(result.seconds * 10) / 10,
                 "device": result.device,
@@ -290,6 +291,36 @@ class DataRoom:
             stored = _pack(result.arrays, metrics)
             self.ledger.finish_round(job_id, number, stored)
         return _unpack(stored)
+
+    def _spent(self, job: AdmittedJob, charges: Sequence[Charge]) -> dict[str, float]:
+        """What a reply says of privacy: of this job by these charges, and of the patients' whole history."""
+        return {
+            "epsilon-job": accounting.epsilon(charges, job.spec.plan.delta),
+            "epsilon-lifetime": self.ledger.epsilon_spent(job.entry.patient_set),
+            "delta-lifetime": job.entry.manifest.delta,
+        }
+
+    def evaluate(self, job_id: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The noised table of the final model's scores, once per job, charged before it is drawn. Raises NodeError."""
+        job = self._job(job_id)
+        spec, number = job.spec, job.spec.rounds + 1  # in the ledger it is one more round
+        arrays = _checked(arrays, parameters(job.model))
+        if sum(row.answered for row in self.ledger.rounds(job_id)) < spec.rounds:
+            raise ProtocolError(f"the final model is looked at after {spec.rounds} rounds, not before")
+        stored = self.ledger.begin_round(job_id, number, model_hash(arrays), spec.evaluation_charges())
+        if stored is None:
+            records = self.records[job.entry.dataset_id]
+            outputs = predict(with_parameters(job.model, arrays), records.features)
+            scores = evaluation.probabilities(outputs, spec.loss)
+            counts = evaluation.table(scores, records.targets, records.patients)
+            noise = SecureRandom().normal(evaluation.CELLS, spec.plan.score_noise_multiplier)
+            metrics = {
+                "scores": evaluation.released(counts, noise),
+                **self._spent(job, [*spec.round_charges() * spec.rounds, *spec.evaluation_charges()]),
+            }
+            stored = _pack({}, metrics)
+            self.ledger.finish_round(job_id, number, stored)
+        return _metrics(stored)
 
     def attest(self, job_id: str, arrays: Mapping[str, np.ndarray], report_raw: bytes) -> dict[str, Any]:
         """This node's signature over the final model and report, after checking everything it can. Raises NodeError.
@@ -300,14 +331,16 @@ class DataRoom:
         arrays = _checked(arrays, parameters(job.model))
         answered = sum(row.answered for row in self.ledger.rounds(job_id))
         released = self._released(job_id, answered)
-        seconds = sum(self._released(job_id, number)["training-seconds"] for number in range(1, answered + 1))
+        rounds = min(answered, job.spec.rounds)
+        seconds = sum(self._released(job_id, number)["training-seconds"] for number in range(1, rounds + 1))
         own = OwnFigures(
             job.entry.dataset_id,
             released["epsilon-job"],
             released["epsilon-lifetime"],
             released["delta-lifetime"],
             seconds,
-            answered,
+            rounds,
+            released.get("scores"),
         )
         attestation, signature = check_and_sign(
             self._key(job.terms), job.terms, job.spec, own, model_hash(arrays), report_raw
@@ -407,6 +440,11 @@ def make_app(room: DataRoom) -> ClientApp:
         model = to_safetensors(arrays)
         return _answer(message, {"accepted": True, "reason": "", "signature": b"", "model": model, **metrics})
 
+    def on_evaluate(message: Message) -> Message:
+        job_id, model = _request(message, job=str, model=bytes)
+        metrics = room.evaluate(job_id, from_safetensors(model))
+        return _answer(message, {"accepted": True, "reason": "", "signature": b"", **metrics})
+
     def on_attest(message: Message) -> Message:
         job_id, report, model = _request(message, job=str, report=bytes, model=bytes)
         return _answer(message, room.attest(job_id, from_safetensors(model), report))
@@ -417,6 +455,7 @@ def make_app(room: DataRoom) -> ClientApp:
 
     app.query(protocol.ADMIT.removeprefix("query."))(refusing(on_admit))
     app.train(protocol.ROUND.removeprefix("train."))(refusing(on_round))
+    app.evaluate(protocol.EVALUATE.removeprefix("evaluate."))(refusing(on_evaluate))
     app.query(protocol.ATTEST.removeprefix("query."))(refusing(on_attest))
     app.query(protocol.RELEASE.removeprefix("query."))(refusing(on_release))
     return app

@@ -7,6 +7,7 @@ out itself: the model's hash, its own epsilon and counts, the split of the rewar
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from datatokens.terms import (
     sign,
 )
 from fl_client.errors import ProtocolError
+from fl_client.evaluation import CELLS, figures
 from fl_client.protocol import JobSpec
 
 TOLERANCE = {"epsilon_job": 1e-6, "epsilon_lifetime": 1e-6, "delta_lifetime": 0.0, "training_seconds": 0.05}
@@ -37,6 +39,7 @@ LINE_FIELDS = {
     "epsilon_job",
     "epsilon_lifetime",
     "delta_lifetime",
+    "scores",
 }
 
 
@@ -50,6 +53,7 @@ class OwnFigures:
     delta_lifetime: float
     training_seconds: float
     rounds_answered: int
+    scores: Sequence[float] | None = None
 
 
 def rewards(terms: JobTerms, spec: JobSpec, worked: int) -> tuple[int, ...]:
@@ -126,12 +130,38 @@ def check_and_sign(
         given, known = mine[name], getattr(own, name)
         if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given - known) <= TOLERANCE[name]:
             raise ProtocolError(f"report: {name}={given!r} of this node must be {known:.6g}")
+    if mine["scores"] != own.scores:
+        raise ProtocolError("report: scores of this node are not the table that it released")
+    if report.get("evaluation") != evaluation_of(lines, spec):
+        raise ProtocolError("report: evaluation does not follow from the hospitals' tables of scores")
     try:
         outcomes = tuple(outcome(line) for line in lines)
     except (TermsError, TypeError) as error:
         raise ProtocolError(f"report: {error}") from error
     attestation = Attestation(terms.job_id, model_hash, hashlib.sha256(report_raw).digest(), worked, outcomes)
     return attestation, sign(attestation_message(terms, attestation), key)
+
+
+def evaluation_of(lines: Sequence[Mapping[str, Any]], spec: JobSpec) -> dict[str, Any] | None:
+    """The report's `evaluation`: what follows from the released tables; None without one. Rounded, so that every machine
+    comes to the same text. Raises ProtocolError for a table that is none."""
+    tables = [line["scores"] for line in lines if line["scores"] is not None]
+    for scores in tables:
+        if (
+            not isinstance(scores, list)
+            or len(scores) != CELLS
+            or not all(type(n) in (int, float) and math.isfinite(n) and abs(n) < 1e12 for n in scores)
+        ):
+            raise ProtocolError(f"report: scores must be {CELLS} numbers")
+    return _rounded(figures(tables, spec.plan.score_noise_multiplier)) if tables else None
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _lines(report: Any, terms: JobTerms) -> Sequence[Mapping[str, Any]]:

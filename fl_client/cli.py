@@ -47,7 +47,7 @@ def init(
 @node.command("add-dataset")
 def add_dataset(
     folder: Folder,
-    file: Annotated[Path, typer.Option(help="CSV file with a header row, one row per patient.")],
+    file: Annotated[Path, typer.Option(help="CSV file with a header row.")],
     schema: Annotated[Path, typer.Option(help="Schema JSON: features with public constants, target.")],
     name: Annotated[str, typer.Option(help="The dataset's name.")],
     price_units: Annotated[int, typer.Option(help="Price of one job, base units of the payment token.")],
@@ -59,6 +59,9 @@ def add_dataset(
     delta: Annotated[float, typer.Option(help="Delta at which epsilon is counted.")] = 1e-5,
     minimum_persons: Annotated[int, typer.Option(help="Never train on fewer patients.")] = PLATFORM_MINIMUM_PERSONS,
     compute_rate_units: Annotated[int, typer.Option(help="Price of every started minute of training, base units.")] = 0,
+    patient_column: Annotated[
+        str, typer.Option(help="Column that tells patients apart. Without it privacy protects single records.")
+    ] = "",
 ) -> None:
     """List a table as a dataset. The table stays; a noised count and the schema become public."""
     from fl_client.listing import Listing, list_dataset, read_contributors
@@ -76,6 +79,7 @@ def add_dataset(
         delta,
         minimum_persons,
         compute_rate_units=compute_rate_units,
+        patient_column=patient_column,
     )
     entry = list_dataset(
         node_config.read(folder),
@@ -85,7 +89,9 @@ def add_dataset(
         listing,
         read_contributors(contributors),
     )
-    console.print(f"dataset {entry.dataset_id} is listed with about {entry.manifest.persons} patients (noised)")
+    console.print(f"dataset {entry.dataset_id} is listed with about {entry.manifest.persons} {entry.manifest.unit}s (noised)")
+    if not patient_column:
+        console.print("privacy protects each record; if patients have several, name --patient-column and list it again")
     console.print(f"next: datahub node start {folder}")
 
 

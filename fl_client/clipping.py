@@ -165,13 +165,16 @@ def _kept_nodes(model: GraphModel) -> dict[str, tuple[int | None, int | None]]:
     return found
 
 
-def clipped_sum(model: GraphModel, loss: Loss) -> Callable[..., list[Tensor]]:
+def clipped_sum(model: GraphModel, loss: Loss, grouped: bool = False) -> Callable[..., list[Tensor]]:
     """The function (parameters, x [B, ...], y [B], mask [B], clip norm, added) -> sums over B of clipped gradients.
+
+    `grouped`: a row is a patient with K records, x [B, K, ...], y [B, K, 2] of targets and weights; the gradient that is
+    clipped is that of the weighted sum of the patient's losses. It is then made per patient, without book-keeping.
 
     `parameters` are all of the model's, in its order; the sums are of those that are trained, in the same order. Rows
     whose mask is False, or whose gradient is not finite, count as nothing. `added` is `zeros_to_add(...)`.
     """
-    kept, keys = _kept_nodes(model), list(model._keys.items())
+    kept, keys = {} if grouped else _kept_nodes(model), list(model._keys.items())
     covered = {n for pair in kept.values() for n in pair if n is not None}
     trained = [i for i, (_, key) in enumerate(keys) if getattr(model, key).requires_grad]
     free = [i for i in trained if i not in covered]
@@ -201,7 +204,13 @@ def clipped_sum(model: GraphModel, loss: Loss) -> Callable[..., list[Tensor]]:
                 raise ValueError(f"the loss of one sample has shape {tuple(value.shape)} and must be one number")
             return value, inputs
 
-        derivative = grad(of_one, argnums=(0, 1), has_aux=True)
+        def of_patient(
+            zeros: Mapping[str, Tensor], own: Sequence[Tensor], samples: Tensor, targets: Tensor
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            values = vmap(lambda s, t: of_one(zeros, own, s, t)[0], randomness="different")(samples, targets[:, 0])
+            return (values * targets[:, 1]).sum(), {}
+
+        derivative = grad(of_patient if grouped else of_one, argnums=(0, 1), has_aux=True)
         with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the fused kernels and would go sample by sample
             (outputs, own), inputs = vmap(derivative, in_dims=(0, None, 0, 0), randomness="different")(
                 dict(added), [values[i] for i in free], x, y
@@ -258,17 +267,20 @@ def _signature(model: GraphModel) -> str:
 class Summer:
     """Clipped sums of one graph, for batches of exactly `rows` samples, traced and perhaps compiled.
 
-    Parameters are one flat vector [P] of those that are trained, in the model's order.
+    Parameters are one flat vector [P] of those that are trained, in the model's order. With `records`, a row is a
+    patient with so many of them (see `clipped_sum`).
     """
 
-    def __init__(self, model: GraphModel, loss: Loss, rows: int, compiled: bool):
+    def __init__(self, model: GraphModel, loss: Loss, rows: int, compiled: bool, records: int | None = None):
         device = next(model.parameters()).device
         self.rows = rows
         trained = [p for p in model.parameters() if p.requires_grad]
         self._sizes, self._shapes = [p.numel() for p in trained], [p.shape for p in trained]
-        x = torch.zeros((rows, *model.input_shape), device=device)
-        y, mask = torch.zeros(rows, device=device), torch.ones(rows, dtype=torch.bool, device=device)
-        added = zeros_to_add(model, x)
+        per_row = () if records is None else (records,)
+        x = torch.zeros((rows, *per_row, *model.input_shape), device=device)
+        y = torch.zeros((rows, *per_row, 2) if per_row else (rows,), device=device)
+        mask = torch.ones(rows, dtype=torch.bool, device=device)
+        added = {} if per_row else zeros_to_add(model, x)
         # frozen ones are inputs too: a traced constant would be the first job's
         self._frozen = [p.detach() for p in model.parameters() if not p.requires_grad]
         is_trained = [p.requires_grad for p in model.parameters()]
@@ -280,7 +292,7 @@ class Summer:
             pieces = iter(p.view(s) for p, s in zip(torch.split(theta, self._sizes), self._shapes, strict=True))
             rest = iter(frozen)
             values = [next(pieces) if is_ours else next(rest) for is_ours in is_trained]
-            sums = clipped_sum(model, loss)(values, x, y, mask, clip, added)
+            sums = clipped_sum(model, loss, bool(per_row))(values, x, y, mask, clip, added)
             return torch.cat([each.reshape(-1) for each in sums])
 
         clip = torch.ones((), device=device)
@@ -302,14 +314,14 @@ def _ready(function: Callable[..., Tensor], arguments: tuple[Any, ...], compiled
 _SUMMERS: OrderedDict[tuple[Any, ...], Summer] = OrderedDict()
 
 
-def summer(model: GraphModel, loss: Loss, rows: int, steps: int) -> Summer:
+def summer(model: GraphModel, loss: Loss, rows: int, steps: int, records: int | None = None) -> Summer:
     """The summer for a job of `steps` steps; made once per graph, loss, size, device and kind."""
     device = next(model.parameters()).device
     compiler = device.type == "cuda" or shutil.which("g++") is not None
-    key = (_signature(model), loss, rows, device, steps >= COMPILE_FROM_STEPS and compiler)
+    key = (_signature(model), loss, rows, records, device, steps >= COMPILE_FROM_STEPS and compiler)
     found = _SUMMERS.get(key)
     if found is None:
-        found = _SUMMERS[key] = Summer(model, loss, rows, key[-1])
+        found = _SUMMERS[key] = Summer(model, loss, rows, key[-1], records)
         while len(_SUMMERS) > KEEP:
             _SUMMERS.popitem(last=False)
     _SUMMERS.move_to_end(key)

@@ -32,6 +32,7 @@ class DatasetEntry:
     file: Path
     patient_set: str
     manifest: Manifest
+    patient_column: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,12 @@ def add_dataset(folder: Path, entry: DatasetEntry) -> None:
     """Write a listed dataset into the folder: datasets/<id>.json."""
     path = folder / "datasets" / f"{entry.dataset_id}.json"
     path.parent.mkdir(exist_ok=True)
-    content = {"file": str(entry.file), "patient_set": entry.patient_set, "manifest": entry.manifest.as_dict()}
+    content = {
+        "file": str(entry.file),
+        "patient_set": entry.patient_set,
+        "patient_column": entry.patient_column,
+        "manifest": entry.manifest.as_dict(),
+    }
     path.write_text(json.dumps(content, indent=2))
 
 
@@ -195,8 +201,9 @@ def read(folder: Path) -> NodeConfig:
         try:
             entry = json.loads(path.read_text())
             manifest = Manifest.from_dict(entry["manifest"])
-            datasets.append(DatasetEntry(int(path.stem), Path(entry["file"]), entry["patient_set"], manifest))
-        except (DatasetError, KeyError, ValueError) as error:
+            column = _column(entry.get("patient_column", ""))
+            datasets.append(DatasetEntry(int(path.stem), Path(entry["file"]), entry["patient_set"], manifest, column))
+        except (DatasetError, ConfigError, KeyError, ValueError) as error:
             problems.append(f"{path.name}: {error}")
     if problems:
         raise ConfigError(f"{folder}/node.toml: " + "; ".join(problems))
@@ -206,6 +213,12 @@ def read(folder: Path) -> NodeConfig:
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{name}={value!r} must be text")
+    return value
+
+
+def _column(value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"patient_column={value!r} must be a column's name, or empty")
     return value
 
 

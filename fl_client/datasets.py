@@ -1,7 +1,8 @@
 """A hospital's table: its public schema, its manifest, and how rows become numbers. Knows nothing of jobs or models.
 
 Preprocessing uses only public constants written in the schema (centre, scale, categories): nothing is fitted on
-patients, so nothing has to be paid for. One row is one patient.
+patients, so nothing has to be paid for. What privacy protects is a patient where the owner names the column that tells
+patients apart, otherwise a record, one row; every page says which.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ PLATFORM_MINIMUM_PERSONS = 10  # an owner can raise it, never lower it
 MISSING = {"", "?", "NA", "NaN", "nan"}
 SCALED_LIMIT = 10.0  # scaled values are clipped to +-10: one absurd cell cannot blow up a gradient
 MAX_ROWS = 10_000_000
+UNITS = ("patient", "record")
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,20 @@ class Schema:
 
 @dataclass(frozen=True)
 class Records:
-    """features [n, width] float32, targets [n] float32 in {0, 1}; `dropped` rows had a missing value."""
+    """features [n, width] float32, targets [n] float32 in {0, 1}; `dropped` rows had a missing value.
+
+    patients [n]: whose record each is, numbers from 0 without gaps; None where every record is somebody else's.
+    """
 
     features: np.ndarray
     targets: np.ndarray
     dropped: int
+    patients: np.ndarray | None = None
 
     @property
     def persons(self) -> int:
-        """The true number of patients. It stays in the room: only a noised count leaves."""
-        return len(self.targets)
+        """The true number of patients (or records). It stays in the room: only a noised count leaves."""
+        return len(self.targets) if self.patients is None else len(np.unique(self.patients))
 
     @property
     def patient_set(self) -> str:
@@ -130,19 +136,23 @@ class Records:
         return hashlib.sha256(b"".join(sorted(row.tobytes() for row in table))).hexdigest()
 
 
-def load(path: Path, schema: Schema) -> Records:
+def load(path: Path, schema: Schema, patient_column: str = "") -> Records:
     """Read a CSV file with a header row. Rows with a missing value in a used column are dropped.
+
+    Rows with the same text in `patient_column` are one patient's.
 
     Raises DatasetError naming the file, line and column of anything else that is wrong.
     """
     features: list[list[float]] = []
     targets: list[float] = []
     dropped = 0
+    patients: dict[str, int] = {}
+    whose: list[int] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             header = set(reader.fieldnames or ())
-            needed = [f.name for f in schema.features] + [schema.target]
+            needed = [f.name for f in schema.features] + [schema.target] + [patient_column] * bool(patient_column)
             if missing := [name for name in needed if name not in header]:
                 raise DatasetError(f"{path.name}: the header lacks the column(s) {', '.join(missing)}")
             for row in reader:
@@ -150,6 +160,8 @@ def load(path: Path, schema: Schema) -> Records:
                     dropped += 1
                     continue
                 where = f"{path.name} line {reader.line_num}"
+                if patient_column:
+                    whose.append(patients.setdefault(row[patient_column].strip(), len(patients)))
                 features.append([x for f in schema.features for x in _scaled(f, row[f.name], where)])
                 targets.append(float(_cell(schema.target, row[schema.target], where) > schema.positive_above))
                 if len(targets) > MAX_ROWS:
@@ -157,7 +169,9 @@ def load(path: Path, schema: Schema) -> Records:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read as a CSV file: {error}") from error
     matrix = np.asarray(features, dtype=np.float32).reshape(len(targets), schema.width)
-    return Records(matrix, np.asarray(targets, dtype=np.float32), dropped)
+    return Records(
+        matrix, np.asarray(targets, dtype=np.float32), dropped, np.asarray(whose) if len(patients) < len(whose) else None
+    )
 
 
 def _cell(column: str, text: str, where: str) -> float:
@@ -206,6 +220,7 @@ class Manifest:
     delta: float
     schema: Schema
     compute_rate_units: int = 0  # base units of the payment token for every started minute of training
+    unit: str = "record"  # what privacy protects: a patient with all records, or one record
 
     def __post_init__(self) -> None:
         for name in ("lifetime_epsilon", "delta"):
@@ -218,7 +233,7 @@ class Manifest:
             "hospital": self.hospital,
             "name": self.name,
             "description": self.description,
-            "unit": "patient",
+            "unit": self.unit,
             "persons": self.persons,
             "minimum_persons": self.minimum_persons,
             "lifetime_epsilon": self.lifetime_epsilon,
@@ -231,8 +246,10 @@ class Manifest:
     def from_dict(cls, value: Mapping[str, Any]) -> Manifest:
         """The manifest in `value`; raises DatasetError for anything missing or out of range."""
         try:
-            if value["version"] != 1 or value["unit"] != "patient":
-                raise DatasetError(f"version={value['version']!r} must be 1 and unit={value['unit']!r} 'patient'")
+            if value["version"] != 1 or value["unit"] not in UNITS:
+                raise DatasetError(
+                    f"version={value['version']!r} must be 1 and unit={value['unit']!r} one of {', '.join(UNITS)}"
+                )
             return cls(
                 _text("hospital", value["hospital"]),
                 _text("name", value["name"]),
@@ -243,6 +260,7 @@ class Manifest:
                 _number("delta", value["delta"], above=0),
                 Schema.from_dict(value["schema"]),
                 whole("compute_rate_units", value["compute_rate_units"], 0, 2**88 - 1),
+                value["unit"],
             )
         except (KeyError, TypeError) as error:
             raise DatasetError(f"manifest: look at {error}") from error

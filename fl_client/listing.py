@@ -7,14 +7,12 @@ the manifest (whose person count is noised and charged to the ledger) and the co
 from __future__ import annotations
 
 import csv
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 from eth_account import Account
 
 from datatokens.chain import Chain, connect
@@ -29,6 +27,7 @@ from fl_client.config import DatasetEntry, NodeConfig, add_dataset, next_node_ke
 from fl_client.datasets import PLATFORM_MINIMUM_PERSONS, Manifest, Schema, check_cohort, load
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.ledger import Ledger
+from fl_client.noise import SecureRandom
 from fl_client.privacy import Charge
 
 COUNT_NOISE = 5.0  # sd of the released person count; sensitivity 1, so also its noise multiplier
@@ -47,6 +46,7 @@ class Listing:
     minimum_persons: int = PLATFORM_MINIMUM_PERSONS
     symbol: str = "DT"
     compute_rate_units: int = 0  # for every started minute of training
+    patient_column: str = ""  # tells patients apart; without it a record is what privacy protects
 
 
 def hub_request(hub: str, method: str, path: str, body: Any = None) -> Any:
@@ -90,7 +90,7 @@ def list_dataset(
     contributors: Sequence[tuple[str, int]],
 ) -> DatasetEntry:
     """List `file` as a dataset owned by `owner_key`. Raises NodeError or BankError; the table never leaves."""
-    records = load(file, schema)
+    records = load(file, schema, listing.patient_column)
     check_cohort(records.persons, listing.minimum_persons)
     key = records.patient_set
     ledger = Ledger(config.folder / "ledger.sqlite")
@@ -105,6 +105,7 @@ def list_dataset(
         delta=listing.delta,
         schema=schema,
         compute_rate_units=listing.compute_rate_units,
+        unit="patient" if listing.patient_column else "record",
     )
     chain = connect(config.chain, owner_key)
     enrol(config, chain)
@@ -120,7 +121,7 @@ def list_dataset(
     # what is attested after each job is rounded up in the same way, so that a budget used to the end is kept
     epsilon_micro, delta_pico = privacy_charged(listing.lifetime_epsilon, listing.delta)
     registry.set_privacy_budget(dataset_id, epsilon_micro, delta_pico * 10**6)
-    entry = DatasetEntry(dataset_id, file.resolve(), key, manifest)
+    entry = DatasetEntry(dataset_id, file.resolve(), key, manifest, listing.patient_column)
     add_dataset(config.folder, entry)
     hub_request(config.hub, "PUT", f"/api/datasets/{dataset_id}/manifest", manifest.as_dict())
     post_contributors(config, owner_key, dataset_id, contributors)
@@ -152,8 +153,8 @@ def _released_count(folder: Path, ledger: Ledger, key: str, persons: int, minimu
     if path.exists():
         return int(path.read_text())
     ledger.charge(key, Charge(COUNT_NOISE, 1.0, 1, "released count"))
-    noise = np.random.Generator(np.random.PCG64(secrets.randbits(128))).normal(0.0, COUNT_NOISE)
-    released = max(minimum, PLATFORM_MINIMUM_PERSONS, round(persons + noise))
+    noise = SecureRandom().normal(1, COUNT_NOISE)
+    released = max(minimum, PLATFORM_MINIMUM_PERSONS, round(persons + float(noise[0])))
     path.parent.mkdir(exist_ok=True)
     path.write_text(str(released))
     return released

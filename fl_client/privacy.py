@@ -13,6 +13,9 @@ from typing import Any
 
 from fl_client.errors import PlanError
 
+METRICS = "metrics"
+LEAST_NOISE = 0.01  # of any mechanism in a ledger
+
 
 @dataclass(frozen=True)
 class Charge:
@@ -28,7 +31,7 @@ class Charge:
     what: str
 
     def __post_init__(self) -> None:
-        _number("noise_multiplier", self.noise_multiplier, 1e-2, 1e6)  # wider than a plan's: history must stay readable
+        _number("noise_multiplier", self.noise_multiplier, LEAST_NOISE, 1e6)  # wider than a plan's: history must stay readable
         _number("sampling_rate", self.sampling_rate, 1e-9, 1.0)
         _whole("steps", self.steps, 1, 10**12)  # a ledger adds equal mechanisms up over a lifetime
 
@@ -65,13 +68,27 @@ class PrivacyPlan:
         _number("metric_noise_multiplier", self.metric_noise_multiplier, 0.3, 1e5)
         _number("metric_clip", self.metric_clip, 1e-3, 1e4)
         _whole("metric_steps", self.metric_steps, 1, 100_000)
+        if self.score_noise_multiplier < LEAST_NOISE:
+            raise PlanError(
+                f"metric_noise_multiplier={self.metric_noise_multiplier:g} is too small for metric_steps="
+                f"{self.metric_steps}: divided by their root it must be at least {LEAST_NOISE}"
+            )
 
     def charges(self) -> tuple[Charge, ...]:
         """Every mechanism of the whole job."""
         return (
             Charge(self.noise_multiplier, self.sampling_rate, self.steps, "training"),
-            Charge(self.metric_noise_multiplier, 1.0, self.metric_steps, "loss metric"),
+            Charge(self.metric_noise_multiplier, 1.0, self.metric_steps, METRICS),
+            Charge(self.score_noise_multiplier, 1.0, 1, METRICS),
         )
+
+    @property
+    def score_noise_multiplier(self) -> float:
+        """Noise sd of each count of the table of scores that is released once, at the end.
+
+        That one table costs as much as all the losses together: rho = 1 / (2 sigma^2) adds up.
+        """
+        return self.metric_noise_multiplier / math.sqrt(self.metric_steps)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON."""

@@ -15,10 +15,11 @@ from typing import Any
 from datatokens.errors import TermsError
 from datatokens.terms import whole
 from fl_client.errors import ProtocolError
-from fl_client.privacy import Charge, PrivacyPlan
+from fl_client.privacy import METRICS, Charge, PrivacyPlan
 
 # Flower message types: "query" and "train" are Flower's, what stands behind the dot is ours.
 ADMIT, ROUND, ATTEST, RELEASE = "query.admit", "train.round", "query.attest", "query.release"
+EVALUATE = "evaluate.final"
 
 # One ConfigRecord each way, parameters as safetensors bytes in its field "model": every record, array and chunk of a
 # message is an object that the SuperLink stores and serves by itself, and a round costs per object, not per byte.
@@ -87,8 +88,12 @@ class JobSpec:
         """What one round spends at each hospital."""
         return (
             Charge(self.plan.noise_multiplier, self.plan.sampling_rate, self.local_steps, "training"),
-            Charge(self.plan.metric_noise_multiplier, 1.0, 1, "loss metric"),
+            Charge(self.plan.metric_noise_multiplier, 1.0, 1, METRICS),
         )
+
+    def evaluation_charges(self) -> tuple[Charge, ...]:
+        """What the table of the final model's scores spends."""
+        return (Charge(self.plan.score_noise_multiplier, 1.0, 1, METRICS),)
 
     def as_dict(self) -> dict[str, Any]:
         """The `spec` object of the job terms."""

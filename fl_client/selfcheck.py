@@ -15,26 +15,33 @@ from fl_client.errors import GraphRefused
 from fl_client.graph import GraphModel
 
 ROWS = 4
+RECORDS = 2  # of a patient, where patients have several
 CLIP = 1.0
 ALMOST = 1 + 1e-3  # sums of float32
 FAR_OUT = (50.0, -50.0, 1e30, float("inf"), float("nan"))
 
 
-def check(model: GraphModel, loss: Loss) -> None:
-    """Raises GraphRefused with what was measured, if the model's clipped sums are not what privacy rests on."""
+def check(model: GraphModel, loss: Loss, several: bool = False) -> None:
+    """Raises GraphRefused with what was measured, if the model's clipped sums are not what privacy rests on.
+
+    `several`: as it is trained where a patient has several records; what is changed is then all records of one patient.
+    """
     quiet = torch.random.get_rng_state()
     try:
         with torch.no_grad():
-            _check(model, loss)
+            _check(model, loss, RECORDS if several else None)
     finally:
         torch.random.set_rng_state(quiet)
 
 
-def _check(model: GraphModel, loss: Loss) -> None:
+def _check(model: GraphModel, loss: Loss, records: int | None) -> None:
     source = torch.Generator().manual_seed(1)  # the same records for everybody, so that a refusal can be repeated
-    x = torch.randn((ROWS, *model.input_shape), generator=source)
+    per_row = () if records is None else (records,)
+    x = torch.randn((ROWS, *per_row, *model.input_shape), generator=source)
     y = torch.tensor([0.0, 1.0, 0.0, 1.0])
-    run = _traced(model.eval(), loss)  # without dropout, whose masks would differ between two sums
+    if records is not None:
+        y = torch.stack([y[:, None].expand(-1, records), torch.full((ROWS, records), 1 / records)], -1)
+    run = _traced(model.eval(), loss, records)  # without dropout, whose masks would differ between two sums
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
     clip, everybody = torch.tensor(CLIP), torch.ones(ROWS, dtype=torch.bool)
 
@@ -50,7 +57,11 @@ def _check(model: GraphModel, loss: Loss) -> None:
     honest, without, each = total(x, y, everybody), total(x, y, others), [total(x, y, one) for one in alone]
     for factor in FAR_OUT:
         changed, flipped = x.clone(), y.clone()
-        changed[0], flipped[0] = changed[0] * factor, 1 - y[0]
+        changed[0] = changed[0] * factor
+        if records is None:
+            flipped[0] = 1 - y[0]
+        else:
+            flipped[0, :, 0] = 1 - y[0, :, 0]
         for i, (one, before) in enumerate(zip(alone, each, strict=True), start=1):
             if not torch.equal(total(changed, flipped, one), before):
                 raise GraphRefused(f"self-check: one record ({factor:g} times as large) moves the gradient of record {i}")
@@ -67,9 +78,9 @@ def _check(model: GraphModel, loss: Loss) -> None:
                 )
 
 
-def _traced(model: GraphModel, loss: Loss) -> Summer:
+def _traced(model: GraphModel, loss: Loss, records: int | None) -> Summer:
     try:
-        return summer(model, loss, ROWS, 1)
+        return summer(model, loss, ROWS, 1, records)
     except Exception as error:  # torch raises many kinds; all mean the same here
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise GraphRefused(f"self-check: the model's clipped gradients cannot be traced: {first[:200]}") from error

@@ -1,10 +1,11 @@
 """One differentially private round on one hospital's records. Knows nothing of ledgers, messages or money.
 
-One row is one patient, the unit of privacy. Clipped sums come from the single-sample graph under vmap, so that one
-patient's gradient depends on one patient by construction (clipping.py); every patient is drawn with probability q,
-independently (true Poisson, empty batches included), and the noise has the scale of Opacus's optimizer, sigma * C, by
-a cryptographic generator (noise.py). Sums are divided by constants of the job's terms, never by a function of the
-records. DP-SGD: Abadi et al. 2016, 1607.00133. Opacus's own engines are what the tests compare with.
+A patient, the unit of privacy, is one record or the mean of several: one gradient, clipped once. Clipped sums come from
+the single-sample graph under vmap, so that one patient's gradient depends on one patient by construction (clipping.py);
+every patient is drawn with probability q, independently (true Poisson, empty batches included), and the noise has the
+scale of Opacus's optimizer, sigma * C, by a cryptographic generator (noise.py). Sums are divided by constants of the
+job's terms, never by a function of the records.
+DP-SGD: Abadi et al. 2016, 1607.00133. Opacus's own engines are what the tests compare with.
 
 Dropout masks alone come from torch's generator, seeded with 63 bits of the operating system's: they are no noise, and
 any mask keeps a patient's gradient below the clip.
@@ -31,6 +32,7 @@ from fl_client.noise import SecureRandom
 from fl_client.privacy import PrivacyPlan
 
 CHUNK_ELEMENTS = 64_000_000  # numbers of per-sample gradients and activations held at once: 256 MB
+MAX_RECORDS = 64  # of one patient; further ones do not count
 NOISE_BLOCK = 1 << 16  # noise values at once: they stay in the processor's cache
 
 
@@ -91,13 +93,15 @@ def train_round(
     learning_rate: float,
     loss: str,
     expected_persons: int,
+    patients: np.ndarray | None = None,
 ) -> RoundResult:
     """`steps` DP-SGD steps from `arrays` on features [n, ...], targets [n]; releases parameters and one loss.
 
     Both are private: the parameters by `steps` mechanisms (plan.noise_multiplier, plan.sampling_rate), the loss by
     one (plan.metric_noise_multiplier, rate 1). The loss is the mean over patients of the incoming model's.
-    `expected_persons` is the released count, a constant. `seconds` is not private: it depends on n. `model` stays as
-    it is. Raises GraphRefused if arrays, features or loss do not fit the model.
+    `patients` [n] says whose record each is (numbers from 0); None: everyone has one. A patient's records count as their
+    mean, in gradients and losses. `expected_persons` is the released count, a constant. `seconds` is not private: it
+    depends on n. `model` stays as it is. Raises GraphRefused if arrays, features or loss do not fit the model.
     """
     started = time.monotonic()
     check_loss(model, loss)
@@ -107,17 +111,19 @@ def train_round(
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = with_parameters(model, arrays).to(device)
+    features, targets = grouped(features, targets, patients)
+    records = features.shape[1] if targets.ndim > 1 else None
     x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
     y = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32)).to(device)
     random = SecureRandom()
     loss_mean = _noised_loss(model, x, y, plan, loss, expected_persons, random)
     model.train()
-    rows = _rows(model, len(y), plan.sampling_rate)
+    rows = _rows(model, len(y), plan.sampling_rate, records)
     # Dropout draws from torch's global generator, whose state at start is a known constant: with known masks that
     # move by one row when a patient is added, the sum would have no bounded sensitivity.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(secrets.randbits(63))
-        run = summer(model, LOSSES[loss], rows, plan.steps)
+        run = summer(model, LOSSES[loss], rows, plan.steps, records)
         theta = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
         # a float divisor of the terms: q times the released count, as Opacus divides for loss_reduction="mean"
         rate = learning_rate / (plan.sampling_rate * expected_persons)
@@ -129,9 +135,27 @@ def train_round(
     return RoundResult(parameters(model), loss_mean, str(device), time.monotonic() - started)
 
 
-def _rows(model: GraphModel, n: int, sampling_rate: float) -> int:
+def grouped(features: np.ndarray, targets: np.ndarray, patients: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """One row per patient: features [p, K, ...] and [p, K, 2] of targets and weights, which sum to 1 for each patient.
+
+    K is the most records that a patient has, up to MAX_RECORDS. A patient with fewer has the first one again with weight
+    0, so that nobody's gradient depends on a record that is not theirs. Unchanged where `patients` is None.
+    """
+    if patients is None:
+        return features, targets
+    order = np.argsort(patients, kind="stable")
+    _, start, count = np.unique(patients[order], return_index=True, return_counts=True)
+    count = np.minimum(count, MAX_RECORDS)
+    place = np.arange(count.max(initial=1))
+    there = place < count[:, None]
+    rows = order[np.where(there, start[:, None] + place, start[:, None])]
+    weights = np.where(there, 1 / count[:, None], 0.0).astype(np.float32)
+    return features[rows], np.stack([targets[rows], weights], -1)
+
+
+def _rows(model: GraphModel, n: int, sampling_rate: float, records: int | None) -> int:
     """How many samples are worked on at once: a drawn batch as a rule, never more than fits in memory."""
-    of_one = sum(p.numel() for p in model.parameters()) + 3 * model.elements
+    of_one = sum(p.numel() for p in model.parameters()) + 3 * model.elements * (records or 1)
     usual = math.ceil(n * sampling_rate + 3 * math.sqrt(n * sampling_rate * (1 - sampling_rate)))
     return max(1, min(n, usual, CHUNK_ELEMENTS // of_one))
 
@@ -166,7 +190,7 @@ def _batch(run: Summer, x: Tensor, y: Tensor, piece: Tensor) -> tuple[Tensor, Te
         return x, y, mask
     if len(piece) == run.rows:
         return x[piece], y[piece], mask
-    samples, targets = x.new_zeros((run.rows, *x.shape[1:])), y.new_zeros(run.rows)
+    samples, targets = x.new_zeros((run.rows, *x.shape[1:])), y.new_zeros((run.rows, *y.shape[1:]))
     samples[: len(piece)], targets[: len(piece)] = x[piece], y[piece]
     return samples, targets, mask
 
@@ -191,10 +215,16 @@ def _noised_loss(
     """Sum of losses clipped to [0, metric_clip] + noise of sd metric_noise_multiplier * metric_clip, over the count."""
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=x.device)
+    of_many = vmap(lambda s, t: LOSSES[loss](model(s[None])[0], t))
+    records = x.shape[1] if y.dim() > 1 else None
     with torch.no_grad():
-        for rows in torch.split(torch.arange(len(y)), _rows(model, len(y), 1.0)):
+        for rows in torch.split(torch.arange(len(y)), _rows(model, len(y), 1.0, records)):
             if len(rows):
-                values = vmap(lambda s, t: LOSSES[loss](model(s[None])[0], t))(x[rows], y[rows])
+                if records is None:
+                    values = of_many(x[rows], y[rows])
+                else:
+                    each = of_many(x[rows].flatten(0, 1), y[rows][..., 0].flatten()).view(-1, records)
+                    values = (each * y[rows][..., 1]).sum(1)
                 values = torch.where(values.isfinite(), values, torch.full_like(values, plan.metric_clip))
                 total += values.clamp(0.0, plan.metric_clip).to(torch.float64).sum()
     noise = random.normal(1, plan.metric_noise_multiplier * plan.metric_clip)

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from flwr.serverapp.strategy import FedAvg
 from datatokens.terms import JobTerms
 from fl_client import protocol
 from fl_client.errors import GraphRefused
+from fl_client.evaluation import CELLS
 from fl_client.protocol import JobSpec
 from fl_client.weights import from_safetensors, model_hash, to_safetensors
 from fl_server.errors import RunFailed
@@ -158,6 +160,7 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
             epsilon_lifetime={str(d): parts[d].epsilon_lifetime for d in active},
         )
     final = {name: np.asarray(np.mean([a[name] for a in tail], axis=0, dtype=np.float64), np.float32) for name in arrays}
+    parts |= _evaluated(job, ask, final, {d: parts[d] for d in active})
     _attestation(job, ask, final, rounds, parts)
 
 
@@ -187,6 +190,35 @@ def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
         return None
     # somebody was silent: the others keep their reservation, the hub may start another run before the deadline
     raise RunFailed(f"admission: {len(accepted)} hospitals accepted, the quorum is {job.terms.quorum}")
+
+
+def _evaluated(
+    job: JobFolder, ask: Exchange, final: dict[str, np.ndarray], parts: Mapping[int, Part]
+) -> dict[int, Part]:
+    """The parts with each hospital's table of the final model's scores. Who does not answer is asked once more, since a
+    table that was drawn is paid for; who then does not answer is left out of the evaluation, and has worked all the same."""
+    job.progress("evaluating")
+    found: dict[int, Part] = {}
+    for _ in range(2):
+        if missing := [d for d in parts if d not in found]:
+            replies = ask(_messages(job, missing, protocol.EVALUATE, final), ADMIT_TIMEOUT_S)
+            for dataset_id in missing:
+                part = _with_scores(parts[dataset_id], replies.get(dataset_id))
+                if part is not None:
+                    found[dataset_id] = part
+    return found
+
+
+def _with_scores(part: Part, reply: Message | None) -> Part | None:
+    if reply is None or not _answer(reply)["accepted"]:
+        return None
+    said = reply.content[protocol.ANSWER]
+    scores, figures = said.get("scores"), [said.get(name) for name in EPSILON_FIELDS]
+    numbers = [*scores, *figures] if isinstance(scores, list) and len(scores) == CELLS else [None]
+    if not all(type(n) is float and math.isfinite(n) and abs(n) < 1e12 for n in numbers):
+        return None
+    job, lifetime, delta = figures
+    return replace(part, scores=[float(n) for n in scores], epsilon_job=job, epsilon_lifetime=lifetime, delta_lifetime=delta)
 
 
 def _attestation(
@@ -235,6 +267,7 @@ def _answer(reply: Message | None) -> dict[str, Any]:
     return {k: record[k] for k in fields}
 
 
+EPSILON_FIELDS = ("epsilon-job", "epsilon-lifetime", "delta-lifetime")
 ROUND_FIELDS = {
     "model": bytes,
     "loss": float,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datatokens.terms import JobTerms, canonical_json
-from fl_client.attest import compute_units, rewards
+from fl_client.attest import compute_units, evaluation_of, rewards
 from fl_client.protocol import JobSpec
 
 
@@ -35,6 +35,7 @@ class Part:
     delta_lifetime: float | None
     training_seconds: float
     device: str
+    scores: list[float] | None = None  # the released table, fl_client.evaluation
 
 
 def loss_interval95(spec: JobSpec, dataset_ids: Sequence[int]) -> float:
@@ -76,6 +77,7 @@ def build(
                 "epsilon_lifetime": part.epsilon_lifetime,
                 "delta_lifetime": part.delta_lifetime,
                 "training_seconds": part.training_seconds,
+                "scores": part.scores if worked >> i & 1 else None,
                 "device": part.device,
                 "price_units": line.price_units if worked >> i & 1 else 0,
                 "reward_units": shares[i],
@@ -87,10 +89,11 @@ def build(
         "job_id": terms.job_id.hex(),
         "terms_hash": terms.spec_hash.hex(),
         "model_hash": model_hash.hex(),
-        "unit_of_privacy": "patient (add or remove one)",
+        "neighbours": "one patient more or less; one record where the dataset's manifest says unit=record",
         "delta": spec.plan.delta,
         "plan": spec.plan.as_dict(),
         "rounds": [{"number": r.number, "loss": r.loss, "loss_interval95": r.loss_interval95} for r in rounds],
+        "evaluation": evaluation_of(hospitals, spec),
         "hospitals": hospitals,
     }
     return canonical_json(report), worked

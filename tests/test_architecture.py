@@ -25,6 +25,7 @@ PURE = [
     "fl_client/privacy.py",
     "fl_client/policy.py",
     "fl_client/attest.py",
+    "fl_client/evaluation.py",
     "fl_server/report.py",
     "datahub/domain.py",
 ]

@@ -1214,6 +1214,15 @@ contract JobEscrowTest is Bank {
         market.refundRejected(terms, 16, new bytes32[](1), new bytes[](1));
     }
 
+    function test_settle__fewerSignaturesThanBits__refuses() public {
+        IJobEscrow.Terms memory terms = _terms(2, 1, 0, 0);
+        _fund(terms);
+        IJobEscrow.Result memory r = _result(2, 3, 0);
+        bytes[] memory signatures = _attest(terms, r, 1);
+        vm.expectRevert(abi.encodeWithSelector(IJobEscrow.QuorumNotMet.selector, 1, 1));
+        market.settle(terms, r, 3, signatures);
+    }
+
     function test_accept__fewerSignaturesThanBits__refuses() public {
         IJobEscrow.Terms memory terms = _terms(2, 2, 0, 0);
         bytes32 jobId = _create(terms);

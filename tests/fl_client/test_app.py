@@ -27,6 +27,7 @@ from datatokens.terms import (
     DisputeTerms,
     JobTerms,
     acceptance_message,
+    canonical_json,
     check_signature,
     rejection_message,
 )
@@ -34,6 +35,7 @@ from fl_client import accounting, config
 from fl_client.app import DataRoom
 from fl_client.datasets import Feature, Manifest, Schema, load
 from fl_client.errors import ConfigError, DatasetError, LedgerError, ProtocolError
+from fl_client.evaluation import CELLS
 from fl_client.graph import export_model
 from fl_client.ledger import Ledger
 from fl_client.listing import enrol, rotate_key
@@ -369,6 +371,70 @@ def trained(clinic: Clinic) -> tuple[JobTerms, JobSpec, dict[str, np.ndarray], P
         seconds += metrics["training-seconds"]
     part = part_of(clinic, spec.rounds, metrics, seconds)
     return terms, spec, arrays, part
+
+
+def test_evaluate__asked_again_after_a_restart__the_same_table_for_one_charge(clinic: Clinic) -> None:
+    terms, spec, arrays, part = trained(clinic)
+    job, key = terms.job_id.hex(), config.read(clinic.folder).datasets[0].patient_set
+    before = Ledger(clinic.folder / "ledger.sqlite").history(key)
+    first = clinic.room().evaluate(job, arrays)
+    assert clinic.room().evaluate(job, arrays) == first and len(first["scores"]) == CELLS
+    after = Ledger(clinic.folder / "ledger.sqlite").history(key)
+    assert sum(c.steps for c in after) == sum(c.steps for c in before) + 1
+    # all that the job reserved is spent now, and no more than its plan
+    assert first["epsilon-job"] == pytest.approx(accounting.epsilon(spec.plan.charges(), spec.plan.delta))
+    assert part.epsilon_job is not None and first["epsilon-job"] > part.epsilon_job
+    with pytest.raises(LedgerError):
+        clinic.room().evaluate(job, {name: array + 1 for name, array in arrays.items()})
+
+
+def test_evaluate__before_the_last_round__refused_and_costs_nothing(clinic: Clinic) -> None:
+    job = accepted(clinic).job_id.hex()
+    room = clinic.room()
+    arrays, _ = room.train(job, 1, weights())
+    key = config.read(clinic.folder).datasets[0].patient_set
+    before = room.ledger.history(key)
+    with pytest.raises(ProtocolError, match="after 2 rounds, not before"):
+        room.evaluate(job, arrays)
+    assert room.ledger.history(key) == before
+
+
+def test_attest__table_that_the_node_released__must_be_in_the_report_as_it_was(clinic: Clinic) -> None:
+    terms, spec, arrays, part = trained(clinic)
+    job, ours = terms.job_id.hex(), clinic.dataset_id
+    told = clinic.room().evaluate(job, arrays)
+    figures = {n.replace("-", "_"): told[n] for n in ("epsilon-job", "epsilon-lifetime", "delta-lifetime")}
+    honest = replace(part, scores=told["scores"], **figures)
+    spoiled = [*told["scores"][:-1], told["scores"][-1] + 1]
+    for wrong, said in ((replace(honest, scores=spoiled), "scores"), (replace(honest, scores=None), "scores"), (part, "epsilon")):
+        report, _ = build_report(terms, spec, model_hash(arrays), [], {ours: wrong})
+        with pytest.raises(ProtocolError, match=said):
+            clinic.room().attest(job, arrays, report)
+    report, _ = build_report(terms, spec, model_hash(arrays), [], {ours: honest})
+    better = json.loads(report)
+    assert better["evaluation"]["calibration"][0]["from"] == 0
+    better["evaluation"]["calibration"][0]["to"] = 1
+    with pytest.raises(ProtocolError, match="evaluation does not follow"):
+        clinic.room().attest(job, arrays, canonical_json(better))
+    assert clinic.room().attest(job, arrays, report)["accepted"]
+
+
+def test_data_room__patient_column__patients_are_the_unit_in_rounds_and_tables(clinic: Clinic) -> None:
+    path = clinic.folder / "datasets" / f"{clinic.dataset_id}.json"
+    entry = json.loads(path.read_text())
+    table = Path(entry["file"])
+    head, *rows = table.read_text().split("\n")
+    table.write_text("\n".join([f"{head},who", *(f"{row},p{i // 2}" for i, row in enumerate(rows))]))
+    path.write_text(json.dumps(entry | {"patient_column": "who"}))
+    room = clinic.room()
+    assert room.records[clinic.dataset_id].persons == 20
+    terms, spec, arrays, _ = trained(clinic)
+    scores = clinic.room().evaluate(terms.job_id.hex(), arrays)["scores"]
+    # sums of 16 noised cells around the true 20: six standard deviations
+    assert abs(sum(scores) - 20) < 6 * 4 * spec.plan.score_noise_multiplier
+    path.write_text(json.dumps(entry | {"patient_column": "whose"}))
+    with pytest.raises(DatasetError, match="lacks the column"):
+        clinic.room()
 
 
 def test_attest__honest_report__is_signed_and_settles(clinic: Clinic) -> None:

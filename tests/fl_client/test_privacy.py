@@ -39,7 +39,14 @@ def _in_range(name: str) -> st.SearchStrategy:
     return st.integers(low, high) if isinstance(low, int) else st.floats(low, high)
 
 
-plans = st.builds(PrivacyPlan, **{name: _in_range(name) for name in RANGES})
+fields = st.fixed_dictionaries({name: _in_range(name) for name in RANGES})
+enough_noise = fields.filter(lambda f: f["metric_noise_multiplier"] / math.sqrt(f["metric_steps"]) >= 0.01)
+plans = enough_noise.map(lambda f: PrivacyPlan(**f))
+
+
+def test_plan__table_of_scores_almost_without_noise__refuses() -> None:
+    with pytest.raises(PlanError, match=r"metric_noise_multiplier=0\.3 is too small for metric_steps=1000"):
+        replace(PLAN, metric_noise_multiplier=0.3, metric_steps=1000)
 
 
 @given(plans)
@@ -48,8 +55,10 @@ def test_from_dict__through_json__gives_the_same_plan(plan: PrivacyPlan) -> None
 
 
 @given(plans)
-def test_charges__any_plan__name_both_mechanisms_with_all_their_steps(plan: PrivacyPlan) -> None:
-    training, metric = plan.charges()
+def test_charges__any_plan__name_every_mechanism_with_all_its_steps(plan: PrivacyPlan) -> None:
+    training, metric, scores = plan.charges()
+    # the one table at the end costs as much as all losses: rho adds up as 1 / sigma^2
+    assert scores.steps == 1 and scores.noise_multiplier**-2 == pytest.approx(metric.steps / metric.noise_multiplier**2)
     assert (training.noise_multiplier, training.sampling_rate, training.steps) == (
         plan.noise_multiplier,
         plan.sampling_rate,

@@ -21,7 +21,7 @@ from fl_client.graph import GraphModel, export_model, load_model, parameters, pr
 from fl_client.models import build
 from fl_client.noise import SecureRandom
 from fl_client.privacy import PrivacyPlan
-from fl_client.training import LOSSES, RoundResult, check_loss, train_round
+from fl_client.training import LOSSES, MAX_RECORDS, RoundResult, check_loss, grouped, train_round
 from fl_client.weights import model_hash
 
 PLAN = PrivacyPlan(
@@ -229,6 +229,56 @@ def test_sample_gradients__one_record_changed__leaves_every_other_gradient_bit_f
         after = sample_gradients(model, changed, y, loss)
         for key, gradients in before.items():
             assert torch.equal(after[key][1:], gradients[1:])
+
+
+# -- several records of one patient --------------------------------------------------------------------------------
+
+
+def _visits() -> np.ndarray:
+    """Whose record each of N is: eight patients with one to six records, not in order."""
+    return np.random.default_rng(4).permutation(np.repeat(np.arange(8), [1, 2, 6, 1, 3, 5, 2, 4]))
+
+
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "squared_error"])
+def test_train_round__several_records__one_clipped_mean_per_patient(loss: str, no_noise: list) -> None:
+    (x, y), whose = people(), _visits()
+    model = load_model(*export_model(build("mlp", WIDTH), torch.zeros(1, WIDTH)))
+    result = one_round(model, x, y, loss, replace(PLAN, clip_norm=0.3), patients=whose)
+    each = sample_gradients(model, torch.from_numpy(x), torch.from_numpy(y), loss)
+    flat = torch.cat([g.reshape(N, -1) for g in each.values()], 1)
+    means = torch.stack([flat[torch.from_numpy(whose == p)].mean(0) for p in range(8)])
+    expected = (means * (0.3 / means.norm(dim=1, keepdim=True)).clamp(max=1)).sum(0).numpy()
+    np.testing.assert_allclose(step_of(model, result), expected, atol=2e-5)
+    assert result.loss_mean * N < 8 * PLAN.metric_clip + 1e-3
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+@pytest.mark.parametrize("which", [0, 2])
+def test_train_round__all_records_of_one_patient_replaced__moves_by_at_most_twice_the_clip(
+    name: str, which: int, no_noise: list
+) -> None:
+    (x, y), whose = people(), _visits()
+    model = load_model(*export_model(build("mlp", WIDTH), torch.zeros(1, WIDTH)))
+    before = one_round(model, x, y, "binary_cross_entropy", patients=whose)
+    for i in np.flatnonzero(whose == which):
+        x[i], y[i] = ADVERSARIES[name](x[i], y[i])
+    after = one_round(model, x, y, "binary_cross_entropy", patients=whose)
+    moved = np.linalg.norm(step_of(model, before) - step_of(model, after))
+    assert moved <= 2 * PLAN.clip_norm * ALMOST
+    assert abs(before.loss_mean - after.loss_mean) * N <= PLAN.metric_clip * ALMOST
+    gone = whose != which
+    without = one_round(model, x[gone], y[gone], "binary_cross_entropy", patients=whose[gone])
+    assert np.linalg.norm(step_of(model, before) - step_of(model, without)) <= PLAN.clip_norm * ALMOST
+
+
+def test_grouped__more_records_than_are_looked_at__weights_of_each_patient_sum_to_one() -> None:
+    whose = np.concatenate([np.zeros(MAX_RECORDS + 9, int), np.ones(2, int)])
+    x, y = np.arange(len(whose), dtype=np.float32)[:, None], np.zeros(len(whose), np.float32)
+    features, targets = grouped(x, y, whose)
+    assert features.shape == (2, MAX_RECORDS, 1) and targets.shape == (2, MAX_RECORDS, 2)
+    np.testing.assert_allclose(targets[:, :, 1].sum(1), 1, rtol=1e-6)
+    assert set(features[1].ravel()) == {MAX_RECORDS + 9.0, MAX_RECORDS + 10.0}, "nobody else's records"
+    assert (targets[1, 2:, 1] == 0).all()
 
 
 # -- noise ---------------------------------------------------------------------------------------------------------

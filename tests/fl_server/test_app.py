@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from datatokens.terms import rejection_message, sign
 from fl_client import protocol
+from fl_client.evaluation import CELLS
 from fl_client.weights import from_safetensors, model_hash, to_safetensors
 from fl_server.app import JobFolder, conduct
 from fl_server.errors import RunFailed
@@ -54,6 +55,9 @@ def honest(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any]:
             "training-seconds": 0.1,
             "device": "cpu",
         }
+    if kind == protocol.EVALUATE:
+        scores = [float(10 * dataset_id)] * CELLS
+        answer |= {"scores": scores, "epsilon-job": 1.25, "epsilon-lifetime": 2.25, "delta-lifetime": 1e-5}
     return answer
 
 
@@ -89,6 +93,43 @@ def test_conduct__four_honest_nodes__attested_with_the_weighted_mean(tmp_path: P
     # each round adds 1/2*1 + 1/4*2 + 1/8*3 + 1/8*4 = 1.875
     assert report["model_hash"] == model_hash({"w": np.full(3, 5.625, np.float32)}).hex()
     assert (tmp_path / "result.sealed").exists()
+
+
+def test_conduct__final_model_looked_at__tables_figures_and_epsilons_are_in_the_report(tmp_path: Path) -> None:
+    conduct(folder(tmp_path), conductor(honest))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert all(line["scores"] == [10.0 * line["dataset_id"]] * CELLS for line in report["hospitals"])
+    assert {line["epsilon_job"] for line in report["hospitals"]} == {1.25}
+    # equal counts everywhere: half is right, and ranks say nothing; noise of 4 hospitals x 16 / sqrt(3 rounds) on 16 cells of 100
+    assert report["evaluation"]["accuracy"]["value"] == report["evaluation"]["auc"]["value"] == 0.5
+    assert report["evaluation"]["accuracy"]["high"] == pytest.approx(0.5 + 1.959964 * 32 / 3**0.5 * 2 / 1600, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        None,
+        {"accepted": False, "reason": "no", "signature": b""},
+        {"scores": [1.0] * (CELLS - 1)},
+        {"scores": [float("nan")] * CELLS},
+        {"scores": b"many"},
+        {"epsilon-job": "low"},
+    ],
+)
+def test_conduct__one_node_without_a_table__worked_all_the_same(tmp_path: Path, broken: dict[str, Any] | None) -> None:
+    asked = []
+
+    def script(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any] | None:
+        if dataset_id == 1 and kind == protocol.EVALUATE:
+            asked.append(kind)
+            return None if broken is None else honest(dataset_id, kind, request) | broken
+        return honest(dataset_id, kind, request)
+
+    conduct(folder(tmp_path), conductor(script))
+    report = json.loads((tmp_path / "report.json").read_text())
+    first = next(line for line in report["hospitals"] if line["dataset_id"] == 1)
+    assert first["worked"] is True and first["scores"] is None and first["epsilon_job"] == 1.0
+    assert report["evaluation"]["accuracy"]["value"] == 0.5 and len(asked) == 2
 
 
 def test_conduct__run_repeated__writes_the_same_report(tmp_path: Path) -> None:

@@ -1,0 +1,364 @@
+"""What a model trained privately is worth, on real data, beside the same training without privacy, alone, and pooled.
+
+    python -m tests.benchmarks.utility [--quick] [--json FILE] [--only heart,stroke,xray,mnist] [--seeds N]
+
+Every figure comes from the node's own engine (`fl_client.training.train_round`, plans by `accounting.calibrate`, loss
+metrics paid for) and the theatre's average, without messages. `per_hospital`: every hospital adds its own noise, as the
+product does; `central`: noise once, as if one node held all records; `local`: each hospital alone, judged on its own
+test part; `none`: federated, the same engine without clipping and noise. Mean and sd are over runs: noise is
+cryptographic and never the same twice, and the seed picks the stroke trial's split.
+
+Recipes: tables take the buyer's defaults (rounds, clip, learning rate by `logistic_learning_rate`), which were chosen by
+cross-validation on training parts alone; pictures take fixed wavelet features with a linear head (`models.scattering`),
+whose settings were chosen on the official validation pictures and on 10,000 of the training digits. Data: ../shared/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import nn
+
+from fl_client import clipping
+from fl_client.accounting import calibrate
+from fl_client.clipping import summer
+from fl_client.graph import GraphModel, export_model, load_model, parameters, predict
+from fl_client.models import build, logistic_learning_rate
+from fl_client.noise import SecureRandom
+from fl_client.privacy import PrivacyPlan
+from fl_client.training import LOSSES, _put_back, step, train_round
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+NOT_CLIPPED = 1e9
+Site = tuple[np.ndarray, np.ndarray]  # features [n, width] float32, targets [n] float32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one data set is trained; `learning_rate` is epsilon -> step size, None the buyer's default; `plain_*` is for
+    training without privacy, `seeds` the most runs of it."""
+
+    outputs: int
+    loss: str
+    rounds: int
+    clip: float
+    learning_rate: Callable[[float], float] | None
+    sampling_rate: float
+    average_last: int
+    plain_rounds: int
+    plain_learning_rate: float
+    delta: float
+    epsilons: tuple[float, ...] = (0.5, 1, 2, 4, 8)
+    arms: tuple[str, ...] = ("per_hospital", "central", "local", "none")
+    local_steps: int = 1
+    seeds: int = 1000
+
+
+TABLE = Recipe(1, "binary_cross_entropy", 10, 1.0, None, 1.0, 2, 200, 1.0, 1e-5)
+RECIPES: Mapping[str, Recipe] = {
+    "heart": TABLE,
+    "stroke": TABLE,
+    "xray": Recipe(
+        1, "binary_cross_entropy", 150, 0.1, lambda epsilon: 20.0, 1.0, 38, 300, 0.05, 1e-5,
+        (0.5, 1, 2, 3, 4, 8), ("per_hospital", "central", "none"),
+    ),
+    # the sd is a tenth of a percent and a run takes a minute, so three runs are enough
+    "mnist": Recipe(
+        10, "cross_entropy", 22, 0.1, lambda epsilon: min(64.0, 24.0 * epsilon), 4096 / 60_000, 5, 439, 0.05, 1e-5,
+        (0.5, 1, 2, 3, 4, 8), ("central", "none"), 20, 3,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Hospitals' training parts, their own test parts (empty where there is one for all), and the common test part."""
+
+    sites: list[Site]
+    tests: list[Site]
+    test: Site
+
+
+def _loaders() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("shared_loaders", SHARED / "loaders.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _site(features: np.ndarray, targets: np.ndarray) -> Site:
+    return np.ascontiguousarray(features, dtype=np.float32), np.asarray(targets, dtype=np.float32).reshape(-1)
+
+
+def _pooled(sites: list[Site]) -> Site:
+    return np.concatenate([x for x, _ in sites]), np.concatenate([y for _, y in sites])
+
+
+def heart(seed: int) -> Data:
+    """Four hospitals, FLamby's split."""
+    parts = _loaders().heart(str(SHARED)).values()
+    tests = [_site(x, y) for _, _, x, y in parts]
+    return Data([_site(x, y) for x, y, _, _ in parts], tests, _pooled(tests))
+
+
+def stroke(seed: int) -> Data:
+    """Eighteen sites of the trial, 70 % for training by the seed."""
+    x, y, site, _ = _loaders().ist()
+    train = np.random.default_rng(seed).random(len(y)) < 0.7
+    names = np.unique(site)
+    tests = [_site(x[~train & (site == s)], y[~train & (site == s)]) for s in names]
+    return Data([_site(x[train & (site == s)], y[train & (site == s)]) for s in names], tests, _pooled(tests))
+
+
+def _wavelets(pictures: np.ndarray) -> np.ndarray:
+    """The fixed part of `models.scattering` of pictures [n, 28, 28] in 0..255; computed once, as nothing trains it."""
+    fixed = build("scattering", 1, 28, 1)[:-1]  # type: ignore[index]
+    rows = torch.from_numpy(pictures.reshape(len(pictures), -1) / np.float32(255)).float()
+    with torch.no_grad():
+        return torch.cat([fixed(part) for part in torch.split(rows, 250)]).numpy()
+
+
+@lru_cache(maxsize=1)
+def _xray() -> tuple[Site, Site]:
+    with np.load(SHARED / "pneumoniamnist" / "pneumoniamnist_dev.npz") as file:
+        train, test = (_site(_wavelets(file[f"{p}_images"]), file[f"{p}_labels"]) for p in ("train", "test"))
+    return train, test
+
+
+def xray(seed: int) -> Data:
+    """Four hospitals of 40, 30, 20 and 10 % of the children, with different parts of pneumonia, by the seed."""
+    (x, y), test = _xray()
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(y))
+    sites, used = [], np.zeros(len(y), dtype=bool)
+    for size, part in ((1875, 0.74), (1419, 0.85), (942, 0.6)):
+        ill = order[(y[order] == 1) & ~used[order]][: round(size * part)]
+        well = order[(y[order] == 0) & ~used[order]][: size - len(ill)]
+        mine = np.concatenate([ill, well])
+        used[mine] = True
+        sites.append(_site(x[mine], y[mine]))
+    sites.append(_site(x[~used], y[~used]))
+    return Data(sites, [], test)
+
+
+@lru_cache(maxsize=1)
+def _mnist() -> tuple[Site, Site]:
+    read, folder = _loaders().read_idx, SHARED / "mnist"
+    pictures = (read(folder / f"{p}-images-idx3-ubyte.gz") for p in ("train", "test-dev"))
+    labels = (read(folder / f"{p}-labels-idx1-ubyte.gz") for p in ("train", "test-dev"))
+    train, test = (_site(_wavelets(x), y) for x, y in zip(pictures, labels, strict=True))
+    return train, test
+
+
+def mnist(seed: int) -> Data:
+    """All digits in one place."""
+    train, test = _mnist()
+    return Data([train], [], test)
+
+
+SOURCES: Mapping[str, Callable[[int], Data]] = {"heart": heart, "stroke": stroke, "xray": xray, "mnist": mnist}
+
+
+def auc(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Area under the ROC curve; ties count one half. NaN where there is one class only."""
+    _, first, count = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[first]
+    ill = targets > 0
+    pairs = int(ill.sum()) * int((~ill).sum())
+    return float((ranks[ill].sum() - ill.sum() * (ill.sum() + 1) / 2) / pairs) if pairs else math.nan
+
+
+def accuracy(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Part that is right: the largest of several scores, or one score's sign."""
+    guess = scores.argmax(1) if scores.shape[1] > 1 else scores[:, 0] > 0
+    return float((guess == targets).mean())
+
+
+@lru_cache(maxsize=64)
+def _noise(epsilon: float, delta: float, rate: float, steps: int, rounds: int) -> tuple[float, float]:
+    return calibrate(epsilon, delta, rate, steps, rounds)
+
+
+def train(recipe: Recipe, sites: list[Site], epsilon: float | None) -> GraphModel:
+    """The federated model of these hospitals, each with its own noise; without privacy where epsilon is None."""
+    width, total = sites[0][0].shape[1], sum(len(y) for _, y in sites)
+    with torch.random.fork_rng(devices=[]):
+        layer = nn.Linear(width, recipe.outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    model = load_model(*export_model(layer, torch.zeros(1, width)))
+    if epsilon is None:
+        return _train_plainly(recipe, sites, model)
+    rounds, steps = recipe.rounds, recipe.rounds * recipe.local_steps
+    noise, metric_noise = _noise(epsilon, recipe.delta, recipe.sampling_rate, steps, rounds)
+    plan = PrivacyPlan(
+        noise, recipe.clip, recipe.sampling_rate, steps, recipe.delta, metric_noise, metric_clip=1.0, metric_steps=rounds
+    )
+    if recipe.learning_rate is None:
+        rate = logistic_learning_rate(total, epsilon, steps, recipe.clip)
+    else:
+        rate = recipe.learning_rate(epsilon)
+    arrays, tail = parameters(model), []
+    for _ in range(rounds):
+        replies = [
+            train_round(
+                model, arrays, x, y, plan, steps=recipe.local_steps, learning_rate=rate, loss=recipe.loss,
+                expected_persons=len(y),
+            ).arrays
+            for x, y in sites
+        ]  # fmt: skip
+        parts = [len(y) / total for _, y in sites]
+        arrays = {n: sum(p * r[n] for p, r in zip(parts, replies, strict=True)).astype(np.float32) for n in arrays}
+        tail = [*tail, arrays][-recipe.average_last :]
+    return _with(model, {name: np.mean([each[name] for each in tail], axis=0) for name in arrays})
+
+
+def _with(model: GraphModel, arrays: Mapping[str, np.ndarray]) -> GraphModel:
+    theta = torch.cat([torch.from_numpy(np.asarray(arrays[name], np.float32)).reshape(-1) for name in model.parameter_names])
+    with torch.no_grad():
+        _put_back(model, theta)
+    return model
+
+
+def _train_plainly(recipe: Recipe, sites: list[Site], model: GraphModel) -> GraphModel:
+    """Gradient descent on everybody's mean loss, which is what averaging one full step of each hospital is."""
+    x, y = (torch.from_numpy(part) for part in _pooled(sites))
+    rows = max(1, round(len(y) * recipe.sampling_rate))
+    run = summer(model, LOSSES[recipe.loss], min(rows, 4096), 1)
+    random, clip = SecureRandom(), torch.tensor(NOT_CLIPPED)
+    with torch.no_grad():
+        theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+        for _ in range(recipe.plain_rounds):
+            drawn = torch.from_numpy(random.drawn(len(y), recipe.sampling_rate))
+            step(run, theta, x, y, drawn, clip, random, 0.0, recipe.plain_learning_rate / rows)
+        _put_back(model, theta)
+    return model
+
+
+def score(name: str, arm: str, epsilon: float | None, seed: int) -> dict[str, float]:
+    """The measures of one run.
+
+    auc: of all test records together; acc: mean over the hospitals' test parts; site_auc: likewise, where both classes
+    are there.
+    """
+    torch.set_num_threads(1)
+    clipping.KEEP = 64  # a node serves few datasets; here eighteen sites of different size take turns in one process
+    recipe, data = RECIPES[name], SOURCES[name](seed)
+    if arm == "local":
+        models = [train(recipe, [site], epsilon) for site in data.sites]
+    else:
+        models = [train(recipe, [_pooled(data.sites)] if arm == "central" else data.sites, epsilon)]
+    tests = data.tests or [data.test]
+    each = [predict(models[i % len(models)], x) for i, (x, _) in enumerate(tests)]
+    figures = {"acc": statistics.mean(accuracy(s, y) for s, (_, y) in zip(each, tests, strict=True))}
+    if recipe.outputs == 1:
+        figures["auc"] = auc(np.concatenate(each)[:, 0], np.concatenate([y for _, y in tests]))
+    if data.tests:
+        figures["site_auc"] = float(np.nanmean([auc(s[:, 0], y) for s, (_, y) in zip(each, tests, strict=True)]))
+    return figures
+
+
+def _tasks(name: str, quick: bool, seeds: int) -> list[tuple[str, str, float | None, int]]:
+    recipe = RECIPES[name]
+    epsilons: list[float | None] = [1, 4] if quick else list(recipe.epsilons)
+    cells = [(a, e) for a in recipe.arms for e in ([None] if a == "none" else epsilons)]
+    if "local" in recipe.arms:
+        cells.append(("local", None))
+    return [(name, arm, epsilon, seed) for arm, epsilon in cells for seed in range(min(seeds, recipe.seeds))]
+
+
+def _key(name: str, arm: str, epsilon: float | None) -> str:
+    if epsilon is None:
+        return f"{name}.none" if arm == "none" else f"{name}.{arm}.none"
+    return f"{name}.{arm}.{epsilon:g}"
+
+
+def measure(names: list[str], quick: bool, seeds: int, console: Console) -> dict[str, float]:
+    """Flat figures: KEY.auc, KEY.acc, KEY.site_auc and the same with .sd, over `seeds` runs each."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for name in names:
+        started = time.monotonic()
+        SOURCES[name](0)  # what is computed once is then there in every process
+        tasks = _tasks(name, quick, seeds)
+        with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool, Progress(console=console) as progress:
+            bar = progress.add_task(name, total=len(tasks))
+            for (_, arm, epsilon, _), figures in zip(tasks, pool.map(score, *zip(*tasks, strict=True)), strict=True):
+                found.setdefault(_key(name, arm, epsilon), []).append(figures)
+                progress.advance(bar)
+        console.print(f"{name}: {len(tasks)} trainings in {time.monotonic() - started:.0f} s")
+    flat: dict[str, float] = {f"{name}.seeds": min(seeds, RECIPES[name].seeds) for name in names}
+    for key, runs in found.items():
+        for what in sorted(set(runs[0])):
+            values = [run[what] for run in runs]
+            flat[f"{key}.{what}"] = round(statistics.mean(values), 4)
+            flat[f"{key}.{what}.sd"] = round(statistics.stdev(values), 4) if len(values) > 1 else 0.0
+    return flat
+
+
+def show(flat: Mapping[str, float], names: list[str], console: Console) -> None:
+    """One table per data set: arms down, epsilon across, mean and sd."""
+    for name in names:
+        recipe = RECIPES[name]
+        for what in ("auc", "site_auc", "acc"):
+            if not any(key.startswith(f"{name}.") and key.endswith(f".{what}") for key in flat):
+                continue
+            columns: list[float | None] = [*recipe.epsilons, None]
+            table = Table(f"{name} {what}", *(f"eps {e:g}" if e else "no DP" for e in columns), box=None, pad_edge=False)
+            for arm in recipe.arms:
+                cells = []
+                for epsilon in columns:
+                    key = f"{_key(name, 'none' if epsilon is None and arm != 'local' else arm, epsilon)}.{what}"
+                    cells.append(f"{flat[key]:.3f} ±{flat[key + '.sd']:.3f}" if key in flat else "")
+                if arm != "none":
+                    table.add_row(arm, *cells)
+            console.print(table)
+
+
+def main() -> int:
+    """Print the tables and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the two tables, two epsilons, two seeds")
+    parser.add_argument("--only", default="heart,stroke,xray,mnist", help="comma-separated")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--json", type=Path, help="file to write the flat figures to; figures in it of other data sets stay")
+    given = parser.parse_args()
+    names = ["heart", "stroke"] if given.quick else given.only.split(",")
+    if unknown := [n for n in names if n not in SOURCES]:
+        print(f"--only={unknown[0]} must be one or more of {', '.join(SOURCES)}", file=sys.stderr)
+        return 2
+    if not SHARED.exists():
+        print(f"skipped: the data is not here ({SHARED.name}/ of ../shared)", file=sys.stderr)
+        return 0
+    console = Console(width=120)
+    torch.set_num_threads(1)
+    flat = measure(names, given.quick, 2 if given.quick else given.seeds, console)
+    show(flat, names, console)
+    if given.json:
+        before = json.loads(given.json.read_text()) if given.json.exists() else {}
+        kept = {k: v for k, v in before.items() if k.split(".")[0] not in names}
+        given.json.write_text(json.dumps(kept | flat, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
