@@ -13,9 +13,10 @@ Importing this file costs about two seconds, because importing any part of Opacu
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from importlib.metadata import version
 
 import numpy as np
 from opacus.accountants.analysis.rdp import compute_rdp
@@ -37,11 +38,30 @@ MIN_NOISE, MAX_NOISE = 0.3, 1e4  # what a PrivacyPlan allows
 MAX_METRIC_NOISE = 1e5
 
 
-@lru_cache(maxsize=4096)
+_CURVES: dict[tuple[float, float], np.ndarray] = {}
+# what a stored curve depends on; another version's is not used
+CURVES = hashlib.sha256(f"{ORDERS} {SLOW_SERIES_NOISE} opacus {version('opacus')}".encode()).hexdigest()[:16]
+
+
 def _rdp_of_one_step(noise_multiplier: float, sampling_rate: float) -> np.ndarray:
-    rdp = np.array([_rdp_at(order, noise_multiplier, sampling_rate) for order in ORDERS])
-    rdp.setflags(write=False)
-    return rdp
+    key = (noise_multiplier, sampling_rate)
+    if key not in _CURVES:
+        _CURVES[key] = np.array([_rdp_at(order, noise_multiplier, sampling_rate) for order in ORDERS])
+    return _CURVES[key]
+
+
+def curve(noise_multiplier: float, sampling_rate: float) -> bytes:
+    """RDP of one step at every order, for a ledger to keep: a subsampled mechanism takes up to half a second to compute."""
+    return _rdp_of_one_step(noise_multiplier, sampling_rate).astype("<f8").tobytes()
+
+
+def remember(noise_multiplier: float, sampling_rate: float, raw: bytes) -> None:
+    """Take a kept curve of this version (CURVES) for granted; one that cannot be right is computed afresh."""
+    rdp = np.frombuffer(raw, "<f8")
+    finite = rdp[np.isfinite(rdp)]
+    # RDP is above 0 and grows with the order (van Erven & Harremoes 2014, theorem 3)
+    if len(rdp) == len(ORDERS) and len(finite) > 0 and finite.min() > 0 and not (np.diff(finite) < -1e-9 * finite[1:]).any():
+        _CURVES.setdefault((noise_multiplier, sampling_rate), rdp)
 
 
 def _rdp_at(order: float, noise_multiplier: float, sampling_rate: float) -> float:

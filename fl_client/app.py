@@ -31,7 +31,7 @@ from fl_client.config import DatasetEntry, NodeConfig
 from fl_client.datasets import Records
 from fl_client.errors import DatasetError, LedgerError, NodeError, ProtocolError
 from fl_client.graph import GraphModel, load_model, parameters, predict, with_parameters
-from fl_client.ledger import Ledger
+from fl_client.ledger import FINAL_LOOK, Ledger
 from fl_client.noise import SecureRandom
 from fl_client.policy import Request, admit
 from fl_client.privacy import Charge
@@ -300,12 +300,15 @@ class DataRoom:
             "delta-lifetime": job.entry.manifest.delta,
         }
 
+    def _rounds_answered(self, job_id: str) -> int:
+        return sum(row.answered for row in self.ledger.rounds(job_id) if row.number != FINAL_LOOK)
+
     def evaluate(self, job_id: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The noised table of the final model's scores, once per job, charged before it is drawn. Raises NodeError."""
         job = self._job(job_id)
-        spec, number = job.spec, job.spec.rounds + 1  # in the ledger it is one more round
+        spec, number = job.spec, FINAL_LOOK
         arrays = _checked(arrays, parameters(job.model))
-        if sum(row.answered for row in self.ledger.rounds(job_id)) < spec.rounds:
+        if self._rounds_answered(job_id) < spec.rounds:
             raise ProtocolError(f"the final model is looked at after {spec.rounds} rounds, not before")
         stored = self.ledger.begin_round(job_id, number, model_hash(arrays), spec.evaluation_charges())
         if stored is None:
@@ -329,9 +332,9 @@ class DataRoom:
         """
         job = self._job(job_id)
         arrays = _checked(arrays, parameters(job.model))
-        answered = sum(row.answered for row in self.ledger.rounds(job_id))
-        released = self._released(job_id, answered)
-        rounds = min(answered, job.spec.rounds)
+        rounds = self._rounds_answered(job_id)
+        looked = any(row.answered and row.number == FINAL_LOOK for row in self.ledger.rounds(job_id))
+        released = self._released(job_id, FINAL_LOOK if looked else rounds)
         seconds = sum(self._released(job_id, number)["training-seconds"] for number in range(1, rounds + 1))
         own = OwnFigures(
             job.entry.dataset_id,

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -163,6 +164,40 @@ def start(folder: Folder) -> None:
         stop=stop,
         on_connected=lambda node_id: log.info("%s is connected as SuperNode %s", configuration.name, node_id),
     )
+
+
+@node.command("audit")
+def audit_(
+    epsilon: Annotated[float, typer.Option(help="What to claim, at delta, for the whole of the steps.")] = 1.0,
+    delta: Annotated[float, typer.Option(help="Delta.")] = 1e-5,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 10,
+    sampling_rate: Annotated[float, typer.Option(help="Chance of each patient to be in a step.")] = 1.0,
+    canaries: Annotated[int, typer.Option(help="Made-up patients; more find more.")] = 5000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Attack this machine's engine on made-up patients and see whether epsilon holds. Touches no table; exit status 1 if not."""
+    from fl_client.accounting import calibrate
+    from fl_client.audit import audit
+
+    noise, _ = calibrate(epsilon, delta, sampling_rate, steps, 1, 1e-3)
+    found = [audit(noise, sampling_rate, steps, delta, canaries=canaries, records=records) for records in (1, 3)]
+    if as_json:
+        typer.echo(json.dumps([{**asdict(a), "convicted": a.convicted} for a in found]))
+    else:
+        table = Table("records of each", "guessed right", "epsilon disproved", "epsilon claimed", "verdict", box=None)
+        for records, one in zip((1, 3), found, strict=True):
+            verdict = "BROKEN" if one.convicted else "not disproved"
+            table.add_row(
+                str(records),
+                f"{one.right} of {one.guesses}",
+                f"{one.epsilon_disproved:.2f}",
+                f"{one.epsilon_claimed:.2f}",
+                verdict,
+            )
+        console.print(table)
+        console.print(f"{found[0].canaries} made-up patients, confidence {found[0].confidence:.0%}; an audit can only convict")
+    if any(one.convicted for one in found):
+        raise typer.Exit(1)
 
 
 @node.command()

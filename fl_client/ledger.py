@@ -20,11 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl_client import accounting
 from fl_client.accounting import epsilon, fits, how_many_fit
 from fl_client.errors import BudgetExceeded, LedgerError
 from fl_client.privacy import Charge
 
 BUSY_TIMEOUT_S = 30.0
+FINAL_LOOK = 0  # the number of the one round that trains nothing: the table of the final model's scores
 COLUMNS = "noise_multiplier, sampling_rate, steps, what"  # in the order of Charge's fields
 
 SCHEMA = """
@@ -42,6 +44,9 @@ CREATE TABLE IF NOT EXISTS job (
 CREATE TABLE IF NOT EXISTS round (
   job_id TEXT NOT NULL REFERENCES job, number INTEGER NOT NULL, input_hash BLOB NOT NULL, reply BLOB,
   PRIMARY KEY (job_id, number));
+CREATE TABLE IF NOT EXISTS curve (
+  noise_multiplier REAL NOT NULL, sampling_rate REAL NOT NULL, version TEXT NOT NULL, rdp BLOB NOT NULL,
+  PRIMARY KEY (noise_multiplier, sampling_rate, version)) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS spent_is_kept BEFORE DELETE ON spent BEGIN SELECT RAISE(ABORT, 'spent rows stay'); END;
 CREATE TRIGGER IF NOT EXISTS spent_is_fixed BEFORE UPDATE ON spent BEGIN SELECT RAISE(ABORT, 'spent rows stay'); END;
 """
@@ -74,6 +79,10 @@ class Ledger:
             for statement in SCHEMA.split(";\n"):
                 if statement.strip():
                     db.execute(statement)
+            # derived from the rows and kept only for speed: a new process answers at once
+            kept = "SELECT noise_multiplier, sampling_rate, rdp FROM curve WHERE version=?"
+            for noise_multiplier, sampling_rate, rdp in db.execute(kept, (accounting.CURVES,)):
+                accounting.remember(noise_multiplier, sampling_rate, rdp)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -170,6 +179,7 @@ class Ledger:
         """Spend at once, outside a job (the catalogue's noised count). Raises BudgetExceeded."""
         with self._transaction() as db:
             _check_fits(db, key, [charge], charge.what)
+            _keep_curves(db, [charge])
             _insert_spent(db, key, "", 0, charge)
 
     def reserve(self, key: str, job_id: str, charges: Sequence[Charge]) -> None:
@@ -191,6 +201,7 @@ class Ledger:
             if known:
                 return
             _check_fits(db, key, charges, "this job")
+            _keep_curves(db, charges)
             db.execute("INSERT INTO job VALUES (?, ?, ?, 0, ?)", (job_id, key, described, time.time()))
             for c in charges:
                 db.execute(
@@ -278,7 +289,7 @@ class Ledger:
             lines = []
             for job_id, closed in db.execute("SELECT job_id, closed FROM job WHERE key=? ORDER BY at DESC", (key,)):
                 answered = db.execute(
-                    "SELECT count(*) FROM round WHERE job_id=? AND reply IS NOT NULL", (job_id,)
+                    "SELECT count(*) FROM round WHERE job_id=? AND number>0 AND reply IS NOT NULL", (job_id,)
                 ).fetchone()[0]
                 rows = db.execute(f"SELECT {COLUMNS} FROM spent WHERE job_id=?", (job_id,))  # noqa: S608 fixed text
                 lines.append(JobLine(job_id, answered, epsilon([Charge(*r) for r in rows], delta), bool(closed)))
@@ -319,6 +330,14 @@ def _check_fits(db: sqlite3.Connection, key: str, charges: Sequence[Charge], who
             f"{epsilon([*committed, *charges], delta):.3f}; the lifetime budget of {limit:g} at delta={delta:g} "
             f"leaves {max(0.0, limit - before):.3f}"
         )
+
+
+def _keep_curves(db: sqlite3.Connection, charges: Sequence[Charge]) -> None:
+    for noise_multiplier, sampling_rate in {(c.noise_multiplier, c.sampling_rate) for c in charges}:
+        if sampling_rate < 1:  # without sampling it is one division
+            rdp = accounting.curve(noise_multiplier, sampling_rate)
+            row = (noise_multiplier, sampling_rate, accounting.CURVES, rdp)
+            db.execute("INSERT OR IGNORE INTO curve VALUES (?, ?, ?, ?)", row)
 
 
 def _added_up(charges: Sequence[Charge]) -> list[Charge]:

@@ -124,7 +124,7 @@ def test_epsilon__series_fails_at_every_order__is_infinite_and_fits_nowhere(monk
     unheard = Charge(3.14159, 0.271828, 1, "x")  # not in the cache of another test
     assert epsilon([unheard], DELTA) == math.inf
     assert not fits([], [unheard], 1e308, DELTA)
-    accounting._rdp_of_one_step.cache_clear()
+    del accounting._CURVES[unheard.noise_multiplier, unheard.sampling_rate]
 
 
 def test_epsilon__a_thousand_mixed_charges__takes_under_50_ms_when_warm() -> None:

@@ -1,0 +1,107 @@
+"""How many jobs a patient's lifetime budget holds, by each way of counting, and how fast a long ledger answers.
+
+    python -m tests.benchmarks.accounting [--quick] [--json FILE]
+
+A budget of epsilon 8 at delta 1e-5 and equal jobs of epsilon 1 (q = 0.02, 500 steps): `jobs.adding` adds their epsilons,
+`jobs.filter` is what the node admits (RDP filter, valid when buyers choose after having seen results), `jobs.pld` what
+would fit if all had been fixed in advance. Then a ledger of 1,000 jobs with mixed terms, each question asked cold, by a
+new process, and warm: `SECONDS.left.*` what is left, `SECONDS.more.*` how many more such jobs fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fl_client.accounting import calibrate, epsilon, fits, how_many_fit, pld_epsilon
+from fl_client.ledger import Ledger
+from fl_client.privacy import Charge
+
+LIMIT, DELTA, RATE, STEPS = 8.0, 1e-5, 0.02, 500
+ASK = """
+import sys, time
+from pathlib import Path
+from fl_client.ledger import Ledger
+ledger, found = Ledger(Path(sys.argv[1])), []
+for question in (ledger.epsilon_spent, ledger.jobs_left) * 2:
+    started = time.perf_counter()
+    question("ward")
+    found.append(time.perf_counter() - started)
+print(*found)
+"""
+
+
+def capacity() -> dict[str, float]:
+    """Jobs of epsilon 1 in a budget of 8, counted in three ways; each job really costs at most 1 by its own accountant."""
+    noise, _ = calibrate(1.0, DELTA, RATE, STEPS, 1, 1e-3)
+    one = [Charge(noise, RATE, STEPS, "training")]
+    alone = epsilon(one, DELTA)
+    assert alone <= 1.0
+    history: list[Charge] = []
+    admitted = 0
+    while fits(history, one, LIMIT, DELTA):
+        history += one
+        admitted += 1
+    assert admitted == how_many_fit([], one, LIMIT, DELTA)
+    declared = admitted
+    while pld_epsilon(one * (declared + 1), DELTA) <= LIMIT:
+        declared += 1
+    return {"jobs.epsilon_each": alone, "jobs.adding": int(LIMIT / alone), "jobs.filter": admitted, "jobs.pld": declared}
+
+
+def speed(jobs: int) -> dict[str, float]:
+    """Seconds for the two questions with `jobs` jobs of mixed terms in the ledger."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger.sqlite"
+        ledger = Ledger(path)
+        ledger.open_patient_set("ward", 1000.0, DELTA)
+        started = time.perf_counter()
+        for i in range(jobs):
+            rate = (1.0, 0.5, 0.1, 0.02)[i % 4]
+            terms = (
+                Charge(8.0 + i % 25, rate, 1 + i % 40, "training"),
+                Charge(60.0 + i % 7, 1.0, 1 + i % 40, "metrics"),
+            )
+            ledger.reserve("ward", f"job {i}", terms)
+            if ledger.begin_round(f"job {i}", 1, b"model", terms) is None:
+                ledger.finish_round(f"job {i}", 1, b"reply")
+            ledger.close_job(f"job {i}")
+        filled = time.perf_counter() - started
+        said = subprocess.run([sys.executable, "-c", ASK, path], check=True, capture_output=True, text=True)
+    cold_left, cold_more, warm_left, warm_more = (float(word) for word in said.stdout.split())
+    return {
+        "seconds.admit_and_run_each": filled / jobs,
+        "seconds.left.cold": cold_left,
+        "seconds.more.cold": cold_more,
+        "seconds.left.warm": warm_left,
+        "seconds.more.warm": warm_more,
+        "ledger.jobs": jobs,
+    }
+
+
+def main() -> None:
+    """Print the figures and write them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="100 jobs in the long ledger")
+    parser.add_argument("--json", type=Path, help="file to write the flat figures to")
+    given = parser.parse_args()
+    figures = capacity() | speed(100 if given.quick else 1000)
+    figures["jobs.filter_over_adding"] = figures["jobs.filter"] / figures["jobs.adding"]
+    table = Table("measure", "value", box=None, pad_edge=False)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}")
+    Console().print(table)
+    if given.json:
+        given.json.write_text(json.dumps({k: round(v, 5) for k, v in figures.items()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
