@@ -67,7 +67,7 @@ class DisputeIn(Body):
 
 
 class OrderIn(Body):
-    """What a buyer wants. Graph and weights are base64 (fl_client.graph.export_model makes them)."""
+    """What a buyer wants. Graph and weights are base64 (fl_client.export.export_model makes them)."""
 
     buyer: str
     buyer_public_key: str

@@ -26,7 +26,7 @@ from datatokens.registry import Registry
 from datatokens.revenue import Claim, Revenue
 from datatokens.terms import DisputeTerms, JobTerms
 from fl_client import accounting
-from fl_client.graph import export_model
+from fl_client.export import export_model
 from fl_client.models import build, logistic_learning_rate
 from fl_client.protocol import JobSpec, sha256_hex
 from fl_server.results import Result, unseal

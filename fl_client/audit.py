@@ -19,7 +19,8 @@ from torch import nn
 
 from fl_client.accounting import epsilon
 from fl_client.errors import PlanError
-from fl_client.graph import export_model, load_model, parameters
+from fl_client.export import export_model
+from fl_client.graph import load_model, parameters
 from fl_client.privacy import Charge, PrivacyPlan
 from fl_client.training import train_round
 

@@ -1,4 +1,4 @@
-"""The model as data: a JSON graph of allowed operations plus safetensors, exported by a buyer, interpreted at a node.
+"""The model as data: a JSON graph of allowed operations plus safetensors, made by export.py, interpreted at a node.
 
 A buyer's file is never executed, unpickled or compiled: the node parses JSON strictly, looks every operation up in a
 table, dry-runs the graph on fake tensors to bound its memory, and interprets it. Knows nothing of privacy or jobs.
@@ -9,7 +9,7 @@ Format, version 1:
      "frozen": [parameter names]}
 An argument is {"node": name} of an earlier node, a number, true/false, null, or a list of these. The graph is the
 one of a single sample (batch size 1): what it computes for one patient cannot depend on another. "frozen" may be left
-out; what it names is used as it came and gets no gradient. An LSTM is written out step by step, an embedding is a lookup
+out; what it names is used as it came and gets no gradient. An LSTM or GRU is written out step by step, an embedding is a lookup
 of the input, cut into its table's range.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -31,7 +32,10 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from fl_client.errors import GraphRefused
-from fl_client.weights import from_safetensors, to_safetensors
+from fl_client.weights import from_safetensors
+
+# a refusal is one sentence: torch would write a stack trace into the node's log for every shape that does not fit
+logging.getLogger("torch._subclasses.fake_tensor").disabled = True
 
 FORMAT, VERSION = "datahub-graph", 1
 MAX_GRAPH_BYTES = 1024 * 1024
@@ -61,24 +65,28 @@ _REVIEWED = (
 )
 
 
-def _lookup(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of `table` [rows, width] by numbers [...]: a node's inputs are float32, so they are cut to whole numbers and
-    into the table's range, and what is not a number is row 0. A wrong index can so neither stop a round nor read on."""
+def _lookup(table: Tensor, index: Tensor, padding_index: int | None = None) -> Tensor:
+    """Rows of `table` [rows, width] by numbers [...]; the row of padding, if one is named, gets no gradient.
+
+    A node's inputs are float32, so they are cut to whole numbers and into the table's range, and what is not a number is
+    row 0. A wrong index can so neither stop a round nor read on.
+    """
     whole = index.nan_to_num(0.0, float(len(table)), 0.0).clamp(0, len(table) - 1).to(torch.int64)
-    return functional.embedding(whole, table)
+    return functional.embedding(whole, table, padding_index)
 
 
 OPERATIONS: Mapping[str, Any] = {
     **{name: getattr(getattr(torch.ops.aten, name.split(".")[0]), name.split(".")[1]) for name in _REVIEWED.split()},
     "embedding.clamped": _lookup,  # the only one that is our own
 }
-_NO_STATISTICS = "use GroupNorm or LayerNorm: batch statistics mix patients"
-_NO_LOOPS = "use LSTM, or write its cells out with Linear, sigmoid and tanh"
+NO_STATISTICS = "use GroupNorm or LayerNorm: batch statistics mix patients"
+NO_LOOPS = "use LSTM or GRU, or write its cells out with Linear and tanh"
 INSTEAD = {
-    "batch_norm": _NO_STATISTICS,
-    "native_batch_norm": _NO_STATISTICS,
-    "_native_batch_norm_legit_functional": _NO_STATISTICS,
-    "gru": _NO_LOOPS,
+    "batch_norm": NO_STATISTICS,
+    "native_batch_norm": NO_STATISTICS,
+    "_native_batch_norm_legit_functional": NO_STATISTICS,
+    "rnn_tanh": NO_LOOPS,
+    "rnn_relu": NO_LOOPS,
     "embedding": "look up the model's own input or a part of it, as in embedding(x.long())",
 }
 _POOLS = {"max_pool1d.default", "max_pool2d.default", "avg_pool1d.default", "avg_pool2d.default"}
@@ -88,136 +96,8 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 
 
-def export_model(module: nn.Module, example: Tensor) -> tuple[bytes, bytes]:
-    """(graph JSON, safetensors) of `module` for inputs like `example`, shape [1, features...]. The buyer's side.
-
-    A parameter that needs no gradient stays frozen; one without dimensions becomes one of shape [1]. Raises GraphRefused
-    naming an operation that no node would run, and what to use instead.
-    """
-    for part in module.modules():  # torch.export stumbles over these before it names their operation
-        if isinstance(part, nn.modules.batchnorm._BatchNorm | nn.RNNBase) and not isinstance(part, nn.LSTM):
-            hint = _NO_LOOPS if isinstance(part, nn.RNNBase) else _NO_STATISTICS
-            raise GraphRefused(f"{type(part).__name__} is not allowed: {hint}")
-    module = _without_lstm(module)
-    was_training = module.training
-    # the message of torch.export speaks of its own internals, so the cause is kept and the sentence is ours
-    try:
-        program = torch.export.export(module.train(), (example[:1],))
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise GraphRefused(f"the model cannot be exported as a graph: {first[:200]}") from error
-    finally:
-        module.train(was_training)
-    signature = program.graph_signature
-    nodes = []
-    whole: dict[str, str] = {}  # a cast to whole numbers -> what it casts
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        operation = str(node.target).removeprefix("aten.")
-        if operation == "_assert_tensor_metadata.default":
-            continue  # what it asserts of a cast is so in this graph
-        if _is_cast(node) and all(str(user.target) == "aten.embedding.default" for user in node.users):
-            whole[node.name] = node.args[0].name
-            continue
-        if operation == "embedding.default" and len(node.args) == 2 and node.args[1].name in whole:
-            nodes.append([node.name, "embedding.clamped", [_encode(node.args[0]), {"node": whole[node.args[1].name]}]])
-            continue
-        if operation not in OPERATIONS:
-            raise GraphRefused(_unknown(operation))
-        if node.kwargs:
-            raise GraphRefused(f"operation {operation}: named arguments ({', '.join(node.kwargs)}) are not allowed")
-        nodes.append([node.name, operation, [_encode(argument) for argument in node.args]])
-    if signature.buffers or signature.lifted_tensor_constants:
-        names = [*signature.buffers, *signature.lifted_tensor_constants]
-        raise GraphRefused(f"buffers are not allowed ({names[0]}): make it a parameter, or use GroupNorm for BatchNorm")
-    output = next(n for n in program.graph.nodes if n.op == "output").args[0][0].name
-    graph = {
-        "format": FORMAT,
-        "version": VERSION,
-        "input": {"name": signature.user_inputs[0], "shape": list(example.shape[1:])},
-        "parameters": dict(signature.inputs_to_parameters),
-        "nodes": nodes,
-        "output": output,
-    }
-    state = dict(module.named_parameters())
-    if frozen := sorted(n for n in signature.inputs_to_parameters.values() if not state[n].requires_grad):
-        graph["frozen"] = frozen
-    arrays = {
-        name: program.state_dict[name].detach().to(torch.float32).cpu().numpy()
-        for name in signature.inputs_to_parameters.values()
-    }
-    content = json.dumps(graph, separators=(",", ":")).encode(), to_safetensors(arrays)
-    load_model(*content)
-    return content
-
-
-class _Unrolled(nn.Module):
-    """An nn.LSTM, one direction, batch first, step by step; its parameters keep their names."""
-
-    def __init__(self, lstm: nn.LSTM):
-        super().__init__()
-        self.layers, self.width, self.dropout = lstm.num_layers, lstm.hidden_size, lstm.dropout
-        for name, parameter in lstm.named_parameters():
-            self.register_parameter(name, parameter)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        last: list[Tensor] = []
-        cells: list[Tensor] = []
-        for layer in range(self.layers):
-            forward, back = getattr(self, f"weight_ih_l{layer}"), getattr(self, f"weight_hh_l{layer}")
-            bias, bias_back = getattr(self, f"bias_ih_l{layer}", None), getattr(self, f"bias_hh_l{layer}", None)
-            inputs = functional.linear(x, forward, bias)  # of every step at once
-            # zeros that depend on the input: a graph has no constants
-            hidden = cell = inputs[:, 0, : self.width] * 0.0
-            steps = []
-            for step in range(x.shape[1]):
-                gates = inputs[:, step] + functional.linear(hidden, back, bias_back)
-                enter, forget, new, leave = (gates[:, i * self.width : (i + 1) * self.width] for i in range(4))
-                cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
-                hidden = torch.sigmoid(leave) * torch.tanh(cell)
-                steps.append(hidden)
-            x = torch.stack(steps, 1)
-            if self.dropout and layer < self.layers - 1:
-                x = functional.dropout(x, self.dropout, self.training)
-            last.append(hidden)
-            cells.append(cell)
-        return x, (torch.stack(last), torch.stack(cells))
-
-
-def _without_lstm(module: nn.Module) -> nn.Module:
-    """The module, or a copy in which every LSTM is written out. Raises GraphRefused for one that cannot be."""
-    if not any(isinstance(part, nn.LSTM) for part in module.modules()):
-        return module
-    if isinstance(module, nn.LSTM):
-        raise GraphRefused("an LSTM returns a pair; put it into a module that uses its output")
-    module = copy.deepcopy(module)
-    for part in list(module.modules()):
-        for name, child in list(part.named_children()):
-            if isinstance(child, nn.LSTM):
-                if child.bidirectional or not child.batch_first or child.proj_size:
-                    raise GraphRefused(f"{name}: an LSTM must be batch_first, of one direction, without proj_size")
-                setattr(part, name, _Unrolled(child))
-    return module
-
-
-def _is_cast(node: torch.fx.Node) -> bool:
-    """Whether a node of torch.export makes whole numbers of its input."""
-    kind = node.meta["val"].dtype if isinstance(node.meta.get("val"), Tensor) else None
-    return kind == torch.int64 and str(node.target).removeprefix("aten.").startswith(("to.", "_to_copy."))
-
-
-def _encode(argument: Any) -> Any:
-    if isinstance(argument, torch.fx.Node):
-        return {"node": argument.name}
-    if isinstance(argument, list | tuple):
-        return [_encode(item) for item in argument]
-    if argument is None or type(argument) in (bool, int, float):
-        return argument
-    raise GraphRefused(f"an argument of type {type(argument).__name__} is not allowed in a graph")
-
-
-def _unknown(operation: str) -> str:
+def unknown(operation: str) -> str:
+    """The sentence that refuses an operation and says what to use instead."""
     base = operation.split(".")[0]
     hint = INSTEAD.get(base, "see fl_client.graph.OPERATIONS for what is allowed")
     if base.endswith("_") and not base.startswith("_"):
@@ -345,7 +225,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
             raise GraphRefused(f"node {repr(node)[:80]} must be [name, operation, [arguments]]")
         name, operation, arguments = node
         if not isinstance(operation, str) or operation not in OPERATIONS:
-            raise GraphRefused(_unknown(str(operation)[:80]))
+            raise GraphRefused(unknown(str(operation)[:80]))
         for argument in arguments:
             _check_argument(argument, known, name, 0)
         if name in known:

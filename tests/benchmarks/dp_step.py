@@ -32,7 +32,8 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader, TensorDataset
 
 from fl_client.clipping import COMPILE_FROM_STEPS, Summer, summer
-from fl_client.graph import export_model, load_model
+from fl_client.export import export_model
+from fl_client.graph import load_model
 from fl_client.noise import SecureRandom
 from fl_client.training import LOSSES, step
 

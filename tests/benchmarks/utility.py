@@ -41,7 +41,8 @@ from torch import nn
 from fl_client import clipping
 from fl_client.accounting import calibrate
 from fl_client.clipping import summer
-from fl_client.graph import GraphModel, export_model, load_model, parameters, predict
+from fl_client.export import export_model
+from fl_client.graph import GraphModel, load_model, parameters, predict
 from fl_client.models import build, logistic_learning_rate
 from fl_client.noise import SecureRandom
 from fl_client.privacy import PrivacyPlan

@@ -36,7 +36,7 @@ from fl_client.app import DataRoom
 from fl_client.datasets import Feature, Manifest, Schema, load
 from fl_client.errors import ConfigError, DatasetError, LedgerError, ProtocolError
 from fl_client.evaluation import CELLS
-from fl_client.graph import export_model
+from fl_client.export import export_model
 from fl_client.ledger import Ledger
 from fl_client.listing import enrol, rotate_key
 from fl_client.models import build

@@ -11,7 +11,8 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fl_client import clipping
-from fl_client.graph import GraphModel, export_model, load_model
+from fl_client.export import export_model
+from fl_client.graph import GraphModel, load_model
 from fl_client.training import LOSSES
 from tests.fl_client.test_graph import MODULES
 

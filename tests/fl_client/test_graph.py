@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from torch.func import functional_call, grad, vmap
 import fl_client
 from fl_client import graph
 from fl_client.errors import GraphRefused
-from fl_client.graph import OPERATIONS, GraphModel, export_model, load_model, parameters, predict, with_parameters
+from fl_client.export import export_model
+from fl_client.graph import OPERATIONS, GraphModel, load_model, parameters, predict, with_parameters
 from fl_client.models import build
+from fl_client.training import LOSSES
 from fl_client.weights import from_safetensors, model_hash, to_safetensors
 
 
@@ -64,6 +66,19 @@ class Sequence(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs, (last, _) = self.memory(x.view(-1, 8, 4))
+        return self.head(outputs.mean(1) + last[-1])
+
+
+class Recurrent(nn.Module):
+    """Eight steps of four numbers through a GRU of two layers."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__()
+        self.memory = nn.GRU(4, 3, num_layers=2, batch_first=True, **more)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs, last = self.memory(x.view(-1, 8, 4))
         return self.head(outputs.mean(1) + last[-1])
 
 
@@ -115,7 +130,10 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "attention": Attention,
     "lstm": Sequence,
+    "gru": Recurrent,
+    "gru without bias": lambda: Recurrent(bias=False),
     "embedding": Words,
+    "embedding with padding": lambda: Words(padding_idx=1),
     "transformer layer": Encoder,
     "adapter": Adapter,
 }  # fmt: skip
@@ -225,10 +243,11 @@ def test_model_hash__fixed_arrays__is_the_same_on_every_machine_and_version() ->
         (nn.Sequential(nn.Linear(32, 4), nn.BatchNorm1d(4, affine=False, track_running_stats=False)), "GroupNorm"),
         (BatchStatistics(32, 4), "GroupNorm"),
         (nn.Sequential(nn.Linear(32, 4), nn.ReLU(inplace=True)), "'relu_.default' .*in place; use relu"),
-        (nn.Sequential(nn.Unflatten(1, (4, 8)), nn.GRU(8, 2, batch_first=True)), "GRU is not allowed: use LSTM"),
+        (nn.Sequential(nn.Unflatten(1, (4, 8)), nn.RNN(8, 2, batch_first=True)), "RNN is not allowed: use LSTM or GRU"),
+        (Recurrent(bidirectional=True), "of one direction"),
+        (nn.GRU(32, 1), "returns a pair"),
         (Sequence(bidirectional=True), "must be batch_first, of one direction"),
         (nn.LSTM(32, 1), "returns a pair"),
-        (nn.Sequential(Words(padding_idx=0)), "look up the model's own input"),
         (nn.Sequential(nn.Linear(32, 4), nn.GELU(approximate="tanh")), "named arguments|type str"),
     ],
 )
@@ -450,6 +469,20 @@ HOSTILE_GRAPHS: dict[str, tuple[Any, str]] = {
     "shapes that do not fit": (_node("view.default", X, [7]), "does not fit its arguments"),
     "too few arguments": (_node("linear.default", X), "does not fit its arguments"),
     "too many arguments": (_node("relu.default", X, 1, 2, 3), "does not fit its arguments"),
+    "dropout of everything and more": (_node("dropout.default", X, 7.0, True), "does not fit its arguments"),
+    "stride of zero": (_node("avg_pool1d.default", X, [1], [0]), "does not fit its arguments"),
+    "window of zero": (_node("max_pool1d.default", X, [0]), "does not fit its arguments"),
+    "negative padding": (_node("avg_pool1d.default", X, [2], [1], [-1]), "does not fit its arguments"),
+    "slice without a step": (_node("slice.Tensor", X, 1, 0, 3, 0), "does not fit its arguments"),
+    "no groups": (_node("group_norm.default", X, 0), "does not fit its arguments"),
+    "groups of nothing": (_node("group_norm.default", X, 2), "does not fit its arguments"),
+    "axis that is not there": (_node("select.int", X, 7, 0), "does not fit its arguments"),
+    "row that is not there": (_node("select.int", X, 1, 3), "does not fit its arguments"),
+    "adaptive pool of a billion": (_node("adaptive_avg_pool1d.default", X, [10**9]), "out of range"),
+    "adaptive pools in many steps": (
+        {**LINEAR, "nodes": [[f"n{i}", "adaptive_avg_pool1d.default", [X, [49_000_000]]] for i in range(5)], "output": "n4"},
+        "are allowed",
+    ),
     "makes integers": (_node("softmax.int", X, 1, 3), "float32|does not fit"),
     "makes doubles": (_node("softmax.int", X, 1, 7), "does not give one float32 tensor"),
     "nine dimensions": (_node("view.default", X, [1] * 8 + [3]), "at most 8 dimensions"),
@@ -498,9 +531,26 @@ HOSTILE_GRAPHS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", HOSTILE_GRAPHS)
 def test_load_model__hostile_graph__is_refused_in_one_sentence(name: str) -> None:
     spec, sentence = HOSTILE_GRAPHS[name]
-    arrays = {**WEIGHTS, "weight": np.ones((1, 1, 2000, 2000), np.float32)} if "convolution" in name else WEIGHTS
-    said = refused(spec, arrays)
+    said = refused(spec, _weights_beside(name))
     assert re.search(sentence, said), said
+
+
+def _weights_beside(name: str) -> dict[str, np.ndarray]:
+    return {**WEIGHTS, "weight": np.ones((1, 1, 2000, 2000), np.float32)} if "convolution" in name else WEIGHTS
+
+
+def hostile_files() -> Iterator[tuple[str, bytes, bytes]]:
+    """(name, graph, weights) of everything in this file that must be refused."""
+    honest = json.dumps(LINEAR).encode(), to_safetensors(WEIGHTS)
+    for name, (spec, _) in HOSTILE_GRAPHS.items():
+        raw = spec if isinstance(spec, bytes) else json.dumps(spec).encode()
+        yield name, raw, to_safetensors(_weights_beside(name))
+    for name, (arrays, _) in HOSTILE_WEIGHTS.items():
+        yield f"weights: {name}", honest[0], arrays if isinstance(arrays, bytes) else to_safetensors(arrays)
+    for make in (_pickled, _old_pickle, _torch_file, _zip, _exported_program):
+        content = make(Bomb(Path("never")))
+        yield f"graph: {make.__name__}", content, honest[1]
+        yield f"weights: {make.__name__}", honest[0], content
 
 
 class Bomb:
@@ -575,6 +625,16 @@ HOSTILE_WEIGHTS: dict[str, tuple[dict[str, np.ndarray] | bytes, str]] = {
         _raw_safetensors({"weight": {"dtype": "OBJECT", "shape": [1], "data_offsets": [0, 4]}}, b"0000"),
         "not safetensors",
     ),
+    "two tensors in one place": (
+        _raw_safetensors({"weight": {"dtype": "F32", "shape": [1, 3], "data_offsets": [0, 12]},
+                          "bias": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]}}, b"0" * 12),
+        "not safetensors",
+    ),
+    "a hole between tensors": (
+        _raw_safetensors({"weight": {"dtype": "F32", "shape": [1, 3], "data_offsets": [0, 12]},
+                          "bias": {"dtype": "F32", "shape": [1], "data_offsets": [16, 20]}}, b"0" * 20),
+        "not safetensors",
+    ),
     "half precision": (
         _raw_safetensors({"weight": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}}, b"0000"), "only float32"
     ),
@@ -590,6 +650,11 @@ HOSTILE_WEIGHTS: dict[str, tuple[dict[str, np.ndarray] | bytes, str]] = {
     "nothing in it": ({**WEIGHTS, "bias": np.zeros(0, np.float32)}, "is empty"),
     "nine dimensions": ({**WEIGHTS, "bias": np.zeros((1,) * 9, np.float32)}, "deeper than 8"),
 }  # fmt: skip
+
+
+def test_load_model__hostile_graph__leaves_no_stack_trace_in_the_nodes_log(capfd: pytest.CaptureFixture) -> None:
+    refused(HOSTILE_GRAPHS["stride of zero"][0])
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("name", HOSTILE_WEIGHTS)
@@ -609,7 +674,12 @@ def test_from_safetensors__too_large__refuses_before_reading(monkeypatch: pytest
         from_safetensors(to_safetensors(WEIGHTS))
 
 
-@pytest.mark.parametrize("file", ["graph.py", "weights.py", "training.py", "models.py"])
+SEE_A_MODEL = (
+    "graph weights training models clipping noise selfcheck evaluation export app protocol accounting ledger attest"
+).split()
+
+
+@pytest.mark.parametrize("file", [f"{name}.py" for name in SEE_A_MODEL])
 def test_source__the_files_that_see_a_buyers_model__name_nothing_that_runs_code(file: str) -> None:
     tree = ast.parse((Path(fl_client.__file__).parent / file).read_text())
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
@@ -618,3 +688,29 @@ def test_source__the_files_that_see_a_buyers_model__name_nothing_that_runs_code(
     called = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
     forbidden = {"eval", "exec", "compile", "__import__", "torch.load", "torch.export.load", "torch.jit.load", "open"}
     assert not called & forbidden
+
+
+# -- the format's document -----------------------------------------------------------------------------------------
+
+DOCUMENT = (Path(graph.__file__).parent / "GRAPH_FORMAT.md").read_text()
+
+
+def test_document__operations__are_those_of_the_table() -> None:
+    section = DOCUMENT.split("## Operations")[1]
+    assert set(re.findall(r"`([a-z_0-9]+\.\w+)`", section)) == set(OPERATIONS)
+
+
+def test_document__limits_and_losses__are_those_of_the_code() -> None:
+    numbers = {int(n) for n in re.findall(r"\| (\d+) \|", DOCUMENT.split("## Limits")[1].split("##")[0])}
+    assert numbers == {
+        graph.MAX_GRAPH_BYTES, graph.MAX_NODES, graph.MAX_PARAMETERS, graph.MAX_DIMENSIONS, graph.MAX_INPUT_ELEMENTS,
+        graph.MAX_ELEMENTS, graph.MAX_TOTAL_ELEMENTS, graph.MAX_OPERATIONS, graph.MAX_DEPTH,
+    }  # fmt: skip
+    assert all(f"`{name}`" in DOCUMENT for name in LOSSES)
+
+
+def test_document__example__is_accepted() -> None:
+    example = re.search(r"```json\n(.*?)```", DOCUMENT, re.DOTALL)
+    assert example is not None
+    weights = to_safetensors({"weight": np.zeros((1, 13), np.float32), "bias": np.zeros(1, np.float32)})
+    assert load_model(example[1].encode(), weights).input_shape == (13,)

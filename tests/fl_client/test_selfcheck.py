@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fl_client import clipping, selfcheck
 from fl_client.errors import GraphRefused
-from fl_client.graph import GraphModel, export_model, load_model
+from fl_client.export import export_model
+from fl_client.graph import GraphModel, load_model
 from fl_client.training import LOSSES
 from tests.fl_client.test_clipping import CASES
 

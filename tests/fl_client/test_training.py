@@ -17,7 +17,8 @@ from torch.func import functional_call, grad, vmap
 
 from fl_client import training
 from fl_client.errors import GraphRefused
-from fl_client.graph import GraphModel, export_model, load_model, parameters, predict
+from fl_client.export import export_model
+from fl_client.graph import GraphModel, load_model, parameters, predict
 from fl_client.models import build
 from fl_client.noise import SecureRandom
 from fl_client.privacy import PrivacyPlan
