@@ -244,7 +244,8 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
     admissions = {line["dataset_id"]: line for line in lines if line["event"] == "admission"}
     settled = desk.escrow.settlement(terms.job_id) if row.state == JobState.SETTLED else None
     # only what was attested is shown
-    evaluation = json.loads((folder / "report.json").read_bytes())["evaluation"] if settled else None
+    report = json.loads((folder / "report.json").read_bytes()) if settled else {"evaluation": None, "hospitals": []}
+    attested = {line["dataset_id"]: line for line in report["hospitals"] if line["worked"]}
     return {
         "job_id": row.job_id,
         "buyer": row.buyer,
@@ -263,6 +264,11 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
                 "voucher": line.voucher,
                 "accepted": admissions.get(line.dataset_id, {}).get("accepted"),
                 "reason": admissions.get(line.dataset_id, {}).get("reason", ""),
+                "attested": {
+                    name: attested[line.dataset_id][name] for name in ("epsilon_job", "epsilon_lifetime", "unit")
+                }
+                if line.dataset_id in attested
+                else None,
             }
             for line in terms.datasets
         ],
@@ -280,7 +286,7 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
             "paid_units": settled.paid_units,
             "change_units": settled.change_units,
         },
-        "evaluation": evaluation,
+        "evaluation": report["evaluation"],
         "result_ready": (folder / "result.sealed").exists() and row.state == JobState.SETTLED,
     }
 

@@ -284,6 +284,7 @@ class DataRoom:
                 "loss": float(result.loss_mean),
                 "persons": spec.persons[entry.dataset_id],
                 **self._spent(job, spec.round_charges() * number),
+                "unit": entry.manifest.unit,
                 # rounded up: the exact time depends on how many patients there are
                 "training-seconds": math.ceil(result.seconds * 10) / 10,
                 "device": result.device,
@@ -343,6 +344,7 @@ class DataRoom:
             released["delta-lifetime"],
             seconds,
             rounds,
+            job.entry.manifest.unit,
             released.get("scores"),
         )
         attestation, signature = check_and_sign(

@@ -40,6 +40,7 @@ LINE_FIELDS = {
     "epsilon_lifetime",
     "delta_lifetime",
     "scores",
+    "unit",
 }
 
 
@@ -53,6 +54,7 @@ class OwnFigures:
     delta_lifetime: float
     training_seconds: float
     rounds_answered: int
+    unit: str
     scores: Sequence[float] | None = None
 
 
@@ -130,6 +132,8 @@ def check_and_sign(
         given, known = mine[name], getattr(own, name)
         if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given - known) <= TOLERANCE[name]:
             raise ProtocolError(f"report: {name}={given!r} of this node must be {known:.6g}")
+    if mine["unit"] != own.unit:
+        raise ProtocolError(f"report: unit={mine['unit']!r} of this node must be {own.unit}")
     if mine["scores"] != own.scores:
         raise ProtocolError("report: scores of this node are not the table that it released")
     if report.get("evaluation") != evaluation_of(lines, spec):

@@ -143,6 +143,7 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
                 said["delta-lifetime"],
                 round(before + said["training-seconds"], 1),
                 said["device"],
+                said["unit"],
             )
         slowest = max(r.content[protocol.ANSWER]["training-seconds"] for r in good.values())
         arrays, loss = _average(strategy, number, spec, good)
@@ -276,6 +277,7 @@ ROUND_FIELDS = {
     "delta-lifetime": float,
     "training-seconds": float,
     "device": str,
+    "unit": str,
 }
 
 

@@ -35,6 +35,7 @@ class Part:
     delta_lifetime: float | None
     training_seconds: float
     device: str
+    unit: str = ""  # what privacy protects there: patient or record
     scores: list[float] | None = None  # the released table, fl_client.evaluation
 
 
@@ -72,6 +73,7 @@ def build(
                 "node": line.node,
                 "persons": spec.persons[line.dataset_id],
                 "worked": bool(worked >> i & 1),
+                "unit": part.unit,
                 "rounds_answered": part.rounds_answered,
                 "epsilon_job": part.epsilon_job,
                 "epsilon_lifetime": part.epsilon_lifetime,
@@ -89,7 +91,7 @@ def build(
         "job_id": terms.job_id.hex(),
         "terms_hash": terms.spec_hash.hex(),
         "model_hash": model_hash.hex(),
-        "neighbours": "one patient more or less; one record where the dataset's manifest says unit=record",
+        "neighbours": "one unit more or less: a patient with all records, or one record, as each hospital says",
         "delta": spec.plan.delta,
         "plan": spec.plan.as_dict(),
         "rounds": [{"number": r.number, "loss": r.loss, "loss_interval95": r.loss_interval95} for r in rounds],

@@ -359,7 +359,7 @@ def test_train__parameters_that_do_not_fit__cost_nothing(clinic: Clinic, bad: st
 
 def part_of(clinic: Clinic, rounds: int, metrics: dict[str, Any], seconds: float) -> Part:
     spent = (metrics["epsilon-job"], metrics["epsilon-lifetime"], metrics["delta-lifetime"])
-    return Part(clinic.dataset_id, rounds, *spent, round(seconds, 1), "cpu")
+    return Part(clinic.dataset_id, rounds, *spent, round(seconds, 1), "cpu", metrics["unit"])
 
 
 def trained(clinic: Clinic) -> tuple[JobTerms, JobSpec, dict[str, np.ndarray], Part]:
@@ -468,6 +468,7 @@ def test_attest__figures_that_the_node_knows_better__refused(clinic: Clinic) -> 
         (replace(part, delta_lifetime=1e-6), "delta_lifetime"),
         (replace(part, training_seconds=part.training_seconds + 60), "training_seconds"),
         (replace(part, rounds_answered=1), "the quorum is 1"),
+        (replace(part, unit="patient"), "unit='patient' of this node must be record"),
     ):
         report, _ = build_report(terms, spec, model_hash(arrays), [], {ours: wrong})
         with pytest.raises(ProtocolError, match=said):
