@@ -156,7 +156,7 @@ def buy(
     out: Annotated[Path, typer.Option(help="Folder for the model and the report.")] = Path("result"),
     delta: Annotated[float | None, typer.Option(help="Delta; default min(1e-5, 1/(10 patients)).")] = None,
     model: Annotated[str, typer.Option(help="A built-in model.")] = "logistic_regression",
-    rounds: Annotated[int, typer.Option(help="Rounds.")] = 10,
+    rounds: Annotated[int | None, typer.Option(help="Rounds; default 10, more for many patients.")] = None,
     reward_units: Annotated[int, typer.Option(help="Reward pool, base units, split by patients.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", help="Pay without asking.")] = False,
     as_json: Json = False,
@@ -170,7 +170,7 @@ def buy(
     quote = buyer.quote(
         dataset, epsilon=epsilon, delta=delta, purpose=purpose, model=model, rounds=rounds, reward_units=reward_units
     )
-    question = f"Pay {money(quote.amount_units)} for {rounds} rounds at epsilon {quote.epsilon:.3f} per hospital?"
+    question = f"Pay {money(quote.amount_units)} for {quote.spec.rounds} rounds at epsilon {quote.epsilon:.3f} per hospital?"
     if not yes:
         typer.confirm(question, abort=True, err=True)
     job = buyer.pay(quote)

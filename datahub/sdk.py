@@ -27,7 +27,7 @@ from datatokens.revenue import Claim, Revenue
 from datatokens.terms import DisputeTerms, JobTerms
 from fl_client import accounting
 from fl_client.export import export_model
-from fl_client.models import build, logistic_learning_rate
+from fl_client.models import build, logistic_learning_rate, logistic_rounds
 from fl_client.protocol import JobSpec, sha256_hex
 from fl_server.results import Result, unseal
 
@@ -105,7 +105,7 @@ class Buyer:
         delta: float | None = None,
         model: str | nn.Module = "logistic_regression",
         example: Tensor | None = None,
-        rounds: int = 10,
+        rounds: int | None = None,
         reward_units: int = 0,
         vouchers: Sequence[int] = (),
         compute_minutes: int = 10,
@@ -116,9 +116,9 @@ class Buyer:
 
         epsilon and delta are per hospital, for adding or removing one patient; delta defaults to
         min(1e-5, 1 / (10 persons)). Where a hospital meters its compute, `compute_minutes` of it are escrowed and what is
-        not used comes back. The step size of the logistic regression follows from patients and epsilon unless
-        `learning_rate` is given; other models take 1.0. With `dispute`, payment waits for a window in which an arbiter may
-        be asked.
+        not used comes back. Rounds and step size of the logistic regression follow from patients and epsilon unless
+        `rounds` or `learning_rate` is given; other models take 10 and 1.0. With `dispute`, payment waits for a window in
+        which an arbiter may be asked.
         Raises HubError (the hub refused) or OrderRefused (its quote is wrong).
         """
         rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
@@ -128,8 +128,11 @@ class Buyer:
         manifests = [rows[d]["manifest"] for d in datasets]
         if delta is None:
             delta = min(1e-5, *(1 / (10 * m["persons"]) for m in manifests))
+        persons = sum(m["persons"] for m in manifests)
+        if rounds is None:
+            rounds = logistic_rounds(persons, epsilon) if model == "logistic_regression" else 10
         if model == "logistic_regression" and "learning_rate" not in settings:
-            steps, persons = rounds * int(settings.get("local_steps", 1)), sum(m["persons"] for m in manifests)
+            steps = rounds * int(settings.get("local_steps", 1))
             clip_norm = float(settings.get("clip_norm", 1.0))
             settings["learning_rate"] = logistic_learning_rate(persons, epsilon, steps, clip_norm)
         width = sum(max(1, len(f["categories"]) - 1) for f in manifests[0]["schema"]["features"])

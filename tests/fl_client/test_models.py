@@ -7,7 +7,7 @@ import torch
 from fl_client.errors import GraphRefused
 from fl_client.export import export_model
 from fl_client.graph import load_model, parameters, predict
-from fl_client.models import FAMILIES, build, logistic_learning_rate
+from fl_client.models import FAMILIES, build, logistic_learning_rate, logistic_rounds
 from fl_client.weights import model_hash
 
 EXAMPLES = [
@@ -97,4 +97,5 @@ def test_scattering__stripes__answer_in_their_own_direction(name: str) -> None:
 def test_logistic_learning_rate__more_patients_or_epsilon__goes_further_and_steps_share_the_way() -> None:
     ways = [logistic_learning_rate(n, e, 10, 1.0) for n, e in ((100, 1.0), (1000, 1.0), (1000, 4.0), (10**9, 100.0))]
     assert ways == sorted(ways) and ways[0] == pytest.approx(0.2) and ways[-1] == 30.0
+    assert [logistic_rounds(n, e) for n, e in ((100, 1.0), (10_000, 1.0), (10**9, 8.0))] == [10, 10, 20]
     assert logistic_learning_rate(1000, 1.0, 20, 0.5) == pytest.approx(logistic_learning_rate(1000, 1.0, 10, 1.0))
