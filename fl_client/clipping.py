@@ -13,12 +13,17 @@ compiler is there, compiled. Both are kept as long as the process lives, by ever
 from __future__ import annotations
 
 import hashlib
+import itertools
+import logging
+import math
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._inductor
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx import GraphModule
@@ -65,7 +70,7 @@ def _matrix(left: Tensor, right: Tensor) -> Part:
 def _vector(each: Tensor) -> Part:
     """Gradients that are there per sample, [B, *shape]."""
     flat = each.reshape(each.shape[0], -1)
-    return flat.square().sum(1), lambda c, good: (c @ _pick(good, flat)).reshape(each.shape[1:])
+    return flat.square().sum(1), lambda c, good: _scaled(c, good, flat).sum(0).reshape(each.shape[1:])
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -84,12 +89,13 @@ def _conv2d(arguments: list[Any], shape: Any, given: Tensor, gradient: Tensor) -
     if shape is None:
         return None, bias
     stride, padding, dilation = (_pair(a) for a in [*arguments[3:6], *[1, 0, 1][len(arguments[3:6]) :]])
-    patches = functional.unfold(given, shape[2:], dilation=dilation, padding=padding, stride=stride)  # [B, C*K, T]
-    times = patches.shape[2]
-    if 2 * times * times >= shape[0] * patches.shape[1]:
-        squared, total = _vector(gradient @ patches.mT)
+    places = _Places(shape[2:], stride, dilation, (output.shape[2], output.shape[3]))
+    padded = functional.pad(given, (padding[1], padding[1], padding[0], padding[0]))
+    times, inputs = gradient.shape[2], math.prod(shape[1:])
+    if 2 * times * times >= shape[0] * inputs:
+        squared, total = _vector(gradient @ places.patches(padded).mT)
         return (squared, lambda c, good: total(c, good).reshape(shape)), bias
-    squared = ((gradient.mT @ gradient) * (patches.mT @ patches)).sum((1, 2))
+    squared = ((gradient.mT @ gradient) * places.products(padded)).sum((1, 2))
 
     def weighted(c: Tensor, good: Tensor) -> Tensor:
         # the weight gradient of the whole batch, by the kernel that an ordinary backward pass uses
@@ -100,6 +106,40 @@ def _conv2d(arguments: list[Any], shape: Any, given: Tensor, gradient: Tensor) -
         return summed
 
     return (squared, weighted), bias
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a convolution looks, in pictures that are padded already; all are (height, width)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    output: tuple[int, int]
+
+    def _slices(self) -> Iterator[tuple[slice, slice]]:
+        """Of each of the kernel's K numbers, the pixels that it meets."""
+        for first in itertools.product(*(range(0, k * d, d) for k, d in zip(self.kernel, self.dilation, strict=True))):
+            rows, columns = (slice(f, f + (o - 1) * s + 1, s) for f, o, s in zip(first, self.output, self.stride, strict=True))
+            yield rows, columns
+
+    def patches(self, padded: Tensor) -> Tensor:
+        """[B, C, height, width] -> [B, C * K, T]. Slices, as a compiler makes faster copies of them than of unfold's."""
+        return torch.stack([padded[:, :, r, c] for r, c in self._slices()], 2).flatten(3).flatten(1, 2)
+
+    def products(self, padded: Tensor) -> Tensor:
+        """Inner products of a sample's patches, [B, T, T].
+
+        Each is a sum of K inner products of pixels, which neighbouring patches share: made once unless that is more work.
+        """
+        size, _, height, width = padded.shape
+        times = math.prod(self.output)
+        if (height * width) ** 2 >= times**2 * math.prod(self.kernel):
+            patches = self.patches(padded)
+            return patches.mT @ patches
+        pixels = padded.flatten(2)
+        products = (pixels.mT @ pixels).view(size, height, width, height, width)
+        return sum(products[:, r, c, r, c] for r, c in self._slices()).reshape(size, times, times)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -245,15 +285,18 @@ def zeros_to_add(model: GraphModel, x: Tensor) -> dict[str, Tensor]:
     return {name: x.new_zeros((len(x), *shape)) for name, shape in shapes.items()}
 
 
-def _tidy(module: GraphModule) -> None:
-    """Take out the additions of zeros, whose derivatives are there by now, and operations that change nothing."""
+def _tidy(module: GraphModule, zeros: int) -> None:
+    """Take out the last `zeros` inputs with their additions, whose derivatives are there by now, and what does nothing."""
     aten = torch.ops.aten
     nothing = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
-    zeros = {node for node in module.graph.nodes if node.op == "placeholder" and str(node.target).startswith("added")}
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    added = inputs[len(inputs) - zeros :]
     for node in list(module.graph.nodes):
-        if node.target in nothing or (node.target is aten.add.Tensor and node.args[1] in zeros):
+        if node.target in nothing or (node.target is aten.add.Tensor and node.args[1] in added):
             node.replace_all_uses_with(node.args[0])
     module.graph.eliminate_dead_code()
+    for node in added:
+        module.graph.erase_node(node)
     module.recompile()
 
 
@@ -279,36 +322,57 @@ class Summer:
         per_row = () if records is None else (records,)
         x = torch.zeros((rows, *per_row, *model.input_shape), device=device)
         y = torch.zeros((rows, *per_row, 2) if per_row else (rows,), device=device)
-        mask = torch.ones(rows, dtype=torch.bool, device=device)
+        self.everybody = torch.ones(rows, dtype=torch.bool, device=device)
         added = {} if per_row else zeros_to_add(model, x)
         # frozen ones are inputs too: a traced constant would be the first job's
         self._frozen = [p.detach() for p in model.parameters() if not p.requires_grad]
         is_trained = [p.requires_grad for p in model.parameters()]
         theta = torch.cat([p.detach().reshape(-1) for p in trained])
 
-        def of_sum(
-            theta: Tensor, frozen: list[Tensor], x: Tensor, y: Tensor, mask: Tensor, clip: Tensor, added: dict[str, Tensor]
-        ) -> Tensor:
+        def of_sum(theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, clip: Tensor, *others: Tensor) -> Tensor:
             pieces = iter(p.view(s) for p, s in zip(torch.split(theta, self._sizes), self._shapes, strict=True))
-            rest = iter(frozen)
+            rest = iter(others)
             values = [next(pieces) if is_ours else next(rest) for is_ours in is_trained]
-            sums = clipped_sum(model, loss, bool(per_row))(values, x, y, mask, clip, added)
+            zeros = dict(zip(added, rest, strict=True))
+            sums = clipped_sum(model, loss, bool(per_row))(values, x, y, mask, clip, zeros)
             return torch.cat([each.reshape(-1) for each in sums])
 
-        clip = torch.ones((), device=device)
-        self._sum = _ready(of_sum, (theta, self._frozen, x, y, mask, clip, added), compiled)
-        self._added = dict.fromkeys(added)
+        arguments = (theta, x, y, self.everybody, torch.ones((), device=device), *self._frozen, *added.values())
+        self._expected = [(each.shape, each.dtype) for each in arguments[:5]]
+        self._sum, self.compiled = ready(of_sum, arguments, compiled, len(added))
 
     def sum(self, theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, clip: Tensor) -> Tensor:
-        """Sum [P] of the clipped gradients of the rows in `mask`."""
-        result: Tensor = self._sum(theta, self._frozen, x, y, mask, clip, self._added)
-        return result
+        """Sum [P] of the clipped gradients of the rows in `mask`. Raises ValueError if a shape or a type is another."""
+        given = (theta, x, y, mask, clip)
+        # compiled code reads what it was compiled for, whatever is there
+        if [(each.shape, each.dtype) for each in given] != self._expected or not all(each.is_contiguous() for each in given):
+            raise ValueError(f"the tensors {[tuple(each.shape) for each in given]} do not fit {self._expected}")
+        return self._sum(*given, *self._frozen)
 
 
-def _ready(function: Callable[..., Tensor], arguments: tuple[Any, ...], compiled: bool) -> Callable[..., Tensor]:
+def ready(
+    function: Callable[..., Tensor], arguments: Sequence[Tensor], compiled: bool, zeros: int = 0
+) -> tuple[Callable[..., Tensor], bool]:
+    """`function` traced for tensors like these and compiled if asked, without its last `zeros` arguments; is it compiled?
+
+    What cannot be compiled on this machine runs traced: slower, but a job that was paid for runs.
+    """
     graph = make_fx(function)(*arguments)
-    _tidy(graph)
-    return torch.compile(graph, fullgraph=True, dynamic=False) if compiled else graph
+    _tidy(graph, zeros)
+    if not compiled:
+        return graph, False
+    arguments = arguments[: len(arguments) - zeros]
+    try:
+        # without torch.compile's guards, and called from C++: both take as long as a small model itself
+        with torch._inductor.config.patch(cpp_wrapper=arguments[0].device.type == "cpu"):
+            copies = [each.clone() for each in arguments]
+            artifact = torch._inductor.standalone_compile(graph, copies, dynamic_shapes="from_example_inputs")
+            artifact(*copies)  # a compiler's complaint may come as late as here
+    except Exception as error:  # noqa: BLE001 - torch raises many kinds; all mean the same here
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        logging.getLogger(__name__).warning("not compiled, so slower: %s", first[:200])
+        return graph, False
+    return artifact, True
 
 
 _SUMMERS: OrderedDict[tuple[Any, ...], Summer] = OrderedDict()

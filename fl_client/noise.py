@@ -16,8 +16,10 @@ import secrets
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from torch import Tensor
 
-STEP = 2.0**-53
+STEP, BITS = 2.0**-53, 2**53 - 1
+_NONE = torch.zeros(0, dtype=torch.int64)  # torch reads no empty buffer
 
 
 class SecureRandom:
@@ -27,28 +29,31 @@ class SecureRandom:
         # a fresh key for each stream, so the counter may start anywhere
         self._stream = Cipher(algorithms.AES(secrets.token_bytes(32)), modes.CTR(bytes(16))).encryptor()
 
-    def uniform(self, count: int) -> np.ndarray:
-        """float64 [count], each strictly between 0 and 1, on the grid (k + 1/2) / 2**53."""
-        words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
-        numbers = (words >> np.uint64(11)).astype(np.float64)
-        numbers += 0.5
-        numbers *= STEP
-        # 2**53 - 1/2 has no float64: the largest becomes the one below 1
-        return np.minimum(numbers, 1 - STEP, out=numbers)
+    def words(self, count: int) -> Tensor:
+        """int64 [count] of 64 random bits each, an even count for `gaussian`."""
+        # a bytearray, as torch warns of memory that it may not write to
+        return torch.frombuffer(bytearray(self._stream.update(bytes(8 * count))), dtype=torch.int64) if count else _NONE
 
     def normal(self, count: int, sd: float) -> np.ndarray:
         """float64 [count] of mean 0 and standard deviation `sd`."""
-        half = (count + 1) // 2
-        uniform = torch.from_numpy(self.uniform(2 * half))  # torch's sine is twice as fast as numpy's
-        radius, angle = uniform[:half].log_().mul_(-2.0).sqrt_().mul_(sd), uniform[half:].mul_(2.0 * math.pi)
-        result = torch.empty(2 * half, dtype=torch.float64)
-        torch.mul(torch.cos(angle), radius, out=result[:half])
-        torch.mul(torch.sin(angle), radius, out=result[half:])
-        return result[:count].numpy()
+        return gaussian(self.words(count + count % 2))[:count].mul_(sd).numpy()
 
     def drawn(self, count: int, rate: float) -> np.ndarray:
         """Which of `count` are drawn, each independently with probability `rate`: their numbers, ascending (Poisson).
 
         A rate of 1 draws everybody. The grid makes a rate at most 2**-53 larger or smaller than asked.
         """
-        return np.flatnonzero(self.uniform(count) < rate)
+        return np.flatnonzero((uniform(self.words(count)) < rate).numpy())
+
+
+def uniform(words: Tensor) -> Tensor:
+    """float64 [n], each strictly between 0 and 1, on the grid (k + 1/2) / 2**53, of 53 bits of int64 words [n]."""
+    # 2**53 - 1/2 has no float64: the largest becomes the one below 1
+    return (((words & BITS).to(torch.float64) + 0.5) * STEP).clamp(max=1 - STEP)
+
+
+def gaussian(words: Tensor) -> Tensor:
+    """float64 [n] of mean 0 and standard deviation 1, of an even number of words [n]; can be traced and compiled."""
+    radius, angle = uniform(words).chunk(2)
+    radius, angle = (radius.log() * -2.0).sqrt(), angle * (2.0 * math.pi)
+    return torch.cat([angle.cos() * radius, angle.sin() * radius])

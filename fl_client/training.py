@@ -18,6 +18,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,10 +26,10 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional
 
-from fl_client.clipping import Summer, summer
+from fl_client.clipping import KEEP, Summer, ready, summer
 from fl_client.errors import GraphRefused
 from fl_client.graph import GraphModel, parameters, with_parameters
-from fl_client.noise import SecureRandom
+from fl_client.noise import SecureRandom, gaussian
 from fl_client.privacy import PrivacyPlan
 
 CHUNK_ELEMENTS = 64_000_000  # numbers of per-sample gradients and activations held at once: 256 MB
@@ -128,9 +129,10 @@ def train_round(
         # a float divisor of the terms: q times the released count, as Opacus divides for loss_reduction="mean"
         rate = learning_rate / (plan.sampling_rate * expected_persons)
         clip = torch.tensor(plan.clip_norm, dtype=torch.float32, device=device)
+        scale = torch.tensor([plan.noise_multiplier * plan.clip_norm, rate], dtype=torch.float64, device=device)
         for _ in range(steps):
             drawn = torch.from_numpy(random.drawn(len(y), plan.sampling_rate)).to(device)
-            step(run, theta, x, y, drawn, clip, random, plan.noise_multiplier * plan.clip_norm, rate)
+            step(run, theta, x, y, drawn, clip, random, scale)
         _put_back(model, theta)
     return RoundResult(parameters(model), loss_mean, str(device), time.monotonic() - started)
 
@@ -168,30 +170,47 @@ def step(
     drawn: Tensor,
     clip: Tensor,
     random: SecureRandom,
-    sd: float,
-    rate: float,
+    scale: Tensor,
 ) -> None:
-    """theta -= rate * (clipped sum over the rows `drawn` + noise), in place; an empty batch adds its noise alone.
+    """theta -= rate * (clipped sum over the rows `drawn` + sd * noise), in place; an empty batch adds its noise alone.
+
+    `scale` holds sd and rate, float64 [2].
 
     Sums are float32, of pieces of run.rows; noise is added in float64 and the result rounded to float32 (noise.py).
     """
-    total = torch.zeros_like(theta)
-    for piece in torch.split(drawn, run.rows) if len(drawn) else ():
-        total += run.sum(theta, *_batch(run, x, y, piece), clip)
-    for part, summed in zip(torch.split(theta, NOISE_BLOCK), torch.split(total, NOISE_BLOCK), strict=True):
-        noise = torch.from_numpy(random.normal(len(part), sd)).to(theta.device)
-        part.sub_(noise.add_(summed).mul_(rate))
+    total = run.sum(theta, *_batch(run, x, y, drawn[: run.rows]), clip) if len(drawn) else torch.zeros_like(theta)
+    for start in range(run.rows, len(drawn), run.rows):
+        total += run.sum(theta, *_batch(run, x, y, drawn[start : start + run.rows]), clip)
+    whole = len(theta) <= NOISE_BLOCK  # views of a small model would take as long as its noise
+    blocks = [(theta, total)] if whole else zip(theta.split(NOISE_BLOCK), total.split(NOISE_BLOCK), strict=True)
+    for part, summed in blocks:
+        words = random.words(len(part) + len(part) % 2).to(theta.device)
+        (_compiled_update(len(part), theta.device) if run.compiled else _update)(part, summed, words, scale)
+
+
+def _update(theta: Tensor, total: Tensor, words: Tensor, scale: Tensor) -> Tensor:
+    noise = gaussian(words)[: len(theta)]
+    return theta.copy_(theta - (noise * scale[0] + total) * scale[1])
+
+
+@lru_cache(maxsize=KEEP)
+def _compiled_update(size: int, device: torch.device) -> Callable[..., Tensor]:
+    numbers = torch.zeros(size, device=device)
+    words = torch.zeros(size + size % 2, dtype=torch.int64, device=device)
+    scale = torch.ones(2, dtype=torch.float64, device=device)
+    return ready(_update, (numbers, numbers.clone(), words, scale), True)[0]
 
 
 def _batch(run: Summer, x: Tensor, y: Tensor, piece: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Samples, targets and mask of exactly run.rows rows; what is missing is zeros that do not count."""
-    mask = torch.arange(run.rows, device=x.device) < len(piece)
     if len(piece) == len(x) == run.rows:
-        return x, y, mask
+        return x, y, run.everybody
     if len(piece) == run.rows:
-        return x[piece], y[piece], mask
+        return x[piece], y[piece], run.everybody
     samples, targets = x.new_zeros((run.rows, *x.shape[1:])), y.new_zeros((run.rows, *y.shape[1:]))
     samples[: len(piece)], targets[: len(piece)] = x[piece], y[piece]
+    mask = torch.zeros_like(run.everybody)
+    mask[: len(piece)] = True
     return samples, targets, mask
 
 

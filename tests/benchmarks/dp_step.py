@@ -248,10 +248,11 @@ class Rivals:
         run, theta = self._summer(compiled)
         random, everybody = SecureRandom(), torch.arange(self.rows, device=self.device)
         clip = torch.tensor(CLIP, device=self.device)
+        scale = torch.tensor([SIGMA * CLIP, RATE / self.rows], dtype=torch.float64, device=self.device)
 
         def ours() -> None:
             with torch.no_grad():
-                step(run, theta, self.x, self.y, everybody, clip, random, SIGMA * CLIP, RATE / self.rows)
+                step(run, theta, self.x, self.y, everybody, clip, random, scale)
 
         return ours
 
@@ -323,6 +324,7 @@ def epoch(quick: bool, device: str) -> dict[str, float]:
     rows = math.ceil(expected + 3 * math.sqrt(expected * (1 - q)))
     actions: dict[str, Action] = {"plain": plain}
     random, clip = SecureRandom(), torch.tensor(CLIP, device=device)
+    scale = torch.tensor([SIGMA * CLIP, RATE / expected], dtype=torch.float64, device=device)
     for kind, steps in (("traced", 1), ("compiled", COMPILE_FROM_STEPS)):
         model = load_model(*export_model(mlp(), torch.zeros(1, 13))).to(device)
         run = summer(model, LOSSES[case.loss], rows, steps)
@@ -332,7 +334,7 @@ def epoch(quick: bool, device: str) -> dict[str, float]:
             with torch.no_grad():
                 for _ in range(len(loader)):
                     drawn = torch.from_numpy(random.drawn(people, q)).to(device)
-                    step(run, theta, x, y, drawn, clip, random, SIGMA * CLIP, RATE / expected)
+                    step(run, theta, x, y, drawn, clip, random, scale)
 
         actions[f"ours_{kind}"] = ours
     seconds = alternate(actions, 5 if quick else 21, 2, device)

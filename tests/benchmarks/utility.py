@@ -85,7 +85,7 @@ RECIPES: Mapping[str, Recipe] = {
     # the sd is a tenth of a percent and a run takes minutes, so two runs are enough
     "mnist": Recipe(
         10, "cross_entropy", 22, 0.1, lambda epsilon: min(64.0, 24.0 * epsilon), 4096 / 60_000, 5, 439, 0.05, 1e-5,
-        (0.5, 1, 3, 8), ("central", "none"), 20, 2,
+        (0.5, 1, 2, 3, 4, 8), ("central", "none"), 20, 2,
     ),
 }
 
@@ -248,11 +248,12 @@ def _train_plainly(recipe: Recipe, sites: list[Site], model: GraphModel) -> Grap
     rows = max(1, round(len(y) * recipe.sampling_rate))
     run = summer(model, LOSSES[recipe.loss], min(rows, 4096), 1)
     random, clip = SecureRandom(), torch.tensor(NOT_CLIPPED)
+    scale = torch.tensor([0.0, recipe.plain_learning_rate / rows], dtype=torch.float64)
     with torch.no_grad():
         theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
         for _ in range(recipe.plain_rounds):
             drawn = torch.from_numpy(random.drawn(len(y), recipe.sampling_rate))
-            step(run, theta, x, y, drawn, clip, random, 0.0, recipe.plain_learning_rate / rows)
+            step(run, theta, x, y, drawn, clip, random, scale)
         _put_back(model, theta)
     return model
 

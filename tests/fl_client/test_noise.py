@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import kstest
 
-from fl_client.noise import STEP, SecureRandom
+from fl_client.clipping import ready
+from fl_client.noise import STEP, SecureRandom, gaussian, uniform
 
 ALARM = 1e-7  # an honest run fails so often
 
 
 def test_uniform__many__is_uniform_and_never_at_the_ends() -> None:
-    numbers = SecureRandom().uniform(400_000)
+    numbers = uniform(SecureRandom().words(400_000)).numpy()
     assert kstest(numbers, "uniform").pvalue > ALARM
     assert numbers.min() > 0 and numbers.max() < 1
 
@@ -24,7 +27,7 @@ def test_uniform__largest_and_smallest_words__stay_inside(monkeypatch: pytest.Mo
     for words, expected in ((b"\xff" * 8, 1 - STEP), (b"\0" * 8, STEP / 2)):
         stream = type("Stream", (), {"update": lambda self, zeros, words=words: words * (len(zeros) // 8)})()
         monkeypatch.setattr(random, "_stream", stream)
-        assert random.uniform(1)[0] == expected
+        assert uniform(random.words(1)).item() == expected
     assert abs(random.normal(2, 1.0)).max() <= math.sqrt(-2 * math.log(STEP / 2)) < 8.7
 
 
@@ -45,4 +48,16 @@ def test_normal__the_two_halves_of_a_draw__are_not_tied() -> None:
 
 
 def test_streams__two__share_nothing() -> None:
-    assert not set(SecureRandom().uniform(1000)) & set(SecureRandom().uniform(1000))
+    assert not set(SecureRandom().words(1000).tolist()) & set(SecureRandom().words(1000).tolist())
+
+
+@pytest.mark.parametrize("count", [2, 1000, 65_536])
+def test_gaussian__compiled__is_what_it_is_uncompiled(count: int) -> None:
+    """A compiler with its own logarithm or sine would be a generator that nobody looked at."""
+    extremes = torch.tensor([0, -1, 2**53 - 1, 1], dtype=torch.int64)  # the radius' words, then the angle's
+    fast, compiled = ready(gaussian, (SecureRandom().words(count),), compiled=shutil.which("g++") is not None)
+    words = SecureRandom().words(count)
+    words[: min(4, count // 2)] = extremes[: min(4, count // 2)]
+    assert torch.allclose(fast(words), gaussian(words), rtol=1e-12, atol=1e-12)
+    if not compiled:
+        pytest.skip("no C++ compiler here: nothing to compare")

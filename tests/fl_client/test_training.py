@@ -15,7 +15,7 @@ from scipy.stats import binom, chi2, norm
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fl_client import training
+from fl_client import clipping, training
 from fl_client.errors import GraphRefused
 from fl_client.export import export_model
 from fl_client.graph import GraphModel, load_model, parameters, predict
@@ -119,7 +119,12 @@ def no_noise(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         asked.append(float(sd))
         return np.zeros(count)
 
+    def without(theta: Tensor, total: Tensor, words: Tensor, scale: Tensor) -> Tensor:
+        asked.append(scale[0].item())
+        return theta.sub_(total * scale[1])
+
     monkeypatch.setattr(SecureRandom, "normal", zeros)
+    monkeypatch.setattr(training, "_update", without)
     return asked
 
 
@@ -297,9 +302,13 @@ def _assert_std(values: np.ndarray, sd: float) -> None:
     assert abs(values.mean()) < norm.ppf(1 - 5e-8) * sd / math.sqrt(n)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("sigma", "clip", "rate"), [(0.3, 1.0, 1.0), (1.5, 0.5, 0.1), (8.0, 3.0, 1e-6)])
-def test_train_round__nobody_there__adds_noise_of_exactly_sigma_times_clip(sigma: float, clip: float, rate: float) -> None:
+def test_train_round__nobody_there__adds_noise_of_exactly_sigma_times_clip(
+    monkeypatch: pytest.MonkeyPatch, sigma: float, clip: float, rate: float, compiled: bool
+) -> None:
     model = _wide()
+    monkeypatch.setattr(clipping, "COMPILE_FROM_STEPS", 0 if compiled else 10**9)
     plan = replace(PLAN, noise_multiplier=sigma, clip_norm=clip, sampling_rate=rate)
     empty = np.zeros((0, 20_000), np.float32), np.zeros(0, np.float32)
     result = one_round(model, *empty, "binary_cross_entropy", plan)
@@ -332,7 +341,7 @@ def test_train_round__with_people__adds_the_noise_on_top_of_their_sum(monkeypatc
     noised = step_of(model, one_round(model, x, y, "binary_cross_entropy"))
     again = step_of(model, one_round(model, x, y, "binary_cross_entropy"))
     _assert_std((noised - again) / math.sqrt(2), PLAN.noise_multiplier * PLAN.clip_norm)
-    monkeypatch.setattr(SecureRandom, "normal", lambda self, count, sd: np.zeros(count))
+    monkeypatch.setattr(training, "gaussian", lambda words: torch.zeros(len(words)))
     exact = step_of(model, one_round(model, x, y, "binary_cross_entropy"))
     _assert_std(noised - exact, PLAN.noise_multiplier * PLAN.clip_norm)
 
