@@ -13,13 +13,10 @@ compiler is there, compiled. Both are kept as long as the process lives, by ever
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
-import math
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,13 +86,12 @@ def _conv2d(arguments: list[Any], shape: Any, given: Tensor, gradient: Tensor) -
     if shape is None:
         return None, bias
     stride, padding, dilation = (_pair(a) for a in [*arguments[3:6], *[1, 0, 1][len(arguments[3:6]) :]])
-    places = _Places(shape[2:], stride, dilation, (output.shape[2], output.shape[3]))
-    padded = functional.pad(given, (padding[1], padding[1], padding[0], padding[0]))
-    times, inputs = gradient.shape[2], math.prod(shape[1:])
-    if 2 * times * times >= shape[0] * inputs:
-        squared, total = _vector(gradient @ places.patches(padded).mT)
+    patches = functional.unfold(given, shape[2:], dilation, padding, stride)  # [B, D, T]
+    times = gradient.shape[2]
+    if 2 * times * times >= shape[0] * patches.shape[1]:
+        squared, total = _vector(gradient @ patches.mT)
         return (squared, lambda c, good: total(c, good).reshape(shape)), bias
-    squared = ((gradient.mT @ gradient) * places.products(padded)).sum((1, 2))
+    squared = ((gradient.mT @ gradient) * (patches.mT @ patches)).sum((1, 2))
 
     def weighted(c: Tensor, good: Tensor) -> Tensor:
         # the weight gradient of the whole batch, by the kernel that an ordinary backward pass uses
@@ -106,40 +102,6 @@ def _conv2d(arguments: list[Any], shape: Any, given: Tensor, gradient: Tensor) -
         return summed
 
     return (squared, weighted), bias
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where a convolution looks, in pictures that are padded already; all are (height, width)."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    output: tuple[int, int]
-
-    def _slices(self) -> Iterator[tuple[slice, slice]]:
-        """Of each of the kernel's K numbers, the pixels that it meets."""
-        for first in itertools.product(*(range(0, k * d, d) for k, d in zip(self.kernel, self.dilation, strict=True))):
-            rows, columns = (slice(f, f + (o - 1) * s + 1, s) for f, o, s in zip(first, self.output, self.stride, strict=True))
-            yield rows, columns
-
-    def patches(self, padded: Tensor) -> Tensor:
-        """[B, C, height, width] -> [B, C * K, T]. Slices, as a compiler makes faster copies of them than of unfold's."""
-        return torch.stack([padded[:, :, r, c] for r, c in self._slices()], 2).flatten(3).flatten(1, 2)
-
-    def products(self, padded: Tensor) -> Tensor:
-        """Inner products of a sample's patches, [B, T, T].
-
-        Each is a sum of K inner products of pixels, which neighbouring patches share: made once unless that is more work.
-        """
-        size, _, height, width = padded.shape
-        times = math.prod(self.output)
-        if (height * width) ** 2 >= times**2 * math.prod(self.kernel):
-            patches = self.patches(padded)
-            return patches.mT @ patches
-        pixels = padded.flatten(2)
-        products = (pixels.mT @ pixels).view(size, height, width, height, width)
-        return sum(products[:, r, c, r, c] for r, c in self._slices()).reshape(size, times, times)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -363,9 +325,10 @@ def ready(
         return graph, False
     arguments = arguments[: len(arguments) - zeros]
     try:
-        # without torch.compile's guards, and called from C++: both take as long as a small model itself
-        with torch._inductor.config.patch(cpp_wrapper=arguments[0].device.type == "cpu"):
-            copies = [each.clone() for each in arguments]
+        # Without torch.compile's guards, and called from C++: both take as long as a small model itself. In the given
+        # layout: another one makes the copies of a large network's weights as slow as its convolutions.
+        with torch._inductor.config.patch(cpp_wrapper=arguments[0].device.type == "cpu", layout_optimization=False):
+            copies: list[Any] = [each.clone() for each in arguments]
             artifact = torch._inductor.standalone_compile(graph, copies, dynamic_shapes="from_example_inputs")
             artifact(*copies)  # a compiler's complaint may come as late as here
     except Exception as error:  # noqa: BLE001 - torch raises many kinds; all mean the same here

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 STEP, BITS = 2.0**-53, 2**53 - 1
+BLOCK = 16  # bytes of AES: the cipher wants so much room, less one, to spare
 _NONE = torch.zeros(0, dtype=torch.int64)  # torch reads no empty buffer
 
 
@@ -31,8 +32,11 @@ class SecureRandom:
 
     def words(self, count: int) -> Tensor:
         """int64 [count] of 64 random bits each, an even count for `gaussian`."""
-        # a bytearray, as torch warns of memory that it may not write to
-        return torch.frombuffer(bytearray(self._stream.update(bytes(8 * count))), dtype=torch.int64) if count else _NONE
+        if not count:
+            return _NONE
+        held = bytearray(8 * count + BLOCK - 1)
+        self._stream.update_into(bytes(8 * count), held)
+        return torch.frombuffer(held, dtype=torch.int64, count=count)
 
     def normal(self, count: int, sd: float) -> np.ndarray:
         """float64 [count] of mean 0 and standard deviation `sd`."""

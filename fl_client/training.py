@@ -182,7 +182,7 @@ def step(
     for start in range(run.rows, len(drawn), run.rows):
         total += run.sum(theta, *_batch(run, x, y, drawn[start : start + run.rows]), clip)
     whole = len(theta) <= NOISE_BLOCK  # views of a small model would take as long as its noise
-    blocks = [(theta, total)] if whole else zip(theta.split(NOISE_BLOCK), total.split(NOISE_BLOCK), strict=True)
+    blocks = [(theta, total)] if whole else zip(torch.split(theta, NOISE_BLOCK), torch.split(total, NOISE_BLOCK), strict=True)
     for part, summed in blocks:
         words = random.words(len(part) + len(part) % 2).to(theta.device)
         (_compiled_update(len(part), theta.device) if run.compiled else _update)(part, summed, words, scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,8 +26,10 @@ def test_uniform__many__is_uniform_and_never_at_the_ends() -> None:
 def test_uniform__largest_and_smallest_words__stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     random = SecureRandom()
     for words, expected in ((b"\xff" * 8, 1 - STEP), (b"\0" * 8, STEP / 2)):
-        stream = type("Stream", (), {"update": lambda self, zeros, words=words: words * (len(zeros) // 8)})()
-        monkeypatch.setattr(random, "_stream", stream)
+        def fill(zeros: bytes, held: bytearray, words: bytes = words) -> None:
+            held[: len(zeros)] = words * (len(zeros) // 8)
+
+        monkeypatch.setattr(random, "_stream", SimpleNamespace(update_into=fill))
         assert uniform(random.words(1)).item() == expected
     assert abs(random.normal(2, 1.0)).max() <= math.sqrt(-2 * math.log(STEP / 2)) < 8.7
 
