@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -181,15 +182,78 @@ def test_summer__traced__is_the_same_function(name: str) -> None:
     torch.testing.assert_close(run.sum(theta, x, y, mask, clip), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_summer__compiled__is_the_same_function() -> None:
-    _, graph, x, y = built("mlp")
+@pytest.mark.parametrize("name", ["mlp", "cnn", "patches", "dilated"])
+def test_summer__compiled__is_the_same_function(name: str) -> None:
+    _, graph, x, y = built(name)
     graph, x, y = graph.float(), x.float(), y.float()
-    plain, compiled = (clipping.summer(graph, LOSSES["squared_error"], ROWS, n) for n in (1, clipping.COMPILE_FROM_STEPS))
+    loss = LOSSES[CASES[name][2]]
+    plain, compiled = (clipping.summer(graph, loss, ROWS, n) for n in (1, clipping.COMPILE_FROM_STEPS))
     theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
-    mask, clip = torch.ones(ROWS, dtype=torch.bool), torch.tensor(0.7)
+    mask, clip = torch.arange(ROWS) != 4, torch.tensor(0.7)
     x[2] = torch.nan
-    with torch.no_grad():
-        torch.testing.assert_close(compiled.sum(theta, x, y, mask, clip), plain.sum(theta, x, y, mask, clip))
+    torch.testing.assert_close(compiled.sum(theta, x, y, mask, clip), plain.sum(theta, x, y, mask, clip), rtol=1e-4, atol=1e-5)
+    if not compiled.compiled:
+        pytest.skip("no C++ compiler here: traced was compared with traced")
+
+
+def test_summer__compiled_for_patients_with_records__is_the_same_function() -> None:
+    _, graph, x, y = built("mlp")
+    graph, people = graph.float(), ROWS // 2
+    x = x.float()[: 2 * people].view(people, 2, -1)
+    y = torch.stack([y.float()[: 2 * people].view(people, 2), torch.tensor([[0.5, 0.5]] * (people - 1) + [[1.0, 0.0]])], 2)
+    theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
+    sums = [
+        clipping.summer(graph, LOSSES["squared_error"], people, n, 2).sum(
+            theta, x, y, torch.ones(people, dtype=torch.bool), torch.tensor(0.7)
+        )
+        for n in (1, clipping.COMPILE_FROM_STEPS)
+    ]
+    torch.testing.assert_close(*sums, rtol=1e-4, atol=1e-5)
+
+
+def test_summer__compiled_with_dropout__drops_others_each_time_and_every_sample_its_own() -> None:
+    """Dropout on features of one: a sample's sum of outputs counts what it kept."""
+    module = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 1, bias=False))
+    graph = load_model(*export_model(module, torch.zeros(1, 64))).train()
+    run = clipping.summer(graph, LOSSES["squared_error"], 8, clipping.COMPILE_FROM_STEPS)
+    theta, x = torch.zeros(64), torch.ones(8, 64)
+    nobody = torch.zeros(8, dtype=torch.bool)
+    kept = torch.stack(
+        [  # the gradient by weight i is -2 * 2 where feature i was kept, 0 where it was dropped
+            run.sum(theta, x, torch.ones(8), nobody | (torch.arange(8) == row), torch.tensor(1e9)) / -4.0
+            for row in range(8)
+            for _ in range(25)
+        ]
+    )
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    assert len(kept.unique(dim=0)) == 200
+    assert abs(kept.mean() - 0.5) < 5.4 * 0.5 / math.sqrt(kept.numel())  # an honest run fails once in 10^7
+
+
+def test_summer__tensors_that_do_not_fit__refuses_them() -> None:
+    """Compiled code would read beyond them."""
+    _, graph, x, y = built("mlp")
+    run = clipping.summer(graph.float(), LOSSES["squared_error"], ROWS, 1)
+    theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
+    fitting = [theta, x.float(), y.float(), torch.ones(ROWS, dtype=torch.bool), torch.tensor(0.7)]
+    run.sum(*fitting)
+    turned = x.float().t().contiguous().t()
+    for place, tensor in ((0, theta[:-1]), (1, x.float()[:-1]), (1, turned), (2, y), (3, torch.ones(ROWS)), (4, torch.ones(1))):
+        with pytest.raises(ValueError, match="do not fit"):
+            run.sum(*fitting[:place], tensor, *fitting[place + 1 :])
+
+
+def test_ready__compiler_breaks_down__runs_traced_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("omp.h: no such file\nand much more")
+
+    monkeypatch.setattr(torch._inductor, "standalone_compile", broken)
+    function, compiled = clipping.ready(lambda a, b: a + b, (torch.ones(3), torch.ones(3)), compiled=True)
+    assert not compiled
+    assert torch.equal(function(torch.ones(3), torch.ones(3)), torch.full((3,), 2.0))
+    assert caplog.messages == ["not compiled, so slower: omp.h: no such file"]
 
 
 def test_kept_nodes__a_weight_used_twice__gets_ordinary_gradients_and_the_right_sum() -> None:
