@@ -282,9 +282,11 @@ class Summer:
         trained = [p for p in model.parameters() if p.requires_grad]
         self._sizes, self._shapes = [p.numel() for p in trained], [p.shape for p in trained]
         per_row = () if records is None else (records,)
-        x = torch.zeros((rows, *per_row, *model.input_shape), device=device)
-        y = torch.zeros((rows, *per_row, 2) if per_row else (rows,), device=device)
-        self.everybody = torch.ones(rows, dtype=torch.bool, device=device)
+        source = torch.Generator().manual_seed(1)
+        x = torch.randn((rows, *per_row, *model.input_shape), generator=source).to(device)
+        y = torch.randint(0, 2, (rows, *per_row, 2) if per_row else (rows,), generator=source).float().to(device)
+        self.everybody, mask = (torch.ones(rows, dtype=torch.bool, device=device) for _ in range(2))
+        mask[1:2], x[2:3] = False, torch.nan  # what does not count is compared too
         added = {} if per_row else zeros_to_add(model, x)
         # frozen ones are inputs too: a traced constant would be the first job's
         self._frozen = [p.detach() for p in model.parameters() if not p.requires_grad]
@@ -299,7 +301,7 @@ class Summer:
             sums = clipped_sum(model, loss, bool(per_row))(values, x, y, mask, clip, zeros)
             return torch.cat([each.reshape(-1) for each in sums])
 
-        arguments = (theta, x, y, self.everybody, torch.ones((), device=device), *self._frozen, *added.values())
+        arguments = (theta, x, y, mask, torch.ones((), device=device), *self._frozen, *added.values())
         self._expected = [(each.shape, each.dtype) for each in arguments[:5]]
         self._sum, self.compiled = ready(of_sum, arguments, compiled, len(added))
 
@@ -317,7 +319,8 @@ def ready(
 ) -> tuple[Callable[..., Tensor], bool]:
     """`function` traced for tensors like these and compiled if asked, without its last `zeros` arguments; is it compiled?
 
-    What cannot be compiled on this machine runs traced: slower, but a job that was paid for runs.
+    What cannot be compiled on this machine, or gives other numbers on these tensors than uncompiled, runs traced: slower,
+    but a job that was paid for runs.
     """
     graph = make_fx(function)(*arguments)
     _tidy(graph, zeros)
@@ -327,15 +330,28 @@ def ready(
     try:
         # Without torch.compile's guards, and called from C++: both take as long as a small model itself. In the given
         # layout: another one makes the copies of a large network's weights as slow as its convolutions.
-        with torch._inductor.config.patch(cpp_wrapper=arguments[0].device.type == "cpu", layout_optimization=False):
+        settings = {"cpp_wrapper": arguments[0].device.type == "cpu", "layout_optimization": False, "fallback_random": True}
+        with torch._inductor.config.patch(settings):
             copies: list[Any] = [each.clone() for each in arguments]
             artifact = torch._inductor.standalone_compile(graph, copies, dynamic_shapes="from_example_inputs")
-            artifact(*copies)  # a compiler's complaint may come as late as here
+            _compare(artifact, graph, arguments)  # a compiler's complaint, too, may come as late as here
     except Exception as error:  # noqa: BLE001 - torch raises many kinds; all mean the same here
         first = (str(error).splitlines() or [type(error).__name__])[0]
         logging.getLogger(__name__).warning("not compiled, so slower: %s", first[:200])
         return graph, False
     return artifact, True
+
+
+def _compare(compiled: Callable[..., Tensor], graph: GraphModule, arguments: Sequence[Tensor]) -> None:
+    """Raises RuntimeError if they differ by more than rounding, dropout drawn alike."""
+    results = []
+    with torch.random.fork_rng():
+        for function in (compiled, graph):
+            torch.manual_seed(0)
+            results.append(function(*(each.clone() for each in arguments)).double())
+    found, expected = results
+    if not float((found - expected).norm()) <= 1e-3 * float(expected.norm()):
+        raise RuntimeError("compiled, it gives other numbers")
 
 
 _SUMMERS: OrderedDict[tuple[Any, ...], Summer] = OrderedDict()

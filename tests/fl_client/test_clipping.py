@@ -256,6 +256,20 @@ def test_ready__compiler_breaks_down__runs_traced_and_says_so(
     assert caplog.messages == ["not compiled, so slower: omp.h: no such file"]
 
 
+def test_ready__compiled_gives_other_numbers__runs_traced_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A compiler's mistake must not become a gradient that is not clipped."""
+    for wrong in (1.01, math.nan):
+        monkeypatch.setattr(
+            torch._inductor, "standalone_compile", lambda graph, *_, wrong=wrong, **__: lambda *given: wrong * graph(*given)
+        )
+        function, compiled = clipping.ready(lambda a, b: a + b, (torch.ones(3), torch.ones(3)), compiled=True)
+        assert not compiled
+        assert torch.equal(function(torch.ones(3), torch.ones(3)), torch.full((3,), 2.0))
+    assert caplog.messages == ["not compiled, so slower: compiled, it gives other numbers"] * 2
+
+
 def test_kept_nodes__a_weight_used_twice__gets_ordinary_gradients_and_the_right_sum() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
