@@ -25,13 +25,14 @@ def linear() -> GraphModel:
     return load_model(*export_model(nn.Linear(WIDTH, 1), torch.zeros(1, WIDTH)))
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_check__honest_model__passes_and_leaves_torchs_seed_alone(name: str) -> None:
+def test_check__honest_model__passes_and_leaves_torchs_seed_alone(name: str, several: bool) -> None:
     make, shape, loss = CASES[name]
     torch.manual_seed(3)
     model = load_model(*export_model(make(), torch.zeros(1, *shape)))
     before = torch.random.get_rng_state()
-    selfcheck.check(model, LOSSES[loss])
+    selfcheck.check(model, LOSSES[loss], several)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -40,6 +41,14 @@ class Planted:
     """An engine for one linear layer without a bias, with a fault: x [B, D] -> its sum of "clipped" gradients [D]."""
 
     fault: Callable[[Tensor, Tensor], Tensor]
+
+    def sum(self, theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, clip: Tensor) -> Tensor:
+        return self.fault(x.mean(1) if x.dim() == 3 else x, mask)
+
+
+@dataclass(frozen=True)
+class PlantedForPatients(Planted):
+    """The same for x [B, K, D] of patients with several records."""
 
     def sum(self, theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, clip: Tensor) -> Tensor:
         return self.fault(x, mask)
@@ -60,17 +69,37 @@ FAULTS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 }
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_check__planted_fault__is_refused_by_name(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check__planted_fault__is_refused_by_name(fault: str, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, said = FAULTS[fault]
     monkeypatch.setattr(selfcheck, "summer", lambda *_: Planted(engine))
     with pytest.raises(GraphRefused, match=f"self-check: .*{said}"):
-        selfcheck.check(linear(), LOSSES["binary_cross_entropy"])
+        selfcheck.check(linear(), LOSSES["binary_cross_entropy"], several)
 
 
-def test_check__sound_engine_of_the_same_kind__passes(monkeypatch: pytest.MonkeyPatch) -> None:
+# a patient's records, x [B, K, D]
+FAULTS_FOR_PATIENTS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "clips records": (lambda x, mask: _clipped(x.flatten(0, 1)).view_as(x)[mask].sum((0, 1)), "moves the clipped sum by"),
+    "takes a neighbour's record": (
+        lambda x, mask: _clipped(torch.cat([x[:, :1], x[:, 1:].roll(1, 0)], 1).mean(1))[mask].sum(0),
+        "moves the gradient of record 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_FOR_PATIENTS)
+def test_check__several_records_planted_fault__is_refused_by_name(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, said = FAULTS_FOR_PATIENTS[fault]
+    monkeypatch.setattr(selfcheck, "summer", lambda *_: PlantedForPatients(engine))
+    with pytest.raises(GraphRefused, match=f"self-check: .*{said}"):
+        selfcheck.check(linear(), LOSSES["binary_cross_entropy"], several=True)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_check__sound_engine_of_the_same_kind__passes(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfcheck, "summer", lambda *_: Planted(lambda x, mask: _clipped(x)[mask].sum(0)))
-    selfcheck.check(linear(), LOSSES["binary_cross_entropy"])
+    selfcheck.check(linear(), LOSSES["binary_cross_entropy"], several)
 
 
 def test_check__norms_left_out_of_the_real_engine__is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
