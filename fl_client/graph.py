@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vmap
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fl_client.errors import GraphRefused
@@ -311,7 +312,7 @@ def _dry_run(model: GraphModel, spec: Mapping[str, Any]) -> None:
     Fills in `model.output_shape` and `model.elements`.
     """
     shapes = {node: tuple(getattr(model, key).shape) for node, key in model._keys.items()}
-    with FakeTensorMode():
+    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # as in training: the fused kernels have no rule for vmap
         fake: dict[str, Tensor] = {node: torch.empty(shape) for node, shape in shapes.items()}
         sample = torch.empty((1, *model.input_shape))
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
