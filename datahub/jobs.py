@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from datahub.errors import BadRequest, Conflict, HubError, NotFound
 from datahub.tables import JobRow, NodeRow
 from datatokens.errors import BankError, TermsError
 from datatokens.terms import JobTerms
+from fl_client.accounting import pld_epsilon
 from fl_client.errors import NodeError
 from fl_client.protocol import JobSpec
 from fl_server import settlement
@@ -31,6 +33,7 @@ log = logging.getLogger("datahub.hub")
 MAX_RUNS = 3
 PATIENCE = timedelta(seconds=90)  # a killed node is let in again after a minute; then a quorum may start without it
 TICK_S = 0.3
+_pld = lru_cache(maxsize=100)(pld_epsilon)  # a second of work, always the same
 
 
 def submit(desk: Desk, raw_terms: bytes) -> JobRow:
@@ -256,6 +259,8 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
         "deadline": terms.deadline,
         "rounds_planned": spec.rounds,
         "delta": spec.plan.delta,
+        # of settled jobs only: what hospitals have accepted is small enough for its grid
+        "epsilon_pld": _pld(spec.round_charges() * spec.rounds + spec.evaluation_charges(), spec.plan.delta) if settled else None,
         "datasets": [
             {
                 "dataset_id": line.dataset_id,

@@ -61,25 +61,28 @@ def mlp(features: int, hidden: tuple[int, ...] = (32,)) -> nn.Module:
 def cnn(channels: int, size: int, classes: int) -> nn.Module:
     """A small convolutional net for square images given as rows [n, channels * size * size]; seeded.
 
-    `classes` logits; classes=1 is one logit for a yes or no. Two blocks of convolution, GroupNorm, ReLU and pooling.
-    Raises GraphRefused for images under 4 pixels a side.
+    `classes` logits; classes=1 is one logit for a yes or no. Each picture is standardised by itself; then two blocks of
+    convolution, GroupNorm, ReLU and pooling, and a linear layer that knows where in the picture something is. Raises
+    GraphRefused for images under 4 pixels a side.
     """
     if size < 4:
         raise GraphRefused(f"size={size} must be at least 4 pixels")
+    cells = (size // 4) ** 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return nn.Sequential(
             nn.Unflatten(1, (channels, size, size)),
+            nn.GroupNorm(1, channels, affine=False),
             nn.Conv2d(channels, 16, 3, padding=1),
             nn.GroupNorm(4, 16),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Conv2d(16, 32, 3, padding=1),
-            nn.GroupNorm(8, 32),
+            nn.GroupNorm(4, 32),
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
+            nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(32, classes),
+            nn.Linear(32 * cells, classes),
         )
 
 

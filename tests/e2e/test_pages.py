@@ -46,6 +46,7 @@ def test_job__live_page__reaches_its_end_without_a_reload_by_hand(marketplace: M
     page.wait_for_selector(".state.settled", timeout=60_000)
     assert "Rounds 2 of 2" in page.inner_text("main")
     assert "Model (SHA-256, attested)" in page.inner_text("main")
+    assert "this job costs epsilon 0." in page.inner_text("main")
     assert page.complaints == []
 
 

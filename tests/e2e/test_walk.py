@@ -50,6 +50,7 @@ def test_walk__order_over_four_hospitals__settles_and_a_contributor_claims(marke
     assert [line["worked"] for line in report["hospitals"]] == [True] * 4
     assert sum(line["reward_units"] for line in report["hospitals"]) == 1_000_001
     assert before - m.balance() == job.terms.amount_units
+    assert all(0.5 * line["epsilon_job"] < job.status()["epsilon_pld"] < line["epsilon_job"] for line in report["hospitals"])
     for hospital in m.hospitals:
         (entry,) = node_config.read(hospital.folder).datasets
         line = next(x for x in report["hospitals"] if x["dataset_id"] == hospital.dataset_id)
