@@ -228,7 +228,8 @@ class DataRoom:
         check_loss(model, spec.loss)
         if tuple(model.input_shape) != (width,):
             raise ProtocolError(f"the model takes inputs of shape {tuple(model.input_shape)}, the dataset has ({width},)")
-        selfcheck.check(model, LOSSES[spec.loss], several=self.records[entry.dataset_id].patients is not None)
+        several = self.records[entry.dataset_id].patients is not None
+        selfcheck.check(model, LOSSES[spec.loss], several, self.config.engine)
         return model
 
     # -- rounds ------------------------------------------------------------------------------------------------
@@ -279,6 +280,7 @@ class DataRoom:
                 loss=spec.loss,
                 expected_persons=spec.persons[entry.dataset_id],
                 patients=records.patients,
+                engine=self.config.engine,
             )
             metrics = {
                 "loss": float(result.loss_mean),

@@ -22,7 +22,7 @@ from fl_client.errors import PlanError
 from fl_client.export import export_model
 from fl_client.graph import load_model, parameters
 from fl_client.privacy import Charge, PrivacyPlan
-from fl_client.training import train_round
+from fl_client.training import ENGINES, train_round
 
 LOUD = 50.0  # a canary's feature: its gradient is far above any clip
 STEP = 1e-6  # so small that no canary's gradient changes while it trains
@@ -84,14 +84,17 @@ def audit(
     *,
     canaries: int = 2000,
     records: int = 1,
+    engine: str = "book-keeping",
     confidence: float = 0.95,
 ) -> Audit:
     """Train once on canaries with these terms and this engine. `records` of each canary tests patient-level privacy.
 
-    Raises PlanError for a number out of range.
+    Raises PlanError for a number out of range or another engine.
     """
     if not 10 <= canaries <= MAX_CANARIES:
         raise PlanError(f"canaries={canaries} must be from 10 to {MAX_CANARIES}")
+    if engine not in ENGINES:
+        raise PlanError(f"engine={engine!r} must be {' or '.join(ENGINES)}")
     plan = PrivacyPlan(noise_multiplier, 1.0, sampling_rate, steps, delta, 1e5, 1.0, 1)
     coins = np.array([secrets.randbits(1) for _ in range(canaries)], dtype=bool)
     there = np.flatnonzero(coins)
@@ -111,6 +114,7 @@ def audit(
         loss="binary_cross_entropy",
         expected_persons=canaries,
         patients=np.repeat(np.arange(len(there)), records) if records > 1 else None,
+        engine=engine,
     )
     scores = -result.arrays["weight"][0]  # a canary that is there pushes its own weight down
     order = np.argsort(scores, kind="stable")

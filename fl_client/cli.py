@@ -173,6 +173,7 @@ def audit_(
     steps: Annotated[int, typer.Option(help="Training steps.")] = 10,
     sampling_rate: Annotated[float, typer.Option(help="Chance of each patient to be in a step.")] = 1.0,
     canaries: Annotated[int, typer.Option(help="Made-up patients; more find more.")] = 5000,
+    engine: Annotated[str, typer.Option(help="book-keeping, or hooks: the one that node.toml names.")] = "book-keeping",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Attack this machine's engine on made-up patients and see whether epsilon holds. Touches no table; exit status 1 if not."""
@@ -180,7 +181,7 @@ def audit_(
     from fl_client.audit import audit
 
     noise, _ = calibrate(epsilon, delta, sampling_rate, steps, 1, 1e-3)
-    found = [audit(noise, sampling_rate, steps, delta, canaries=canaries, records=records) for records in (1, 3)]
+    found = [audit(noise, sampling_rate, steps, delta, canaries=canaries, records=records, engine=engine) for records in (1, 3)]
     if as_json:
         typer.echo(json.dumps([{**asdict(a), "convicted": a.convicted} for a in found]))
     else:

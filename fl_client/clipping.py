@@ -17,7 +17,7 @@ import logging
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch._inductor
@@ -267,6 +267,17 @@ def _signature(model: GraphModel) -> str:
     parameters = [(key, tuple(p.shape), p.requires_grad) for key, p in model.named_parameters()]
     facts = (model._nodes, model._keys, model._input, model._output, model.input_shape, parameters, model.training)
     return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+class Sums(Protocol):
+    """What an engine gives: clipped sums for batches of exactly `rows`."""
+
+    rows: int
+    everybody: Tensor  # bool [rows], all True
+    compiled: bool
+
+    def sum(self, theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, clip: Tensor) -> Tensor:
+        """Sum [P] of the clipped gradients of the rows in `mask`."""
 
 
 class Summer:

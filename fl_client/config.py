@@ -48,6 +48,7 @@ class NodeConfig:
     market: str
     payment_token: str
     superlink: str
+    engine: str
     policy: Policy
     datasets: tuple[DatasetEntry, ...]
 
@@ -103,6 +104,7 @@ registry = {registry}      # compare these three addresses with the ones your co
 market = {market}
 payment_token = {payment_token}
 superlink = {superlink}    # the only address this node dials besides the two above; it opens no port itself
+engine = "book-keeping"    # or "hooks": gradients by Opacus itself, slower, and models with dropout are refused
 
 [policy]
 buyers = ["*"]                     # addresses that may buy, or "*"
@@ -194,6 +196,8 @@ def read(folder: Path) -> NodeConfig:
 
     values = {name: field(name, _text) for name in ("name", "hub", "chain", "superlink")}
     values |= {name: field(name, address) for name in ("registry", "market", "payment_token")}
+    raw.setdefault("engine", "book-keeping")
+    values["engine"] = field("engine", _engine)
     values["chain_id"] = field("chain_id", lambda n, v: whole(n, v, 1, 2**64 - 1))
     policy = field("policy", lambda _, value: _policy(value))
     datasets = []
@@ -214,6 +218,12 @@ def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{name}={value!r} must be text")
     return value
+
+
+def _engine(name: str, value: object) -> str:
+    if value not in ("book-keeping", "hooks"):
+        raise ConfigError(f"{name}={value!r} must be book-keeping or hooks")
+    return str(value)
 
 
 def _column(value: object) -> str:

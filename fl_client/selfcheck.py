@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fl_client.clipping import Loss, Summer, summer
+from fl_client.clipping import Loss, Sums
 from fl_client.errors import GraphRefused
 from fl_client.graph import GraphModel
+from fl_client.training import ENGINES
 
 ROWS = 4
 RECORDS = 2  # of a patient, where patients have several
@@ -21,27 +22,28 @@ ALMOST = 1 + 1e-3  # sums of float32
 FAR_OUT = (50.0, -50.0, 1e30, float("inf"), float("nan"))
 
 
-def check(model: GraphModel, loss: Loss, several: bool = False) -> None:
+def check(model: GraphModel, loss: Loss, several: bool = False, engine: str = "book-keeping") -> None:
     """Raises GraphRefused with what was measured, if the model's clipped sums are not what privacy rests on.
 
     `several`: as it is trained where a patient has several records; what is changed is then all records of one patient.
+    `engine`: the one that will train, a name in `training.ENGINES`.
     """
     quiet = torch.random.get_rng_state()
     try:
         with torch.no_grad():
-            _check(model, loss, RECORDS if several else None)
+            _check(model, loss, RECORDS if several else None, engine)
     finally:
         torch.random.set_rng_state(quiet)
 
 
-def _check(model: GraphModel, loss: Loss, records: int | None) -> None:
+def _check(model: GraphModel, loss: Loss, records: int | None, engine: str) -> None:
     source = torch.Generator().manual_seed(1)  # the same records for everybody, so that a refusal can be repeated
     per_row = () if records is None else (records,)
     x = torch.randn((ROWS, *per_row, *model.input_shape), generator=source)
     y = torch.tensor([0.0, 1.0, 0.0, 1.0])
     if records is not None:
         y = torch.stack([y[:, None].expand(-1, records), torch.full((ROWS, records), 1 / records)], -1)
-    run = _traced(model.eval(), loss, records)  # without dropout, whose masks would differ between two sums
+    run = _traced(model.eval(), loss, records, engine)  # without dropout, whose masks would differ between two sums
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
     clip, everybody = torch.tensor(CLIP), torch.ones(ROWS, dtype=torch.bool)
 
@@ -78,9 +80,11 @@ def _check(model: GraphModel, loss: Loss, records: int | None) -> None:
                 )
 
 
-def _traced(model: GraphModel, loss: Loss, records: int | None) -> Summer:
+def _traced(model: GraphModel, loss: Loss, records: int | None, engine: str) -> Sums:
     try:
-        return summer(model, loss, ROWS, 1, records)
+        return ENGINES[engine](model, loss, ROWS, 1, records)
+    except GraphRefused:
+        raise
     except Exception as error:  # torch raises many kinds; all mean the same here
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise GraphRefused(f"self-check: the model's clipped gradients cannot be traced: {first[:200]}") from error

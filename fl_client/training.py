@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional
 
-from fl_client.clipping import KEEP, Summer, ready, summer
+from fl_client import hooks
+from fl_client.clipping import KEEP, Loss, Sums, ready, summer
 from fl_client.errors import GraphRefused
 from fl_client.graph import GraphModel, parameters, with_parameters
 from fl_client.noise import SecureRandom, gaussian
@@ -59,6 +60,13 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "binary_cross_entropy": _binary_cross_entropy,
     "cross_entropy": _cross_entropy,
     "squared_error": _squared_error,
+}
+
+
+# (model, loss, rows, steps of the whole job, records of a patient) -> its clipped sums
+ENGINES: dict[str, Callable[[GraphModel, Loss, int, int, int | None], Sums]] = {
+    "book-keeping": summer,
+    "hooks": hooks.summer,
 }
 
 
@@ -95,6 +103,7 @@ def train_round(
     loss: str,
     expected_persons: int,
     patients: np.ndarray | None = None,
+    engine: str = "book-keeping",
 ) -> RoundResult:
     """`steps` DP-SGD steps from `arrays` on features [n, ...], targets [n]; releases parameters and one loss.
 
@@ -102,7 +111,8 @@ def train_round(
     one (plan.metric_noise_multiplier, rate 1). The loss is the mean over patients of the incoming model's.
     `patients` [n] says whose record each is (numbers from 0); None: everyone has one. A patient's records count as their
     mean, in gradients and losses. `expected_persons` is the released count, a constant. `seconds` is not private: it
-    depends on n. `model` stays as it is. Raises GraphRefused if arrays, features or loss do not fit the model.
+    depends on n. `engine` is a name in ENGINES. `model` stays as it is. Raises GraphRefused if arrays, features or loss do
+    not fit the model.
     """
     started = time.monotonic()
     check_loss(model, loss)
@@ -124,7 +134,7 @@ def train_round(
     # move by one row when a patient is added, the sum would have no bounded sensitivity.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(secrets.randbits(63))
-        run = summer(model, LOSSES[loss], rows, plan.steps, records)
+        run = ENGINES[engine](model, LOSSES[loss], rows, plan.steps, records)
         theta = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
         # a float divisor of the terms: q times the released count, as Opacus divides for loss_reduction="mean"
         rate = learning_rate / (plan.sampling_rate * expected_persons)
@@ -163,7 +173,7 @@ def _rows(model: GraphModel, n: int, sampling_rate: float, records: int | None) 
 
 
 def step(
-    run: Summer,
+    run: Sums,
     theta: Tensor,
     x: Tensor,
     y: Tensor,
@@ -201,7 +211,7 @@ def _compiled_update(size: int, device: torch.device) -> Callable[..., Tensor]:
     return ready(_update, (numbers, numbers.clone(), words, scale), True)[0]
 
 
-def _batch(run: Summer, x: Tensor, y: Tensor, piece: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _batch(run: Sums, x: Tensor, y: Tensor, piece: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Samples, targets and mask of exactly run.rows rows; what is missing is zeros that do not count."""
     if len(piece) == len(x) == run.rows:
         return x, y, run.everybody

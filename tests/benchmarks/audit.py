@@ -41,9 +41,9 @@ def planted(noise: float, clip: float) -> Iterator[None]:
     honest = training.step
 
     def broken(
-        run: Any, theta: Tensor, x: Tensor, y: Tensor, drawn: Tensor, norm: Tensor, random: Any, sd: float, rate: float
+        run: Any, theta: Tensor, x: Tensor, y: Tensor, drawn: Tensor, norm: Tensor, random: Any, scale: Tensor
     ) -> None:
-        honest(run, theta, x, y, drawn, norm * clip, random, sd * noise, rate)
+        honest(run, theta, x, y, drawn, norm * clip, random, scale * scale.new_tensor([noise, 1.0]))
 
     with patch.object(training, "step", broken):
         yield

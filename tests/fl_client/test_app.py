@@ -42,6 +42,7 @@ from fl_client.listing import enrol, rotate_key
 from fl_client.models import build
 from fl_client.privacy import PrivacyPlan
 from fl_client.protocol import JobSpec, sha256_hex
+from fl_client.training import ENGINES
 from fl_client.weights import from_safetensors, model_hash
 from fl_server.report import Part, Round
 from fl_server.report import build as build_report
@@ -317,6 +318,27 @@ def test_train__same_round_again_even_after_a_restart__same_reply_and_one_charge
     assert model_hash(first) != model_hash(weights())
     key = config.read(clinic.folder).datasets[0].patient_set
     assert sum(c.steps for c in Ledger(clinic.folder / "ledger.sqlite").history(key) if c.what == "training") == 1
+
+
+def test_train__engine_of_node_toml__trains_and_another_name_is_refused(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = accepted(clinic).job_id.hex()
+    toml = clinic.folder / "node.toml"
+    text = toml.read_text()
+    assert 'engine = "book-keeping"' in text
+    used = []
+    for name, engine in ENGINES.items():
+        monkeypatch.setitem(ENGINES, name, lambda *given, name=name, engine=engine: used.append(name) or engine(*given))
+    toml.write_text(text.replace('engine = "book-keeping"', 'engine = "hooks"'))
+    trained, _ = clinic.room().train(job, 1, weights())
+    assert set(used) == {"hooks"} and len(used) == 2, "the self-check and the round"
+    assert model_hash(trained) != model_hash(weights())
+    toml.write_text(text.replace('engine = "book-keeping"', 'engine = "ghost"'))
+    with pytest.raises(ConfigError, match=f"engine='ghost' must be {' or '.join(ENGINES)}"):
+        config.read(clinic.folder)
+    toml.write_text(text.replace('engine = "book-keeping"', ""))
+    assert config.read(clinic.folder).engine == "book-keeping", "folders made before there was a choice"
 
 
 def test_train__same_round_with_another_model__refused(clinic: Clinic) -> None:

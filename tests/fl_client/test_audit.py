@@ -11,20 +11,22 @@ from scipy.stats import binom
 from fl_client.accounting import calibrate
 from fl_client.audit import audit, disproved
 from fl_client.errors import PlanError
+from fl_client.training import ENGINES
 from tests.benchmarks.audit import FAULTS, planted
 
 DELTA = 1e-5
 NOISE, _ = calibrate(1.0, DELTA, 1.0, 10, 1, 1e-3)
 
 
-def _audit(records: int = 1, confidence: float = 0.95):
-    return audit(NOISE, 1.0, 10, DELTA, canaries=1000, records=records, confidence=confidence)
+def _audit(records: int = 1, confidence: float = 0.95, engine: str = "book-keeping"):
+    return audit(NOISE, 1.0, 10, DELTA, canaries=1000, records=records, confidence=confidence, engine=engine)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("records", [1, 3])
-def test_audit__the_engine_as_it_is__is_not_convicted(records: int) -> None:
+def test_audit__the_engine_as_it_is__is_not_convicted(records: int, engine: str) -> None:
     # at this confidence an honest engine is convicted once in a million runs, at most
-    found = _audit(records, 1 - 1e-6)
+    found = _audit(records, 1 - 1e-6, engine)
     assert not found.convicted and found.epsilon_claimed == pytest.approx(1.0, rel=0.01)
 
 
@@ -58,6 +60,11 @@ def test_disproved__randomised_response_at_its_own_epsilon__is_convicted_as_seld
     right = random.binomial(500, math.e / (1 + math.e), 400)
     wrong = np.mean([disproved(500, 500, int(r), 0.0, 0.95) > 1.0 for r in right])
     assert wrong < 0.09
+
+
+def test_audit__engine_that_is_not_there__refuses() -> None:
+    with pytest.raises(PlanError, match="engine='opacus' must be book-keeping or hooks"):
+        audit(1.0, 1.0, 1, DELTA, engine="opacus")
 
 
 @pytest.mark.parametrize("canaries", [9, 20_001])

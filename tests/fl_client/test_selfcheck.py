@@ -14,7 +14,7 @@ from fl_client import clipping, selfcheck
 from fl_client.errors import GraphRefused
 from fl_client.export import export_model
 from fl_client.graph import GraphModel, load_model
-from fl_client.training import LOSSES
+from fl_client.training import ENGINES, LOSSES
 from tests.fl_client.test_clipping import CASES
 
 WIDTH = 5
@@ -25,14 +25,15 @@ def linear() -> GraphModel:
     return load_model(*export_model(nn.Linear(WIDTH, 1), torch.zeros(1, WIDTH)))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_check__honest_model__passes_and_leaves_torchs_seed_alone(name: str, several: bool) -> None:
+def test_check__honest_model__passes_and_leaves_torchs_seed_alone(name: str, several: bool, engine: str) -> None:
     make, shape, loss = CASES[name]
     torch.manual_seed(3)
     model = load_model(*export_model(make(), torch.zeros(1, *shape)))
     before = torch.random.get_rng_state()
-    selfcheck.check(model, LOSSES[loss], several)
+    selfcheck.check(model, LOSSES[loss], several, engine)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -73,7 +74,7 @@ FAULTS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_check__planted_fault__is_refused_by_name(fault: str, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, said = FAULTS[fault]
-    monkeypatch.setattr(selfcheck, "summer", lambda *_: Planted(engine))
+    monkeypatch.setitem(ENGINES, "book-keeping", lambda *_: Planted(engine))
     with pytest.raises(GraphRefused, match=f"self-check: .*{said}"):
         selfcheck.check(linear(), LOSSES["binary_cross_entropy"], several)
 
@@ -91,14 +92,14 @@ FAULTS_FOR_PATIENTS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] =
 @pytest.mark.parametrize("fault", FAULTS_FOR_PATIENTS)
 def test_check__several_records_planted_fault__is_refused_by_name(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, said = FAULTS_FOR_PATIENTS[fault]
-    monkeypatch.setattr(selfcheck, "summer", lambda *_: PlantedForPatients(engine))
+    monkeypatch.setitem(ENGINES, "book-keeping", lambda *_: PlantedForPatients(engine))
     with pytest.raises(GraphRefused, match=f"self-check: .*{said}"):
         selfcheck.check(linear(), LOSSES["binary_cross_entropy"], several=True)
 
 
 @pytest.mark.parametrize("several", [False, True])
 def test_check__sound_engine_of_the_same_kind__passes(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "summer", lambda *_: Planted(lambda x, mask: _clipped(x)[mask].sum(0)))
+    monkeypatch.setitem(ENGINES, "book-keeping", lambda *_: Planted(lambda x, mask: _clipped(x)[mask].sum(0)))
     selfcheck.check(linear(), LOSSES["binary_cross_entropy"], several)
 
 
@@ -119,6 +120,13 @@ def test_check__graph_that_cannot_be_traced__is_refused_in_a_sentence(monkeypatc
     def broken(*_: Any) -> Any:
         raise RuntimeError("no rule\nand a long trace")
 
-    monkeypatch.setattr(selfcheck, "summer", broken)
+    monkeypatch.setitem(ENGINES, "book-keeping", broken)
     with pytest.raises(GraphRefused, match=r"cannot be traced: no rule$"):
         selfcheck.check(linear(), LOSSES["squared_error"])
+
+
+def test_check__dropout_under_hooks__is_refused_in_a_sentence() -> None:
+    model = load_model(*export_model(nn.Sequential(nn.Dropout(0.5), nn.Linear(WIDTH, 1)), torch.zeros(1, WIDTH)))
+    selfcheck.check(model, LOSSES["squared_error"])
+    with pytest.raises(GraphRefused, match=r"^node '.*': engine='hooks' of this hospital trains no dropout; leave it out$"):
+        selfcheck.check(model, LOSSES["squared_error"], engine="hooks")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from fl_client.graph import GraphModel, load_model, parameters, predict
 from fl_client.models import build
 from fl_client.noise import SecureRandom
 from fl_client.privacy import PrivacyPlan
-from fl_client.training import LOSSES, MAX_RECORDS, RoundResult, check_loss, grouped, train_round
+from fl_client.training import ENGINES, LOSSES, MAX_RECORDS, RoundResult, check_loss, grouped, train_round
 from fl_client.weights import model_hash
 
 PLAN = PrivacyPlan(
@@ -125,6 +126,7 @@ def no_noise(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(SecureRandom, "normal", zeros)
     monkeypatch.setattr(training, "_update", without)
+    monkeypatch.setattr(training, "_compiled_update", lambda *_: without)
     return asked
 
 
@@ -184,18 +186,28 @@ ADVERSARIES: dict[str, Callable[[np.ndarray, float], tuple[np.ndarray, float]]] 
 }
 
 
+@pytest.fixture
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An engine's name; "compiled" is the book-keeping one where a job is long."""
+    monkeypatch.setattr(clipping, "COMPILE_FROM_STEPS", 0 if request.param == "compiled" else 10**9)
+    return "book-keeping" if request.param == "compiled" else request.param
+
+
+MODES = [*product(ENGINES, MODULES), ("compiled", "mlp"), ("compiled", "cnn")]
+
+
 @pytest.mark.parametrize("adversary", ADVERSARIES)
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(("mode", "name"), MODES, indirect=["mode"])
 def test_train_round__one_patient_replaced_added_or_removed__moves_the_sum_by_at_most_the_clip(
-    models: dict, no_noise: list, name: str, adversary: str
+    models: dict, no_noise: list, mode: str, name: str, adversary: str
 ) -> None:
     model, loss = models[name], MODULES[name][1]
     x, y = people()
     evil_x, evil_y = x.copy(), y.copy()
     evil_x[5], evil_y[5] = ADVERSARIES[adversary](x[5], float(y[5]))
-    honest = step_of(model, one_round(model, x, y, loss))
-    replaced = step_of(model, one_round(model, evil_x, evil_y, loss))
-    without = step_of(model, one_round(model, np.delete(x, 5, 0), np.delete(y, 5), loss))
+    honest = step_of(model, one_round(model, x, y, loss, engine=mode))
+    replaced = step_of(model, one_round(model, evil_x, evil_y, loss, engine=mode))
+    without = step_of(model, one_round(model, np.delete(x, 5, 0), np.delete(y, 5), loss, engine=mode))
     for step in (honest, replaced, without):
         assert np.isfinite(step).all()
     assert np.linalg.norm(replaced - honest) <= 2 * PLAN.clip_norm * ALMOST
@@ -245,11 +257,12 @@ def _visits() -> np.ndarray:
     return np.random.default_rng(4).permutation(np.repeat(np.arange(8), [1, 2, 6, 1, 3, 5, 2, 4]))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "squared_error"])
-def test_train_round__several_records__one_clipped_mean_per_patient(loss: str, no_noise: list) -> None:
+def test_train_round__several_records__one_clipped_mean_per_patient(loss: str, engine: str, no_noise: list) -> None:
     (x, y), whose = people(), _visits()
     model = load_model(*export_model(build("mlp", WIDTH), torch.zeros(1, WIDTH)))
-    result = one_round(model, x, y, loss, replace(PLAN, clip_norm=0.3), patients=whose)
+    result = one_round(model, x, y, loss, replace(PLAN, clip_norm=0.3), patients=whose, engine=engine)
     each = sample_gradients(model, torch.from_numpy(x), torch.from_numpy(y), loss)
     flat = torch.cat([g.reshape(N, -1) for g in each.values()], 1)
     means = torch.stack([flat[torch.from_numpy(whose == p)].mean(0) for p in range(8)])
@@ -258,22 +271,23 @@ def test_train_round__several_records__one_clipped_mean_per_patient(loss: str, n
     assert result.loss_mean * N < 8 * PLAN.metric_clip + 1e-3
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ADVERSARIES)
 @pytest.mark.parametrize("which", [0, 2])
 def test_train_round__all_records_of_one_patient_replaced__moves_by_at_most_twice_the_clip(
-    name: str, which: int, no_noise: list
+    name: str, which: int, engine: str, no_noise: list
 ) -> None:
     (x, y), whose = people(), _visits()
     model = load_model(*export_model(build("mlp", WIDTH), torch.zeros(1, WIDTH)))
-    before = one_round(model, x, y, "binary_cross_entropy", patients=whose)
+    before = one_round(model, x, y, "binary_cross_entropy", patients=whose, engine=engine)
     for i in np.flatnonzero(whose == which):
         x[i], y[i] = ADVERSARIES[name](x[i], y[i])
-    after = one_round(model, x, y, "binary_cross_entropy", patients=whose)
+    after = one_round(model, x, y, "binary_cross_entropy", patients=whose, engine=engine)
     moved = np.linalg.norm(step_of(model, before) - step_of(model, after))
     assert moved <= 2 * PLAN.clip_norm * ALMOST
     assert abs(before.loss_mean - after.loss_mean) * N <= PLAN.metric_clip * ALMOST
     gone = whose != which
-    without = one_round(model, x[gone], y[gone], "binary_cross_entropy", patients=whose[gone])
+    without = one_round(model, x[gone], y[gone], "binary_cross_entropy", patients=whose[gone], engine=engine)
     assert np.linalg.norm(step_of(model, before) - step_of(model, without)) <= PLAN.clip_norm * ALMOST
 
 
@@ -302,16 +316,15 @@ def _assert_std(values: np.ndarray, sd: float) -> None:
     assert abs(values.mean()) < norm.ppf(1 - 5e-8) * sd / math.sqrt(n)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("mode", [*ENGINES, "compiled"], indirect=True)
 @pytest.mark.parametrize(("sigma", "clip", "rate"), [(0.3, 1.0, 1.0), (1.5, 0.5, 0.1), (8.0, 3.0, 1e-6)])
 def test_train_round__nobody_there__adds_noise_of_exactly_sigma_times_clip(
-    monkeypatch: pytest.MonkeyPatch, sigma: float, clip: float, rate: float, compiled: bool
+    mode: str, sigma: float, clip: float, rate: float
 ) -> None:
     model = _wide()
-    monkeypatch.setattr(clipping, "COMPILE_FROM_STEPS", 0 if compiled else 10**9)
     plan = replace(PLAN, noise_multiplier=sigma, clip_norm=clip, sampling_rate=rate)
     empty = np.zeros((0, 20_000), np.float32), np.zeros(0, np.float32)
-    result = one_round(model, *empty, "binary_cross_entropy", plan)
+    result = one_round(model, *empty, "binary_cross_entropy", plan, engine=mode)
     _assert_std(step_of(model, result) * rate, sigma * clip)
 
 
