@@ -7,14 +7,16 @@ second backward pass and mostly without a gradient per sample ever existing (Bu 
 in any other way get ordinary per-sample gradients. One patient's gradient depends on one patient by construction.
 
 The function is traced once into plain tensor operations and, where a job is long enough to pay for it and a C++
-compiler is there, compiled. Both are kept as long as the process lives, by everything that they depend on.
+compiler is there, compiled. Either is kept as long as the process lives, by everything that it depends on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -31,7 +33,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fl_client.graph import OPERATIONS, GraphModel, _resolve, _without_dropout
 
 KEEP = 8  # summers at a time
-COMPILE_FROM_STEPS = 200  # compiling takes 10 to 60 s, which fewer steps do not earn back
+# Compiling pays for long jobs alone. Fitted to four networks of 5 thousand to 11 million weights on 2 cores, where it takes
+# 10 to 50 s, the 200 to 2,500 operations take a microsecond or three each to start, and a third of the rest is saved.
+COMPILE_S, COMPILE_OPERATION_S = 8.0, 0.015
+SAVED_PART, SAVED_OPERATION_S = 0.25, 3e-6
 Loss = Callable[[Tensor, Tensor], Tensor]
 # (squared norms [B], (weights [B], which count [B]) -> their weighted sum, in the parameter's shape)
 Part = tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]
@@ -281,13 +286,13 @@ class Sums(Protocol):
 
 
 class Summer:
-    """Clipped sums of one graph, for batches of exactly `rows` samples, traced and perhaps compiled.
+    """Clipped sums of one graph, for batches of exactly `rows` samples, traced, and compiled if that pays for `steps`.
 
     Parameters are one flat vector [P] of those that are trained, in the model's order. With `records`, a row is a
     patient with so many of them (see `clipped_sum`).
     """
 
-    def __init__(self, model: GraphModel, loss: Loss, rows: int, compiled: bool, records: int | None = None):
+    def __init__(self, model: GraphModel, loss: Loss, rows: int, steps: int, records: int | None = None):
         device = next(model.parameters()).device
         self.rows = rows
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -314,7 +319,12 @@ class Summer:
 
         arguments = (theta, x, y, mask, torch.ones((), device=device), *self._frozen, *added.values())
         self._expected = [(each.shape, each.dtype) for each in arguments[:5]]
-        self._sum, self.compiled = ready(of_sum, arguments, compiled, len(added))
+        graph, arguments = traced(of_sum, arguments, len(added)), arguments[: len(arguments) - len(added)]
+        self.pays_from = pays_from(graph, arguments)
+        faster = compiled(graph, arguments) if steps >= self.pays_from else None
+        self.compiled, self._sum = faster is not None, faster or graph
+        if steps >= self.pays_from and not self.compiled:
+            self.pays_from = math.inf  # one attempt is enough
 
     def sum(self, theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, clip: Tensor) -> Tensor:
         """Sum [P] of the clipped gradients of the rows in `mask`. Raises ValueError if a shape or a type is another."""
@@ -325,19 +335,33 @@ class Summer:
         return self._sum(*given, *self._frozen)
 
 
-def ready(
-    function: Callable[..., Tensor], arguments: Sequence[Tensor], compiled: bool, zeros: int = 0
-) -> tuple[Callable[..., Tensor], bool]:
-    """`function` traced for tensors like these and compiled if asked, without its last `zeros` arguments; is it compiled?
-
-    What cannot be compiled on this machine, or gives other numbers on these tensors than uncompiled, runs traced: slower,
-    but a job that was paid for runs.
-    """
+def traced(function: Callable[..., Tensor], arguments: Sequence[Tensor], zeros: int = 0) -> GraphModule:
+    """`function` as plain tensor operations, for tensors like these; its last `zeros` arguments are taken out."""
     graph = make_fx(function)(*arguments)
     _tidy(graph, zeros)
-    if not compiled:
-        return graph, False
-    arguments = arguments[: len(arguments) - zeros]
+    return graph
+
+
+def pays_from(graph: GraphModule, arguments: Sequence[Tensor]) -> float:
+    """Calls from which compiling is likely to save more time than it takes; runs the graph. Infinity: no compiler."""
+    on_gpu = arguments[0].device.type == "cuda"
+    if not on_gpu and shutil.which("g++") is None:
+        return math.inf
+    seconds, operations = math.inf, len(graph.graph.nodes)
+    for _ in range(2):  # the first is slow
+        started = time.perf_counter()
+        graph(*(each.clone() for each in arguments))
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds = min(seconds, time.perf_counter() - started)
+    return (COMPILE_S + COMPILE_OPERATION_S * operations) / (SAVED_PART * seconds + SAVED_OPERATION_S * operations)
+
+
+def compiled(graph: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., Tensor] | None:
+    """A traced function compiled for tensors like these; None if this machine cannot, or not to the same numbers.
+
+    The function then runs traced: slower, but a job that was paid for runs.
+    """
     try:
         # Without torch.compile's guards, and called from C++: both take as long as a small model itself. In the given
         # layout: another one makes the copies of a large network's weights as slow as its convolutions.
@@ -349,15 +373,15 @@ def ready(
     except Exception as error:  # noqa: BLE001 - torch raises many kinds; all mean the same here
         first = (str(error).splitlines() or [type(error).__name__])[0]
         logging.getLogger(__name__).warning("not compiled, so slower: %s", first[:200])
-        return graph, False
-    return artifact, True
+        return None
+    return artifact
 
 
-def _compare(compiled: Callable[..., Tensor], graph: GraphModule, arguments: Sequence[Tensor]) -> None:
+def _compare(artifact: Callable[..., Tensor], graph: GraphModule, arguments: Sequence[Tensor]) -> None:
     """Raises RuntimeError if they differ by more than rounding, dropout drawn alike."""
-    results = []
-    with torch.random.fork_rng():
-        for function in (compiled, graph):
+    results, device = [], arguments[0].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for function in (artifact, graph):
             torch.manual_seed(0)
             results.append(function(*(each.clone() for each in arguments)).double())
     found, expected = results
@@ -369,13 +393,12 @@ _SUMMERS: OrderedDict[tuple[Any, ...], Summer] = OrderedDict()
 
 
 def summer(model: GraphModel, loss: Loss, rows: int, steps: int, records: int | None = None) -> Summer:
-    """The summer for a job of `steps` steps; made once per graph, loss, size, device and kind."""
+    """The summer for a job of `steps` steps; made once per graph, loss, size and device, and again where compiling pays."""
     device = next(model.parameters()).device
-    compiler = device.type == "cuda" or shutil.which("g++") is not None
-    key = (_signature(model), loss, rows, records, device, steps >= COMPILE_FROM_STEPS and compiler)
+    key = (_signature(model), loss, rows, records, device)
     found = _SUMMERS.get(key)
-    if found is None:
-        found = _SUMMERS[key] = Summer(model, loss, rows, key[-1], records)
+    if found is None or (not found.compiled and steps >= found.pays_from):
+        found = _SUMMERS[key] = Summer(model, loss, rows, steps, records)
         while len(_SUMMERS) > KEEP:
             _SUMMERS.popitem(last=False)
     _SUMMERS.move_to_end(key)

@@ -27,7 +27,7 @@ from torch.func import vmap
 from torch.nn import functional
 
 from fl_client import hooks
-from fl_client.clipping import KEEP, Loss, Sums, ready, summer
+from fl_client.clipping import KEEP, Loss, Sums, compiled, summer, traced
 from fl_client.errors import GraphRefused
 from fl_client.graph import GraphModel, parameters, with_parameters
 from fl_client.noise import SecureRandom, gaussian
@@ -206,9 +206,11 @@ def _update(theta: Tensor, total: Tensor, words: Tensor, scale: Tensor) -> Tenso
 @lru_cache(maxsize=KEEP)
 def _compiled_update(size: int, device: torch.device) -> Callable[..., Tensor]:
     numbers = torch.zeros(size, device=device)
-    words = torch.zeros(size + size % 2, dtype=torch.int64, device=device)
+    words = SecureRandom().words(size + size % 2).to(device)
     scale = torch.ones(2, dtype=torch.float64, device=device)
-    return ready(_update, (numbers, numbers.clone(), words, scale), True)[0]
+    arguments = (numbers, numbers.clone(), words, scale)
+    graph = traced(_update, arguments)
+    return compiled(graph, arguments) or graph
 
 
 def _batch(run: Sums, x: Tensor, y: Tensor, piece: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import product
 
@@ -86,6 +88,7 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {  # as
     "vision transformer": (ViT, (3, 32, 32), "cross_entropy"),
 }
 ROWS = 11
+LONG = 10**12  # steps of a job that compiling pays for, where there is a compiler
 
 
 def built(name: str) -> tuple[nn.Module, GraphModel, Tensor, Tensor]:
@@ -194,7 +197,7 @@ def test_summer__compiled__is_the_same_function(name: str) -> None:
     _, graph, x, y = built(name)
     graph, x, y = graph.float(), x.float(), y.float()
     loss = LOSSES[CASES[name][2]]
-    plain, compiled = (clipping.summer(graph, loss, ROWS, n) for n in (1, clipping.COMPILE_FROM_STEPS))
+    plain, compiled = (clipping.Summer(graph, loss, ROWS, steps) for steps in (1, LONG))
     theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
     mask, clip = torch.arange(ROWS) != 4, torch.tensor(0.7)
     x[2] = torch.nan
@@ -210,10 +213,10 @@ def test_summer__compiled_for_patients_with_records__is_the_same_function() -> N
     y = torch.stack([y.float()[: 2 * people].view(people, 2), torch.tensor([[0.5, 0.5]] * (people - 1) + [[1.0, 0.0]])], 2)
     theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
     sums = [
-        clipping.summer(graph, LOSSES["squared_error"], people, n, 2).sum(
+        clipping.Summer(graph, LOSSES["squared_error"], people, steps, 2).sum(
             theta, x, y, torch.ones(people, dtype=torch.bool), torch.tensor(0.7)
         )
-        for n in (1, clipping.COMPILE_FROM_STEPS)
+        for steps in (1, LONG)
     ]
     torch.testing.assert_close(*sums, rtol=1e-4, atol=1e-5)
 
@@ -222,7 +225,7 @@ def test_summer__compiled_with_dropout__drops_others_each_time_and_every_sample_
     """Dropout on features of one: a sample's sum of outputs counts what it kept."""
     module = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 1, bias=False))
     graph = load_model(*export_model(module, torch.zeros(1, 64))).train()
-    run = clipping.summer(graph, LOSSES["squared_error"], 8, clipping.COMPILE_FROM_STEPS)
+    run = clipping.Summer(graph, LOSSES["squared_error"], 8, LONG)
     theta, x = torch.zeros(64), torch.ones(8, 64)
     nobody = torch.zeros(8, dtype=torch.bool)
     kept = torch.stack(
@@ -250,20 +253,58 @@ def test_summer__tensors_that_do_not_fit__refuses_them() -> None:
             run.sum(*fitting[:place], tensor, *fitting[place + 1 :])
 
 
-def test_ready__compiler_breaks_down__runs_traced_and_says_so(
+def test_summer__compiler_breaks_down__runs_traced_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("omp.h: no such file\nand much more")
 
     monkeypatch.setattr(torch._inductor, "standalone_compile", broken)
-    function, compiled = clipping.ready(lambda a, b: a + b, (torch.ones(3), torch.ones(3)), compiled=True)
-    assert not compiled
-    assert torch.equal(function(torch.ones(3), torch.ones(3)), torch.full((3,), 2.0))
-    assert caplog.messages == ["not compiled, so slower: omp.h: no such file"]
+    monkeypatch.setattr(clipping, "pays_from", lambda *_: 5)
+    monkeypatch.setattr(clipping, "_SUMMERS", OrderedDict())
+    _, graph, x, y = built("mlp")
+    loss = LOSSES["squared_error"]
+    short = clipping.summer(graph.float(), loss, ROWS, 4)
+    assert not short.compiled
+    long = clipping.summer(graph, loss, ROWS, 5)
+    assert not long.compiled
+    theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
+    given = (theta, x.float(), y.float(), torch.ones(ROWS, dtype=torch.bool), torch.tensor(0.7))
+    assert torch.equal(long.sum(*given), short.sum(*given))
+    assert clipping.summer(graph, loss, ROWS, 10**9) is long, "tried once"
+    assert [m for m in caplog.messages if m] == ["not compiled, so slower: omp.h: no such file"]
 
 
-def test_ready__compiled_gives_other_numbers__runs_traced_and_says_so(
+def test_summer__longer_job_of_the_same_model__is_compiled_then_and_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clipping, "pays_from", lambda *_: 5)
+    monkeypatch.setattr(clipping, "compiled", lambda graph, _: lambda *given: graph(*given))
+    monkeypatch.setattr(clipping, "_SUMMERS", OrderedDict())
+    graph = built("mlp")[1].float()
+    kinds = [clipping.summer(graph, LOSSES["squared_error"], ROWS, steps).compiled for steps in (4, 5, 4)]
+    assert kinds == [False, True, True]
+
+
+def test_pays_from__step_of_a_millisecond_or_of_a_second__is_thousands_of_steps_or_dozens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here: nothing ever pays")
+    graph = built("mlp")[1].float()
+    found = []
+    for seconds in (1e-3, 1.0):
+        clock = iter([0.0, 9.0, 20.0, 20.0 + seconds])  # the first call is slow and does not count
+        monkeypatch.setattr(clipping.time, "perf_counter", lambda clock=clock: next(clock))
+        found.append(clipping.Summer(graph, LOSSES["squared_error"], ROWS, 1).pays_from)
+    assert found[0] > 5000 and 20 < found[1] < 100
+
+
+def test_pays_from__no_compiler__never(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clipping.shutil, "which", lambda _: None)
+    run = clipping.Summer(built("mlp")[1].float(), LOSSES["squared_error"], ROWS, LONG)
+    assert run.pays_from == math.inf and not run.compiled
+
+
+def test_compiled__gives_other_numbers__is_not_used_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A compiler's mistake must not become a gradient that is not clipped."""
@@ -271,9 +312,8 @@ def test_ready__compiled_gives_other_numbers__runs_traced_and_says_so(
         monkeypatch.setattr(
             torch._inductor, "standalone_compile", lambda graph, *_, wrong=wrong, **__: lambda *given: wrong * graph(*given)
         )
-        function, compiled = clipping.ready(lambda a, b: a + b, (torch.ones(3), torch.ones(3)), compiled=True)
-        assert not compiled
-        assert torch.equal(function(torch.ones(3), torch.ones(3)), torch.full((3,), 2.0))
+        example = (torch.ones(3), torch.ones(3))
+        assert clipping.compiled(clipping.traced(lambda a, b: a + b, example), example) is None
     assert caplog.messages == ["not compiled, so slower: compiled, it gives other numbers"] * 2
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from fl_client.clipping import ready
+from fl_client import clipping
 from fl_client.noise import STEP, SecureRandom, gaussian, uniform
 
 ALARM = 1e-7  # an honest run fails so often
@@ -58,9 +58,10 @@ def test_streams__two__share_nothing() -> None:
 def test_gaussian__compiled__is_what_it_is_uncompiled(count: int) -> None:
     """A compiler with its own logarithm or sine would be a generator that nobody looked at."""
     extremes = torch.tensor([0, -1, 2**53 - 1, 1], dtype=torch.int64)  # the radius' words, then the angle's
-    fast, compiled = ready(gaussian, (SecureRandom().words(count),), compiled=shutil.which("g++") is not None)
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here: nothing to compare")
+    example = (SecureRandom().words(count),)
+    fast = clipping.compiled(clipping.traced(gaussian, example), example)
     words = SecureRandom().words(count)
     words[: min(4, count // 2)] = extremes[: min(4, count // 2)]
     assert torch.allclose(fast(words), gaussian(words), rtol=1e-12, atol=1e-12)
-    if not compiled:
-        pytest.skip("no C++ compiler here: nothing to compare")
