@@ -47,8 +47,8 @@ class HooksSummer:
     compiled = False
 
     def __init__(self, model: GraphModel, loss: Loss, rows: int, records: int | None = None):
-        refuse_dropout(model)
-        self.rows, self._records = rows, records
+        _refuse_dropout(model)
+        self.rows = rows
         of_row = loss if records is None else lambda o, y: (vmap(loss)(o, y[:, 0]) * y[:, 1]).sum()
         self._losses = vmap(of_row)
         self._hooked = GradSampleModule(_Rows(model, records), loss_reduction="sum", force_functorch=True)
@@ -65,7 +65,8 @@ class HooksSummer:
         self._optimizer.zero_grad()
         self._optimizer.max_grad_norm = float(clip)
         with torch.enable_grad(), warnings.catch_warnings():
-            # as it should, with the outputs' gradient; for the input's, it would not fire where a graph rounds its input
+            # torch warns that Opacus's hook fires once the outputs' gradient is there; that is what is wanted: where a
+            # graph rounds its input (an embedding), the input's gradient never comes and a hook that waits for it is silent
             warnings.filterwarnings("ignore", "Full backward hook is firing")
             self._losses(self._hooked(x), y).sum().backward()
         good = mask & torch.stack([p.grad_sample.flatten(1).square().sum(1) for p in self._trained]).sum(0).isfinite()
@@ -78,8 +79,7 @@ class HooksSummer:
         return summed
 
 
-def refuse_dropout(model: GraphModel) -> None:
-    """Raises GraphRefused for a graph that drops anything out."""
+def _refuse_dropout(model: GraphModel) -> None:
     for name, operation, arguments in model._nodes:
         if _without_dropout(operation, list(arguments)) != list(arguments):
             raise GraphRefused(f"node {name!r}: engine='hooks' of this hospital trains no dropout; leave it out")

@@ -184,9 +184,8 @@ def step(
 ) -> None:
     """theta -= rate * (clipped sum over the rows `drawn` + sd * noise), in place; an empty batch adds its noise alone.
 
-    `scale` holds sd and rate, float64 [2].
-
-    Sums are float32, of pieces of run.rows; noise is added in float64 and the result rounded to float32 (noise.py).
+    `scale` holds sd and rate, float64 [2]. Sums are float32, of pieces of run.rows; noise is added in float64 and the
+    result rounded to float32 (noise.py).
     """
     total = run.sum(theta, *_batch(run, x, y, drawn[: run.rows]), clip) if len(drawn) else torch.zeros_like(theta)
     for start in range(run.rows, len(drawn), run.rows):
