@@ -1,21 +1,22 @@
-"""The front desk: catalogue, quotes, jobs, claims. Sees no patient data, holds nobody's money, can be rebuilt.
+"""The front desk: catalogue, quotes, jobs, claims. Sees no patient data, holds nobody's money, can
+be rebuilt.
 
->>> from datahub import Buyer                                                              # doctest: +SKIP
->>> buyer = Buyer("http://127.0.0.1:8000", chain="http://127.0.0.1:8545", key=my_key)      # doctest: +SKIP
->>> result = buyer.order([1, 2, 3, 4], epsilon=4.0, purpose="research").wait()             # doctest: +SKIP
+>>> from datahub import Buyer  # doctest: +SKIP
+>>> buyer = Buyer(hub, chain=chain, key=my_key)  # doctest: +SKIP
+>>> result = buyer.order([1, 2, 3, 4], epsilon=4.0, purpose="research").wait()  # doctest: +SKIP
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datahub.sdk import Buyer
+    from datahub.buyer.sdk import Buyer
 
 __all__ = ["Buyer"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Buyer":  # imported on use: it brings torch, which the hub's pages do not need
-        from datahub.sdk import Buyer
+        from datahub.buyer.sdk import Buyer
 
         return Buyer
     raise AttributeError(name)

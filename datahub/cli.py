@@ -1,4 +1,5 @@
-"""The command line: every persona's door. Maps errors to one sentence and an exit code; decides nothing.
+"""The command line: every persona's door. Maps errors to one sentence and an exit code; decides
+nothing.
 
 Exit codes: 0 fine, 1 refused or failed with a sentence, 2 wrong words on the command line.
 """
@@ -19,9 +20,9 @@ from rich.table import Table
 from datahub.errors import HubError
 from datatokens.cli import app as chain_commands
 from datatokens.errors import BankError
-from fl_client.cli import node
 from fl_client.errors import NodeError
-from fl_client.owner_cli import owner
+from fl_client.node.cli import node
+from fl_client.node.owner_cli import owner
 from fl_server.errors import TheatreError
 
 app = typer.Typer(
@@ -38,7 +39,9 @@ console = Console()
 complaints = Console(stderr=True)
 
 HubUrl = Annotated[str, typer.Option("--hub", help="URL of the hub.")]
-ChainUrl = Annotated[str, typer.Option("--chain", help="URL of your own chain connection (JSON-RPC).")]
+ChainUrl = Annotated[
+    str, typer.Option("--chain", help="URL of your own chain connection (JSON-RPC).")
+]
 KeyFile = Annotated[Path, typer.Option(help="File with your wallet's private key.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -47,18 +50,28 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def hub_init(
     folder: Annotated[Path, typer.Argument(help="The hub's folder.")],
     chain: ChainUrl,
-    key_file: Annotated[Path, typer.Option(help="File with the operator's private key; it pays gas.")],
-    superlink: Annotated[str, typer.Option(help="host:port where hospitals reach the SuperLink.")] = "127.0.0.1:9092",
-    registry: Annotated[str, typer.Option(help="An existing registry; without it everything is deployed.")] = "",
+    key_file: Annotated[
+        Path, typer.Option(help="File with the operator's private key; it pays gas.")
+    ],
+    superlink: Annotated[
+        str, typer.Option(help="host:port where hospitals reach the SuperLink.")
+    ] = "127.0.0.1:9092",
+    registry: Annotated[
+        str, typer.Option(help="An existing registry; without it everything is deployed.")
+    ] = "",
     market: Annotated[str, typer.Option(help="The market of that registry.")] = "",
-    payment_token: Annotated[str, typer.Option(help="ERC-20 that is paid in; without it a test token.")] = "",
+    payment_token: Annotated[
+        str, typer.Option(help="ERC-20 that is paid in; without it a test token.")
+    ] = "",
     fee_bps: Annotated[int, typer.Option(help="The hub's fee, of 10000.")] = 250,
 ) -> None:
-    """Make a hub: deploy the contracts (or check existing ones), certificates for the SuperLink, hub.toml."""
+    """Make a hub: deploy the contracts (or check existing ones), certificates for the SuperLink,
+    hub.toml.
+    """
     from datahub import config
-    from datatokens.chain import connect
+    from datatokens.chain.connection import connect
     from datatokens.deploy import Deployment, deploy, verify
-    from fl_client.config import write_private
+    from fl_client.node.config import write_private
     from fl_server.certificates import write_certificates
     from fl_server.superlink import operator_token
 
@@ -97,9 +110,9 @@ def hub_start(
     """Serve the pages and the API, and drive jobs. Stop and start it whenever you like."""
     import uvicorn
 
-    from datahub.app import create_app
     from datahub.config import read
-    from datahub.desk import open_desk
+    from datahub.market.desk import open_desk
+    from datahub.web.api import create_app
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -109,7 +122,9 @@ def hub_start(
 @hub.command("superlink")
 def hub_superlink(
     folder: Annotated[Path, typer.Argument(help="The hub's folder.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; hospitals must reach it.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; hospitals must reach it.")
+    ] = "127.0.0.1",
 ) -> None:
     """Run Flower's SuperLink behind the operator's gate, on the port named in hub.toml."""
     from datahub.config import read
@@ -123,14 +138,16 @@ def hub_superlink(
 @app.command()
 def datasets(hub_url: HubUrl, as_json: Json = False) -> None:
     """The catalogue."""
-    from datahub.pages import money
-    from datahub.sdk import Hub
+    from datahub.buyer.sdk import Hub
+    from datahub.web.pages import money
 
     rows = Hub(hub_url).get("/api/datasets")
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    table = Table("id", "name", "hospital", "patients (noised)", "price", "lifetime epsilon", "node")
+    table = Table(
+        "id", "name", "hospital", "patients (noised)", "price", "lifetime epsilon", "node"
+    )
     for row in rows:
         manifest = row["manifest"] or {}
         table.add_row(
@@ -151,26 +168,45 @@ def buy(
     chain_url: ChainUrl,
     key_file: KeyFile,
     dataset: Annotated[list[int], typer.Option(help="Dataset id; repeat for each.")],
-    epsilon: Annotated[float, typer.Option(help="Most that the job may cost a patient of each hospital.")],
+    epsilon: Annotated[
+        float, typer.Option(help="Most that the job may cost a patient of each hospital.")
+    ],
     purpose: Annotated[str, typer.Option(help="What the model is for.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model and the report.")] = Path("result"),
-    delta: Annotated[float | None, typer.Option(help="Delta; default min(1e-5, 1/(10 patients)).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the model and the report.")] = Path(
+        "result"
+    ),
+    delta: Annotated[
+        float | None, typer.Option(help="Delta; default min(1e-5, 1/(10 patients)).")
+    ] = None,
     model: Annotated[str, typer.Option(help="A built-in model.")] = "logistic_regression",
-    rounds: Annotated[int | None, typer.Option(help="Rounds; default 10, more for many patients.")] = None,
-    reward_units: Annotated[int, typer.Option(help="Reward pool, base units, split by patients.")] = 0,
+    rounds: Annotated[
+        int | None, typer.Option(help="Rounds; default 10, more for many patients.")
+    ] = None,
+    reward_units: Annotated[
+        int, typer.Option(help="Reward pool, base units, split by patients.")
+    ] = 0,
     yes: Annotated[bool, typer.Option("--yes", help="Pay without asking.")] = False,
     as_json: Json = False,
 ) -> None:
     """Order one training job, wait, and save the model."""
-    from datahub.pages import money
-    from datahub.sdk import Buyer
-    from datahub.waiting import evaluation_line, follow
+    from datahub.buyer.sdk import Buyer
+    from datahub.buyer.waiting import evaluation_line, follow
+    from datahub.web.pages import money
 
     buyer = Buyer(hub_url, chain=chain_url, key=key_file.read_text().strip())
     quote = buyer.quote(
-        dataset, epsilon=epsilon, delta=delta, purpose=purpose, model=model, rounds=rounds, reward_units=reward_units
+        dataset,
+        epsilon=epsilon,
+        delta=delta,
+        purpose=purpose,
+        model=model,
+        rounds=rounds,
+        reward_units=reward_units,
     )
-    question = f"Pay {money(quote.amount_units)} for {quote.spec.rounds} rounds at epsilon {quote.epsilon:.3f} per hospital?"
+    question = (
+        f"Pay {money(quote.amount_units)} for {quote.spec.rounds} rounds at epsilon "
+        f"{quote.epsilon:.3f} per hospital?"
+    )
     if not yes:
         typer.confirm(question, abort=True, err=True)
     job = buyer.pay(quote)
@@ -178,7 +214,7 @@ def buy(
     if status["state"] == "refunded":
         raise HubError(f"job {job.id[:12]} was refunded: {status['reason']}")
     result = job.result()
-    from fl_client.weights import to_safetensors
+    from fl_client.model.weights import to_safetensors
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "model.safetensors").write_bytes(to_safetensors(result.arrays))
@@ -192,30 +228,42 @@ def buy(
 
 
 @app.command()
-def job(hub_url: HubUrl, job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: Json = False) -> None:
+def job(
+    hub_url: HubUrl, job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: Json = False
+) -> None:
     """Where a job stands."""
-    from datahub.sdk import Hub
+    from datahub.buyer.sdk import Hub
 
     status = Hub(hub_url).get(f"/api/jobs/{job_id}")
     if as_json:
         typer.echo(json.dumps(status))
     else:
         done = f"{len(status['rounds'])} of {status['rounds_planned']} rounds"
-        console.print(f"{status['state']}, {done}{': ' + status['reason'] if status['reason'] else ''}")
+        console.print(
+            f"{status['state']}, {done}{': ' + status['reason'] if status['reason'] else ''}"
+        )
 
 
 @app.command()
 def dispute(
-    hub_url: HubUrl, chain_url: ChainUrl, key_file: KeyFile, job_id: Annotated[str, typer.Argument(help="Job id.")]
+    hub_url: HubUrl,
+    chain_url: ChainUrl,
+    key_file: KeyFile,
+    job_id: Annotated[str, typer.Argument(help="Job id.")],
 ) -> None:
-    """The buyer or a node of a job with an arbiter: ask it to look at the attested result. Costs the bond in the terms."""
-    from datahub.sdk import Buyer, Hub
+    """The buyer or a node of a job with an arbiter: ask it to look at the attested result. Costs
+    the bond in the terms.
+    """
+    from datahub.buyer.sdk import Buyer, Hub
     from datatokens.terms import JobTerms
 
     terms = JobTerms.from_json(Hub(hub_url).call("GET", f"/api/jobs/{job_id}/terms").content)
     Buyer(hub_url, chain=chain_url, key=key_file.read_text().strip()).job(terms).dispute()
     bond = terms.dispute.bond_units if terms.dispute else 0
-    console.print(f"job {job_id[:12]} is disputed; the bond of {bond} base units is in escrow until the arbiter rules")
+    console.print(
+        f"job {job_id[:12]} is disputed; the bond of {bond} base units is in escrow until the "
+        "arbiter rules"
+    )
 
 
 @app.command()
@@ -223,13 +271,15 @@ def withdraw(
     hub_url: HubUrl,
     chain_url: ChainUrl,
     key_file: KeyFile,
-    to: Annotated[str, typer.Option(help="Where the money goes; default the key's own address.")] = "",
+    to: Annotated[
+        str, typer.Option(help="Where the money goes; default the key's own address.")
+    ] = "",
 ) -> None:
     """Take out what waits as credit: the hub's fees, or change whose transfer failed."""
-    from datahub.pages import money
-    from datahub.sdk import Hub
-    from datatokens.chain import connect
-    from datatokens.escrow import Escrow
+    from datahub.buyer.sdk import Hub
+    from datahub.web.pages import money
+    from datatokens.bindings.escrow import Escrow
+    from datatokens.chain.connection import connect
 
     chain = connect(chain_url, key_file.read_text().strip())
     escrow = Escrow(chain, Hub(hub_url).get("/api/network")["market"])
@@ -246,9 +296,11 @@ def claim(
     account: Annotated[str, typer.Option(help="Whose share; default the key's own address.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Claim a contributor's share of every dataset; the money goes to the contributor, whoever sends it."""
-    from datahub.pages import money
-    from datahub.sdk import claim_all
+    """Claim a contributor's share of every dataset; the money goes to the contributor, whoever
+    sends it.
+    """
+    from datahub.buyer.sdk import claim_all
+    from datahub.web.pages import money
 
     paid = claim_all(hub_url, chain_url, key_file.read_text().strip(), account)
     if as_json:
@@ -263,12 +315,16 @@ def claim(
 @app.command()
 def demo(
     data: Annotated[str, typer.Option(help="breast-cancer or heart-disease.")] = "breast-cancer",
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with processed.*.data (heart-disease).")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with processed.*.data (heart-disease).")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("demo-output"),
-    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C, to look at.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave everything running until Ctrl-C, to look at.")
+    ] = False,
 ) -> None:
     """The whole walk on this machine: four hospitals, one buyer, three contributors."""
-    from datahub.demo import run
+    from datahub.demo.walk import run
 
     run(data, data_dir, out, keep)
 

@@ -1,4 +1,6 @@
-"""The hub's folder: hub.toml, the operator's key, the database, uploaded models, job folders. Read once."""
+"""The hub's folder: hub.toml, the operator's key, the database, uploaded models, job folders. Read
+once.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,10 @@ from datatokens.terms import address, whole
 class HubConfig:
     """Everything the hub needs, checked.
 
-    fee_bps: the hub's fee in basis points of prices and rewards (the contract allows at most 5 % of the amount)
-    superlink: host:port of the SuperLink, also told to hospitals; superlink_folder: its state on this machine
+    fee_bps: the hub's fee in basis points of prices and rewards (the contract allows at most 5 % of
+    the amount)
+    superlink: host:port of the SuperLink, also told to hospitals; superlink_folder: its state on
+    this machine
     database: any SQLAlchemy URL
     """
 
@@ -65,7 +69,9 @@ def read(folder: Path) -> HubConfig:
     try:
         raw = tomllib.loads((folder / "hub.toml").read_text())
     except FileNotFoundError as error:
-        raise ConfigError(f"{folder} holds no hub.toml; make one with: datahub hub init {folder}") from error
+        raise ConfigError(
+            f"{folder} holds no hub.toml; make one with: datahub hub init {folder}"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{folder}/hub.toml is not TOML: {error}") from error
     problems: list[str] = []

@@ -1,11 +1,13 @@
-"""Compile the contracts with npm's solc-js into committed artifacts, or check that the committed ones match.
+"""Compile the contracts with npm's solc-js into committed artifacts, or check that the committed
+ones match.
 
     python -m datatokens.build           writes datatokens/artifacts/*.json
-    python -m datatokens.build --check   exits 1 if a committed artifact differs from a fresh compilation,
+    python -m datatokens.build --check   exits 1 if a committed artifact differs from a fresh
+    compilation,
                                          2 if the compiler is not installed
 
-Needs Node and `npm ci` in datatokens/ (make tools); users of the product need neither. Metadata is switched off, so
-the bytecode does not depend on paths or machines.
+Needs Node and `npm ci` in datatokens/ (make tools); users of the product need neither. Metadata is
+switched off, so the bytecode does not depend on paths or machines.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ MAX_CODE_BYTES = 24_576  # EIP-170
 def _sources() -> dict[str, dict[str, str]]:
     """Every .sol file of ours and of OpenZeppelin that they import, keyed as solc names them."""
     found: dict[str, dict[str, str]] = {}
-    waiting = [(path.relative_to(ROOM).as_posix(), path) for path in sorted((ROOM / "contracts").rglob("*.sol"))]
+    waiting = [
+        (path.relative_to(ROOM).as_posix(), path)
+        for path in sorted((ROOM / "contracts").rglob("*.sol"))
+    ]
     while waiting:
         name, path = waiting.pop()
         if name in found:
@@ -65,25 +70,40 @@ def _sources() -> dict[str, dict[str, str]]:
 
 def source_hash() -> str:
     """SHA-256 over every .sol file of ours (name and text), hexadecimal; needs no compiler."""
-    texts = {p.relative_to(ROOM).as_posix(): p.read_text() for p in sorted((ROOM / "contracts").rglob("*.sol"))}
+    texts = {
+        p.relative_to(ROOM).as_posix(): p.read_text()
+        for p in sorted((ROOM / "contracts").rglob("*.sol"))
+    }
     return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
 
 def compile_all() -> dict[str, dict[str, Any]]:
     """Contract name -> artifact. Raises RuntimeError with the compiler's own words."""
     sources = _sources()
-    outputs = ["abi", "evm.bytecode.object", "evm.deployedBytecode.object", "evm.deployedBytecode.immutableReferences"]
+    outputs = [
+        "abi",
+        "evm.bytecode.object",
+        "evm.deployedBytecode.object",
+        "evm.deployedBytecode.immutableReferences",
+    ]
     request = {
         "language": "Solidity",
         "sources": sources,
         "settings": {**SETTINGS, "outputSelection": {"*": {"*": outputs}}},
     }
     command = ["node", "bin/solc", "--standard-json"]
-    run = subprocess.run(command, cwd=ROOM, input=json.dumps(request).encode(), capture_output=True, check=False)
+    run = subprocess.run(
+        command, cwd=ROOM, input=json.dumps(request).encode(), capture_output=True, check=False
+    )
     if run.returncode != 0:
-        raise RuntimeError(f"the compiler ended with {run.returncode}: {run.stderr.decode(errors='replace').strip()}")
+        raise RuntimeError(
+            f"the compiler ended with {run.returncode}: "
+            f"{run.stderr.decode(errors='replace').strip()}"
+        )
     answer = json.loads(run.stdout[run.stdout.index(b"{") :])
-    if errors := [e["formattedMessage"] for e in answer.get("errors", []) if e["severity"] == "error"]:
+    if errors := [
+        e["formattedMessage"] for e in answer.get("errors", []) if e["severity"] == "error"
+    ]:
         raise RuntimeError("\n".join(errors))
     version = json.loads((ROOM / "node_modules" / "solc" / "package.json").read_text())["version"]
     sources_now = source_hash()
@@ -115,12 +135,18 @@ def _text(artifact: dict[str, Any]) -> str:
 def main() -> int:
     """Write or check; the exit code."""
     parser = argparse.ArgumentParser(description="Compile the contracts")
-    parser.add_argument("--check", action="store_true", help="compare with the committed artifacts, write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the committed artifacts, write nothing"
+    )
     check = parser.parse_args().check
     if shutil.which("node") is None:
         parser.exit(2, "the contracts cannot be compiled: Node is not installed\n")
     if not (ROOM / "node_modules" / "solc").is_dir():
-        parser.exit(2, "the contracts cannot be compiled: the Solidity compiler is not installed; run: make tools\n")
+        parser.exit(
+            2,
+            "the contracts cannot be compiled: the Solidity compiler is not installed; run: make "
+            "tools\n",
+        )
     try:
         artifacts = compile_all()
     except RuntimeError as error:
@@ -136,7 +162,9 @@ def main() -> int:
         sys.stdout.write(f"{name}: {(len(artifact['deployedBytecode']) - 2) // 2} bytes of code\n")
     if different:
         names = ", ".join(different)
-        parser.exit(1, f"committed artifacts differ from the sources: {names}; run: make contracts\n")
+        parser.exit(
+            1, f"committed artifacts differ from the sources: {names}; run: make contracts\n"
+        )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""The bank's commands: run the embedded chain, deploy the contracts, look at a deployment. Parses and prints only."""
+"""The bank's commands: run the embedded chain, deploy the contracts, look at a deployment. Parses
+and prints only.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from datatokens.chain import Chain
+    from datatokens.chain.connection import Chain
     from datatokens.deploy import Deployment
 
 app = typer.Typer(help="The chain and the contracts on it.", no_args_is_help=True)
@@ -23,25 +25,42 @@ DEFAULT_URL = "http://127.0.0.1:8545"
 @app.command()
 def start(
     port: Annotated[int, typer.Option(help="Port on loopback.")] = 8545,
-    state: Annotated[Path, typer.Option(help="SQLite file that keeps the chain.")] = Path("chain.sqlite"),
+    state: Annotated[Path, typer.Option(help="SQLite file that keeps the chain.")] = Path(
+        "chain.sqlite"
+    ),
 ) -> None:
     """Run the embedded chain (loopback only, public test keys) until it is stopped."""
     os.execv(  # noqa: S606 replaces us
-        sys.executable, [sys.executable, "-m", "datatokens.devchain", "--port", str(port), "--state", str(state)]
+        sys.executable,
+        [
+            sys.executable,
+            "-m",
+            "datatokens.chain.rpc_server",
+            "--port",
+            str(port),
+            "--state",
+            str(state),
+        ],
     )
 
 
 @app.command()
 def deploy(
     key_file: Annotated[Path, typer.Option(help="File with the private key that pays the gas.")],
-    out: Annotated[Path, typer.Option(help="File to write the addresses to.")] = Path("deployment.json"),
+    out: Annotated[Path, typer.Option(help="File to write the addresses to.")] = Path(
+        "deployment.json"
+    ),
     url: Url = DEFAULT_URL,
-    payment_token: Annotated[str, typer.Option(help="ERC-20 that is paid in; without it a test token.")] = "",
-    fee_recipient: Annotated[str, typer.Option(help="Whom the hub's fees are credited to; the key's account.")] = "",
+    payment_token: Annotated[
+        str, typer.Option(help="ERC-20 that is paid in; without it a test token.")
+    ] = "",
+    fee_recipient: Annotated[
+        str, typer.Option(help="Whom the hub's fees are credited to; the key's account.")
+    ] = "",
 ) -> None:
     """Deploy the registry and the market."""
     from datatokens import deploy as deployment
-    from datatokens.chain import connect
+    from datatokens.chain.connection import connect
     from datatokens.errors import BankError
 
     try:
@@ -50,15 +69,22 @@ def deploy(
         made.save(out)
     except (BankError, OSError) as error:
         _fail(str(error))
-    typer.echo(f"registry {made.registry}, market {made.market}, payment token {made.payment_token}: written to {out}")
+    typer.echo(
+        f"registry {made.registry}, market {made.market}, payment token {made.payment_token}: "
+        f"written to {out}"
+    )
 
 
 @app.command("verify")
 def verify_code(
-    deployment: Annotated[Path, typer.Argument(help="File that `deploy` wrote.")] = Path("deployment.json"),
+    deployment: Annotated[Path, typer.Argument(help="File that `deploy` wrote.")] = Path(
+        "deployment.json"
+    ),
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Compare the deployed code with this version, byte for byte. Exit status 1 if it does not match."""
+    """Compare the deployed code with this version, byte for byte. Exit status 1 if it does not
+    match.
+    """
     from datatokens.errors import BankError
 
     try:
@@ -70,13 +96,17 @@ def verify_code(
 
 @app.command()
 def status(
-    deployment: Annotated[Path, typer.Argument(help="File that `deploy` wrote.")] = Path("deployment.json"),
+    deployment: Annotated[Path, typer.Argument(help="File that `deploy` wrote.")] = Path(
+        "deployment.json"
+    ),
     url: Url = DEFAULT_URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check the deployed code against this version, and count what is there. Exit status 1 if it does not match."""
+    """Check the deployed code against this version, and count what is there. Exit status 1 if it
+    does not match.
+    """
+    from datatokens.bindings.registry import Registry, Token
     from datatokens.errors import BankError
-    from datatokens.registry import Registry, Token
 
     try:
         chain, made = _verified(deployment, url)
@@ -91,16 +121,24 @@ def status(
         }
     except BankError as error:
         _fail(str(error))
-    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{name}: {value}" for name, value in facts.items()))
+    typer.echo(
+        json.dumps(facts)
+        if as_json
+        else "\n".join(f"{name}: {value}" for name, value in facts.items())
+    )
 
 
 @app.command()
 def privacy(
-    deployment: Annotated[Path, typer.Argument(help="File that `deploy` wrote.")] = Path("deployment.json"),
+    deployment: Annotated[Path, typer.Argument(help="File that `deploy` wrote.")] = Path(
+        "deployment.json"
+    ),
     url: Url = DEFAULT_URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What every dataset's patients have paid in epsilon, from the chain alone. Exit status 1 if one is overspent."""
+    """What every dataset's patients have paid in epsilon, from the chain alone. Exit status 1 if
+    one is overspent.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -118,7 +156,9 @@ def privacy(
             "jobs": line.jobs,
             "epsilon": line.epsilon_micro / 10**6,
             "delta": line.delta_atto / 10**18,
-            "stated_epsilon": line.budget_epsilon_micro / 10**6 if line.budget_epsilon_micro else None,
+            "stated_epsilon": line.budget_epsilon_micro / 10**6
+            if line.budget_epsilon_micro
+            else None,
             "stated_delta": line.budget_delta_atto / 10**18 if line.budget_delta_atto else None,
             "overspent": line.overspent,
             "job_id": line.job_id.hex() if line.job_id else None,
@@ -128,7 +168,17 @@ def privacy(
     if as_json:
         typer.echo(json.dumps(rows))
     else:
-        table = Table("dataset", "jobs attested", "epsilon so far", "stated", "delta", "stated", "", box=None, pad_edge=False)
+        table = Table(
+            "dataset",
+            "jobs attested",
+            "epsilon so far",
+            "stated",
+            "delta",
+            "stated",
+            "",
+            box=None,
+            pad_edge=False,
+        )
         for row in rows:
             table.add_row(
                 str(row["dataset_id"]),
@@ -146,7 +196,7 @@ def privacy(
 
 def _verified(file: Path, url: str) -> tuple[Chain, Deployment]:
     """The connection and the deployment in `file`, if the code there is ours. Raises BankError."""
-    from datatokens.chain import connect
+    from datatokens.chain.connection import connect
     from datatokens.deploy import Deployment, verify
     from datatokens.errors import BankError
 

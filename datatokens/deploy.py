@@ -1,4 +1,6 @@
-"""Put the contracts on a chain, and check that what is there is what this repository compiles to."""
+"""Put the contracts on a chain, and check that what is there is what this repository compiles
+to.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,14 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from datatokens.chain import Chain, artifact
+from datatokens.bindings.storefront import MAX_PLATFORM_BPS
+from datatokens.chain.connection import Chain, artifact
 from datatokens.errors import BankError
-from datatokens.storefront import MAX_PLATFORM_BPS
 from datatokens.terms import address, whole
 
-DISPUTE_BOND_UNITS = 100_000_000  # 100 of a token with 6 decimals: no toy, and not out of a contributor's reach
+DISPUTE_BOND_UNITS = (
+    100_000_000  # 100 of a token with 6 decimals: no toy, and not out of a contributor's reach
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ class Deployment:
                 address("payment_token", value["payment_token"]),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BankError(f"{path} is not a deployment: {type(error).__name__} {error}") from error
+            raise BankError(
+                f"{path} is not a deployment: {type(error).__name__} {error}"
+            ) from error
 
 
 def deploy(
@@ -49,16 +55,22 @@ def deploy(
     guardian: str | None = None,
     platform_bps: int = 0,
 ) -> Deployment:
-    """Deploy registries, market and storefront from the connection's account; it may allow further markets.
+    """Deploy registries, market and storefront from the connection's account; it may allow further
+    markets.
 
-    Without `payment_token` (an existing ERC-20) a test stablecoin is deployed too, which this account may mint.
-    The hub's fees are credited to `fee_recipient`, by default this account; of every datatoken that the storefront
-    sells these are `platform_bps` of the price (0 to 500 of 10000), for good. `guardian` (this account by default) may
+    Without `payment_token` (an existing ERC-20) a test stablecoin is deployed too, which this
+    account may mint.
+    The hub's fees are credited to `fee_recipient`, by default this account; of every datatoken that
+    the storefront
+    sells these are `platform_bps` of the price (0 to 500 of 10000), for good. `guardian` (this
+    account by default) may
     pause new jobs and rules on disputed contributor lists. The registry names the storefront.
     """
     whole("platform_bps", platform_bps, 0, MAX_PLATFORM_BPS)
     if payment_token is not None and not chain.code(address("payment_token", payment_token)):
-        raise BankError(f"payment_token={payment_token} is not a contract on chain {chain.chain_id}")
+        raise BankError(
+            f"payment_token={payment_token} is not a contract on chain {chain.chain_id}"
+        )
     token = payment_token or chain.deploy("TestUSD")
     fees = address("fee_recipient", fee_recipient or chain.address)
     guard = address("guardian", guardian or chain.address)
@@ -72,10 +84,12 @@ def deploy(
 
 
 def verify(chain: Chain, registry: str, market: str) -> None:
-    """Check that both, the storefront, the node registry and the datatoken template carry the committed code.
+    """Check that both, the storefront, the node registry and the datatoken template carry the
+    committed code.
 
     Immutables aside.
-    Registry, market and storefront must name each other. Raises BankError for whatever does not fit.
+    Registry, market and storefront must name each other. Raises BankError for whatever does not
+    fit.
     """
     registry, market = address("registry", registry), address("market", market)
     _check_code(chain, "DatasetRegistry", registry)

@@ -27,7 +27,9 @@ class ChainUnreachable(BankError):
 
 
 class NodeRefused(BankError):
-    """The JSON-RPC endpoint answered with an error of its own: a bad nonce, too little ether, an unknown block."""
+    """The JSON-RPC endpoint answered with an error of its own: a bad nonce, too little ether, an
+    unknown block.
+    """
 
 
 class SignatureError(BankError):
@@ -37,7 +39,9 @@ class SignatureError(BankError):
 class TransactionRefused(BankError):
     """A contract reverted; `name` is its custom error, `args_by_name` the error's arguments."""
 
-    def __init__(self, sentence: str, name: str = "", args_by_name: Mapping[str, Any] | None = None):
+    def __init__(
+        self, sentence: str, name: str = "", args_by_name: Mapping[str, Any] | None = None
+    ):
         super().__init__(sentence)
         self.name = name
         self.args_by_name = dict(args_by_name or {})

@@ -1,7 +1,8 @@
 """Merkle sum trees of contributors, as SumTree.sol checks them. Pure; knows nothing of chains.
 
-Every node is one word of 32 bytes: the first 24 of a hash, then 8 of weight. A leaf carries dataset and epoch, so a
-proof fits one tree only; a parent's weight is the sum of its children's, so the root carries the total.
+Every node is one word of 32 bytes: the first 24 of a hash, then 8 of weight. A leaf carries dataset
+and epoch, so a proof fits one tree only; a parent's weight is the sum of its children's, so the
+root carries the total.
 
 >>> tree = Tree(1, 1, [("0x" + "11" * 20, 3), ("0x" + "22" * 20, 1)])
 >>> total_weight(tree.root)
@@ -27,9 +28,11 @@ _ACCOUNT = re.compile("0x[0-9a-fA-F]{40}").fullmatch
 
 
 def leaf(dataset_id: int, epoch: int, account: str, weight: int) -> bytes:
-    """keccak256(abi.encode(dataset_id, epoch, account, weight))[:24] + weight; 32 bytes. Raises TermsError.
+    """keccak256(abi.encode(dataset_id, epoch, account, weight))[:24] + weight; 32 bytes. Raises
+    TermsError.
 
-    The case of the account's letters means nothing here: a checksum is for whoever reads a person's input.
+    The case of the account's letters means nothing here: a checksum is for whoever reads a person's
+    input.
     """
     return _leaf(_prefix(dataset_id, epoch), account, weight)
 
@@ -55,7 +58,9 @@ def total_weight(node: bytes) -> int:
 
 
 def parent(a: bytes, b: bytes) -> bytes:
-    """The node above two nodes, in any order. Raises OverflowError where the sum does not fit into 64 bits."""
+    """The node above two nodes, in any order. Raises OverflowError where the sum does not fit into
+    64 bits.
+    """
     digest: bytes = keccak(a + b if a < b else b + a)
     return digest[:_HASH] + (total_weight(a) + total_weight(b)).to_bytes(8, "big")
 
@@ -63,8 +68,10 @@ def parent(a: bytes, b: bytes) -> bytes:
 class Tree:
     """A dataset's contributor list for one epoch: (account, weight) in the order of the leaves.
 
-    Raises TermsError for an empty list, an account that comes twice, a weight outside 1..2**64-1, or weights that sum
-    to more than 2**64-1. Keeps 64 bytes per contributor; tests/benchmarks/claims.py says what building takes.
+    Raises TermsError for an empty list, an account that comes twice, a weight outside 1..2**64-1,
+    or weights that sum
+    to more than 2**64-1. Keeps 64 bytes per contributor; tests/benchmarks/claims.py says what
+    building takes.
     """
 
     def __init__(self, dataset_id: int, epoch: int, entries: Sequence[tuple[str, int]]):
@@ -114,7 +121,9 @@ def _check_distinct(entries: Sequence[tuple[str, int]]) -> None:
 
 
 def verify(root: bytes, leaf_word: bytes, proof: Sequence[bytes]) -> bool:
-    """Whether `proof` leads from `leaf_word` to `root`, sums included; False where the contract would revert too."""
+    """Whether `proof` leads from `leaf_word` to `root`, sums included; False where the contract
+    would revert too.
+    """
     for sibling in proof:
         try:
             leaf_word = parent(leaf_word, sibling)

@@ -1,6 +1,8 @@
-"""Split a reward pool by weights, in integers that sum exactly. Knows nothing of where the weights come from.
+"""Split a reward pool by weights, in integers that sum exactly. Knows nothing of where the weights
+come from.
 
-It lives in the lowest room so that a node can replay the split before it signs, and so can anyone with the report.
+It lives in the lowest room so that a node can replay the split before it signs, and so can anyone
+with the report.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from collections.abc import Sequence
 
 
 def split(pool_units: int, weights: Sequence[int]) -> tuple[int, ...]:
-    """Shares of `pool_units` proportional to `weights`, by largest remainder; ties go to the earlier position.
+    """Shares of `pool_units` proportional to `weights`, by largest remainder; ties go to the
+    earlier position.
 
     The shares sum to `pool_units` exactly, unless every weight is 0: then every share is 0.
     Raises ValueError for a negative pool or weight.
@@ -18,7 +21,9 @@ def split(pool_units: int, weights: Sequence[int]) -> tuple[int, ...]:
     (34, 33, 33)
     """
     if pool_units < 0 or any(weight < 0 for weight in weights):
-        raise ValueError(f"pool_units={pool_units} and weights={list(weights)} must not be negative")
+        raise ValueError(
+            f"pool_units={pool_units} and weights={list(weights)} must not be negative"
+        )
     total = sum(weights)
     if total == 0:
         return (0,) * len(weights)

@@ -1,9 +1,12 @@
-"""Job terms: one canonical JSON document, its hash, its on-chain struct, and the EIP-712 words signed about it.
+"""Job terms: one canonical JSON document, its hash, its on-chain struct, and the EIP-712 words
+signed about it.
 
-Knows nothing of connections (see chain.py) and nothing of what `spec` says about training: that is for the nodes.
+Knows nothing of connections (see chain.py) and nothing of what `spec` says about training: that is
+for the nodes.
 
-The buyer's whole promise is one JSON document. Its SHA-256 is the `specHash` of the on-chain struct, and the job id
-is a hash over that struct, the contract and the chain. So one changed byte anywhere is another job, which nobody paid.
+The buyer's whole promise is one JSON document. Its SHA-256 is the `specHash` of the on-chain
+struct, and the job id is a hash over that struct, the contract and the chain. So one changed byte
+anywhere is another job, which nobody paid.
 
 >>> canonical_json({"b": 1, "a": [1.5, "x"]})
 b'{"a":[1.5,"x"],"b":1}'
@@ -40,16 +43,22 @@ MAX_TERMS_BYTES = 64 * 1024
 
 
 def canonical_json(value: Any) -> bytes:
-    """`value` as JSON bytes with sorted keys and no blanks; the same value gives the same bytes. Refuses NaN."""
+    """`value` as JSON bytes with sorted keys and no blanks; the same value gives the same bytes.
+    Refuses NaN.
+    """
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
         return text.encode()
     except (TypeError, ValueError) as error:  # UnicodeEncodeError (lone surrogates) is a ValueError
         raise TermsError(f"not representable as canonical JSON: {error}") from error
 
 
 def parse_canonical_json(raw: bytes) -> Any:
-    """The value of `raw`; raises TermsError unless `raw` is exactly the canonical JSON of that value."""
+    """The value of `raw`; raises TermsError unless `raw` is exactly the canonical JSON of that
+    value.
+    """
 
     def refuse_constant(name: str) -> Any:
         raise TermsError(f"{name} is not allowed in canonical JSON")
@@ -81,7 +90,10 @@ def _exact_keys(what: str, value: object, keys: Sequence[str]) -> dict[str, Any]
     if not isinstance(value, dict):
         raise TermsError(f"{what} must be an object with the fields {', '.join(keys)}")
     if wrong := set(value) ^ set(keys):
-        raise TermsError(f"{what} must have exactly the fields {', '.join(keys)}; look at {', '.join(sorted(wrong))}")
+        raise TermsError(
+            f"{what} must have exactly the fields {', '.join(keys)}; look at "
+            f"{', '.join(sorted(wrong))}"
+        )
     return value
 
 
@@ -89,7 +101,8 @@ def _exact_keys(what: str, value: object, keys: Sequence[str]) -> dict[str, Any]
 class DatasetTerm:
     """One dataset of a job: who signs for it and what it is paid.
 
-    `price_units` is 0 with a voucher, i.e. 1.0 datatoken of `tier`. Compute is metered: `compute_rate_units` for every
+    `price_units` is 0 with a voucher, i.e. 1.0 datatoken of `tier`. Compute is metered:
+    `compute_rate_units` for every
     started minute of training, up to `compute_cap_units`, which is escrowed with the rest.
     """
 
@@ -115,21 +128,31 @@ class DatasetTerm:
 
     def compute_units(self, seconds: float) -> int:
         """What `seconds` of training cost: every started minute, at most the cap."""
-        return min(self.compute_cap_units, math.ceil(max(0.0, seconds) / 60) * self.compute_rate_units)
+        return min(
+            self.compute_cap_units, math.ceil(max(0.0, seconds) / 60) * self.compute_rate_units
+        )
 
     @property
     def packed(self) -> bytes:
-        """The 49 bytes of this line in IJobEscrow.Terms.lines (the rate is for the node to check, not for the chain)."""
-        head = self.dataset_id.to_bytes(4, "big") + bytes.fromhex(self.node[2:]) + bytes([self.tier])
-        return head + self.price_units.to_bytes(12, "big") + self.compute_cap_units.to_bytes(12, "big")
+        """The 49 bytes of this line in IJobEscrow.Terms.lines (the rate is for the node to check,
+        not for the chain).
+        """
+        head = (
+            self.dataset_id.to_bytes(4, "big") + bytes.fromhex(self.node[2:]) + bytes([self.tier])
+        )
+        return (
+            head + self.price_units.to_bytes(12, "big") + self.compute_cap_units.to_bytes(12, "big")
+        )
 
 
 @dataclass(frozen=True)
 class DisputeTerms:
     """What the buyer and the hospitals agree to do when they disagree.
 
-    `window_s` seconds pass between the attestations and the payment; within them the buyer or a node may dispute for
-    `bond_units`; `arbiter` (an account or a contract) rules within 14 days, else `silent_bps` basis points are paid.
+    `window_s` seconds pass between the attestations and the payment; within them the buyer or a
+    node may dispute for
+    `bond_units`; `arbiter` (an account or a contract) rules within 14 days, else `silent_bps` basis
+    points are paid.
     """
 
     window_s: int
@@ -147,16 +170,21 @@ class DisputeTerms:
 
 
 LINE_BYTES = 49  # of one dataset in IJobEscrow.Terms.lines
-TERMS_FIELDS = "buyer chain_id datasets deadline dispute fee_units market quorum reward_units spec".split()
+TERMS_FIELDS = (
+    "buyer chain_id datasets deadline dispute fee_units market quorum reward_units spec".split()
+)
 
 
 @dataclass(frozen=True)
 class JobTerms:
     """Everything a buyer promises and everything a node needs to check it.
 
-    Units are base units of the escrow's payment token; `deadline` is unix seconds; `spec` is the training,
-    privacy and purpose part, opaque here. Datasets are kept in ascending order of their node address, as the
-    contract demands (one key can then not be counted twice towards the quorum). Without `dispute` terms a quorum of
+    Units are base units of the escrow's payment token; `deadline` is unix seconds; `spec` is the
+    training,
+    privacy and purpose part, opaque here. Datasets are kept in ascending order of their node
+    address, as the
+    contract demands (one key can then not be counted twice towards the quorum). Without `dispute`
+    terms a quorum of
     attestations pays at once.
     """
 
@@ -175,7 +203,9 @@ class JobTerms:
         whole("chain_id", self.chain_id, 1, 2**64 - 1)
         object.__setattr__(self, "market", address("market", self.market))
         object.__setattr__(self, "buyer", address("buyer", self.buyer))
-        object.__setattr__(self, "datasets", tuple(sorted(self.datasets, key=lambda d: int(d.node, 16))))
+        object.__setattr__(
+            self, "datasets", tuple(sorted(self.datasets, key=lambda d: int(d.node, 16)))
+        )
         whole("number of datasets", len(self.datasets), 1, MAX_DATASETS)
         if len({d.node for d in self.datasets}) != len(self.datasets):
             raise TermsError("node: each dataset of a job needs a node key of its own")
@@ -192,7 +222,11 @@ class JobTerms:
     @property
     def amount_units(self) -> int:
         """What the buyer escrows: prices + caps of metered compute + reward pool + fee."""
-        return sum(d.price_units + d.compute_cap_units for d in self.datasets) + self.reward_units + self.fee_units
+        return (
+            sum(d.price_units + d.compute_cap_units for d in self.datasets)
+            + self.reward_units
+            + self.fee_units
+        )
 
     def to_json(self) -> bytes:
         """The canonical JSON document that is hashed, sent and shown."""
@@ -203,20 +237,29 @@ class JobTerms:
 
     @classmethod
     def from_json(cls, raw: bytes) -> JobTerms:
-        """The terms in `raw`. Raises TermsError for anything but canonical, complete, in-range terms."""
+        """The terms in `raw`. Raises TermsError for anything but canonical, complete, in-range
+        terms.
+        """
         if len(raw) > MAX_TERMS_BYTES:
             raise TermsError(f"terms of {len(raw)} bytes are larger than {MAX_TERMS_BYTES}")
         value = _exact_keys("terms", parse_canonical_json(raw), TERMS_FIELDS)
         if not isinstance(value["datasets"], list):
             raise TermsError("datasets must be a list")
         line_fields = list(DatasetTerm.__dataclass_fields__)
-        lines = [DatasetTerm(**_exact_keys("a dataset line", line, line_fields)) for line in value["datasets"]]
+        lines = [
+            DatasetTerm(**_exact_keys("a dataset line", line, line_fields))
+            for line in value["datasets"]
+        ]
         dispute = value["dispute"]
         if dispute is not None:
-            dispute = DisputeTerms(**_exact_keys("dispute", dispute, list(DisputeTerms.__dataclass_fields__)))
+            dispute = DisputeTerms(
+                **_exact_keys("dispute", dispute, list(DisputeTerms.__dataclass_fields__))
+            )
         terms = cls(**{**value, "datasets": tuple(lines), "dispute": dispute})
         if terms.to_json() != raw:
-            raise TermsError("terms are not in canonical form: checksummed addresses, datasets ascending by node")
+            raise TermsError(
+                "terms are not in canonical form: checksummed addresses, datasets ascending by node"
+            )
         return terms
 
     @property
@@ -245,9 +288,13 @@ class JobTerms:
 
     @property
     def job_id(self) -> bytes:
-        """keccak256(abi.encode(chain id, market, keccak256(abi.encode(terms)))), as IJobEscrow.hashTerms."""
+        """keccak256(abi.encode(chain id, market, keccak256(abi.encode(terms)))), as
+        IJobEscrow.hashTerms.
+        """
         inner = keccak(abi_encode([TERMS_STRUCT], [self.to_struct()]))
-        return keccak(abi_encode(["uint256", "address", "bytes32"], [self.chain_id, self.market, inner]))
+        return keccak(
+            abi_encode(["uint256", "address", "bytes32"], [self.chain_id, self.market, inner])
+        )
 
     def index_of_dataset(self, dataset_id: int) -> int:
         """Position of a dataset. Raises TermsError for one that is not part of the job."""
@@ -268,7 +315,8 @@ class JobTerms:
 class Outcome:
     """What one dataset gets and what its privacy was charged.
 
-    `epsilon_micro` and `delta_pico` are epsilon in 1e-6 and delta in 1e-12, rounded up, so that the public ledger on
+    `epsilon_micro` and `delta_pico` are epsilon in 1e-6 and delta in 1e-12, rounded up, so that the
+    public ledger on
     the chain never says less than was spent.
     """
 
@@ -285,25 +333,40 @@ class Outcome:
 
     @property
     def word(self) -> int:
-        """One word: uint88 compute | uint88 reward | uint40 epsilon | uint40 delta, as IJobEscrow.Result.outcomes."""
-        return self.compute_units << 168 | self.reward_units << 80 | self.epsilon_micro << 40 | self.delta_pico
+        """One word: uint88 compute | uint88 reward | uint40 epsilon | uint40 delta, as
+        IJobEscrow.Result.outcomes.
+        """
+        return (
+            self.compute_units << 168
+            | self.reward_units << 80
+            | self.epsilon_micro << 40
+            | self.delta_pico
+        )
 
     @classmethod
     def from_word(cls, word: int) -> Outcome:
         """The outcome in one word of the chain."""
-        return cls(word >> 168, word >> 80 & MAX_OUTCOME_UNITS, word >> 40 & 2**40 - 1, word & 2**40 - 1)
+        return cls(
+            word >> 168, word >> 80 & MAX_OUTCOME_UNITS, word >> 40 & 2**40 - 1, word & 2**40 - 1
+        )
 
 
 def privacy_charged(epsilon: float, delta: float) -> tuple[int, int]:
-    """(epsilon in 1e-6, delta in 1e-12), both rounded up. Raises TermsError outside 0..1e6 and 0..1."""
+    """(epsilon in 1e-6, delta in 1e-12), both rounded up. Raises TermsError outside 0..1e6 and
+    0..1.
+    """
     if not 0 <= epsilon <= 1e6 or not 0 <= delta <= 1:
-        raise TermsError(f"epsilon={epsilon!r} and delta={delta!r} must be from 0 to 1000000 and from 0 to 1")
+        raise TermsError(
+            f"epsilon={epsilon!r} and delta={delta!r} must be from 0 to 1000000 and from 0 to 1"
+        )
     return math.ceil(Fraction(epsilon) * 10**6), math.ceil(Fraction(delta) * 10**12)
 
 
 @dataclass(frozen=True)
 class Attestation:
-    """What a node signs at the end: this model, this report, who worked, who gets what and was charged what."""
+    """What a node signs at the end: this model, this report, who worked, who gets what and was
+    charged what.
+    """
 
     job_id: bytes
     model_hash: bytes
@@ -318,10 +381,17 @@ class Attestation:
 
     def to_struct(self) -> tuple[Any, ...]:
         """IJobEscrow.Result as the tuple that the ABI encoder takes."""
-        return (self.model_hash, self.report_hash, self.worked, [outcome.word for outcome in self.outcomes])
+        return (
+            self.model_hash,
+            self.report_hash,
+            self.worked,
+            [outcome.word for outcome in self.outcomes],
+        )
 
 
-def _typed(chain_id: int, market: str, primary: str, fields: Mapping[str, tuple[str, Any]]) -> SignableMessage:
+def _typed(
+    chain_id: int, market: str, primary: str, fields: Mapping[str, tuple[str, Any]]
+) -> SignableMessage:
     return encode_typed_data(
         domain_data={
             "name": DOMAIN_NAME,
@@ -329,13 +399,17 @@ def _typed(chain_id: int, market: str, primary: str, fields: Mapping[str, tuple[
             "chainId": chain_id,
             "verifyingContract": market,
         },
-        message_types={primary: [{"name": name, "type": kind} for name, (kind, _) in fields.items()]},
+        message_types={
+            primary: [{"name": name, "type": kind} for name, (kind, _) in fields.items()]
+        },
         message_data={name: value for name, (_, value) in fields.items()},
     )
 
 
 def attestation_message(terms: JobTerms, attestation: Attestation) -> SignableMessage:
-    """EIP-712 Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint64 worked,bytes32 outcomesHash)."""
+    """EIP-712 Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint64 worked,bytes32
+    outcomesHash).
+    """
     return _typed(
         terms.chain_id,
         terms.market,
@@ -356,7 +430,9 @@ def acceptance_message(terms: JobTerms) -> SignableMessage:
 
 
 def rejection_message(terms: JobTerms, reason: str) -> SignableMessage:
-    """EIP-712 Rejection(bytes32 jobId,bytes32 reasonHash), reasonHash = keccak256 of the sentence in UTF-8."""
+    """EIP-712 Rejection(bytes32 jobId,bytes32 reasonHash), reasonHash = keccak256 of the sentence
+    in UTF-8.
+    """
     fields = {"jobId": ("bytes32", terms.job_id), "reasonHash": ("bytes32", keccak(text=reason))}
     return _typed(terms.chain_id, terms.market, "Rejection", fields)
 

@@ -1,4 +1,5 @@
-"""What a node refuses. Every message is one sentence that may be shown to the buyer: it never quotes a record.
+"""What a node refuses. Every message is one sentence that may be shown to the buyer: it never
+quotes a record.
 
 * NodeError
   - ConfigError      node.toml or the node's folder is wrong

@@ -1,7 +1,9 @@
-"""What travels between the theatre and a node: the job's training spec and the wire keys. The only file with them.
+"""What travels between the theatre and a node: the job's training spec and the wire keys. The only
+file with them.
 
-Knows nothing of who sends it: everything that arrives is checked field by field. `JobSpec` is the `spec` part of the
-job terms (datatokens.terms), so its hash is on-chain and nobody can change it after payment.
+Knows nothing of who sends it: everything that arrives is checked field by field. `JobSpec` is the
+`spec` part of the job terms (datatokens.terms), so its hash is on-chain and nobody can change it
+after payment.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from typing import Any
 from datatokens.errors import TermsError
 from datatokens.terms import whole
 from fl_client.errors import ProtocolError
-from fl_client.privacy import METRICS, Charge, PrivacyPlan
+from fl_client.privacy.plan import METRICS, Charge, PrivacyPlan
 
 # Flower message types: "query" and "train" are Flower's, what stands behind the dot is ours.
 ADMIT, ROUND, ATTEST, RELEASE = "query.admit", "train.round", "query.attest", "query.release"
 EVALUATE = "evaluate.final"
 
-# One ConfigRecord each way, parameters as safetensors bytes in its field "model": every record, array and chunk of a
-# message is an object that the SuperLink stores and serves by itself, and a round costs per object, not per byte.
+# One ConfigRecord each way, parameters as safetensors bytes in its field "model": every record,
+# array and chunk of a message is an object that the SuperLink stores and serves by itself, and a
+# round costs per object, not per byte.
 JOB = "job"  # the record of a request
 ANSWER = "answer"  # the record of a reply
 
@@ -36,12 +39,15 @@ class JobSpec:
 
     purpose            what the buyer declares; matched against the owner's list
     buyer_public_key   X25519 key that the result is sealed to (64 hexadecimal digits)
-    schema_hash        SHA-256 of the feature schema that every dataset of the job shares (hexadecimal)
+    schema_hash        SHA-256 of the feature schema that every dataset of the job shares
+                       (hexadecimal)
     graph_hash, weights_hash   SHA-256 of the model's graph and of its first weights (hexadecimal)
-    loss               a name in fl_client.training.LOSSES
-    rounds, local_steps, learning_rate, average_last   FedAvg; the result is the mean of the last rounds' models
+    loss               a name in fl_client.privacy.training.LOSSES
+    rounds, local_steps, learning_rate, average_last   FedAvg; the result is the mean of the last
+                                                       rounds' models
     plan               the privacy plan of each hospital, whole job
-    persons            dataset id -> number of patients as the hospital released it (noised); the averaging weight,
+    persons            dataset id -> number of patients as the hospital released it (noised); the
+                       averaging weight,
                        the constant that sums are divided by, and the weight of the reward split
     salt               makes two otherwise equal orders two jobs
     """
@@ -78,7 +84,10 @@ class JobSpec:
         rate = self.learning_rate
         if type(rate) is not float or not math.isfinite(rate) or not 0 < rate <= 1e4:
             raise ProtocolError(f"learning_rate={rate!r} must be a number above 0, at most 10000")
-        if self.plan.steps != self.rounds * self.local_steps or self.plan.metric_steps != self.rounds:
+        if (
+            self.plan.steps != self.rounds * self.local_steps
+            or self.plan.metric_steps != self.rounds
+        ):
             raise ProtocolError(
                 f"plan: steps={self.plan.steps} and metric_steps={self.plan.metric_steps} must be "
                 f"rounds*local_steps={self.rounds * self.local_steps} and rounds={self.rounds}"
@@ -87,7 +96,9 @@ class JobSpec:
     def round_charges(self) -> tuple[Charge, ...]:
         """What one round spends at each hospital."""
         return (
-            Charge(self.plan.noise_multiplier, self.plan.sampling_rate, self.local_steps, "training"),
+            Charge(
+                self.plan.noise_multiplier, self.plan.sampling_rate, self.local_steps, "training"
+            ),
             Charge(self.plan.metric_noise_multiplier, 1.0, 1, METRICS),
         )
 
@@ -116,17 +127,23 @@ class JobSpec:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> JobSpec:
-        """The spec in `value`; raises ProtocolError or PlanError for anything missing, unknown or out of range."""
+        """The spec in `value`; raises ProtocolError or PlanError for anything missing, unknown or
+        out of range.
+        """
         fields = set(cls.__dataclass_fields__) | {"version"}
         if wrong := set(value) ^ fields:
-            raise ProtocolError(f"spec must have exactly the fields {sorted(fields)}; look at {sorted(wrong)}")
+            raise ProtocolError(
+                f"spec must have exactly the fields {sorted(fields)}; look at {sorted(wrong)}"
+            )
         if value["version"] != SPEC_VERSION:
             raise ProtocolError(f"version={value['version']!r} must be {SPEC_VERSION}")
         for name in ("purpose", "loss"):
             if not isinstance(value[name], str):
                 raise ProtocolError(f"{name}={value[name]!r} must be text")
         persons = value["persons"]
-        if not isinstance(persons, Mapping) or not all(k.isascii() and k.isdigit() for k in persons):
+        if not isinstance(persons, Mapping) or not all(
+            k.isascii() and k.isdigit() for k in persons
+        ):
             raise ProtocolError("persons must map dataset ids to counts")
         parsed = {
             **{k: value[k] for k in fields - {"version", "plan", "persons"}},
@@ -137,7 +154,9 @@ class JobSpec:
 
 
 def _is_hex32(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and all(c in "0123456789abcdef" for c in value)
+    return (
+        isinstance(value, str) and len(value) == 64 and all(c in "0123456789abcdef" for c in value)
+    )
 
 
 def sha256_hex(content: bytes) -> str:

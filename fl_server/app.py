@@ -1,9 +1,11 @@
-"""The ServerApp of a job: ask for admission, average rounds, collect attestations, seal the result. Holds no key.
+"""The ServerApp of a job: ask for admission, average rounds, collect attestations, seal the result.
+Holds no key.
 
-Reads one job folder (terms.json, graph.json, weights.safetensors, nodes.json) and writes progress.jsonl, then
-outcome.json: attested, refused or failed. Asks exactly the hospitals in the terms, never who happens to be online.
-Knows nothing of money: settlement.py sends what is written here. A run repeated after a crash catches up at once,
-because nodes answer a round that they have answered before with the same reply.
+Reads one job folder (terms.json, graph.json, weights.safetensors, nodes.json) and writes
+progress.jsonl, then outcome.json: attested, refused or failed. Asks exactly the hospitals in the
+terms, never who happens to be online. Knows nothing of money: settlement.py sends what is written
+here. A run repeated after a crash catches up at once, because nodes answer a round that they have
+answered before with the same reply.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from flwr.serverapp.strategy import FedAvg
 from datatokens.terms import JobTerms
 from fl_client import protocol
 from fl_client.errors import GraphRefused
-from fl_client.evaluation import CELLS
+from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
+from fl_client.privacy.evaluation import CELLS
 from fl_client.protocol import JobSpec
-from fl_client.weights import from_safetensors, model_hash, to_safetensors
 from fl_server.errors import RunFailed
 from fl_server.report import Part, Round, build, loss_interval95
 from fl_server.results import Result, seal
@@ -38,7 +40,10 @@ app = ServerApp()
 POLL_S = 0.08
 ADMIT_TIMEOUT_S = 120.0  # a model's dry run on a slow machine
 ROUND_TIMEOUT_S = 600.0
-FIRST_BACKOFF_S, BACKOFF_CAP_S = 0.02, 0.25  # Flower waits 1 to 10 s when a reply is listed before its objects are there
+FIRST_BACKOFF_S, BACKOFF_CAP_S = (
+    0.02,
+    0.25,
+)  # Flower waits 1 to 10 s when a reply is listed before its objects are there
 
 _pull_objects = http_grid.pull_objects
 
@@ -95,7 +100,9 @@ Exchange = Callable[[dict[int, Message], float], dict[int, Message]]
 
 
 def exchange(grid: Grid, messages: dict[int, Message], timeout: float) -> dict[int, Message]:
-    """Send each dataset's message, wait for the replies (polling fast); those that came in time, by dataset id."""
+    """Send each dataset's message, wait for the replies (polling fast); those that came in time, by
+    dataset id.
+    """
     ids = dict(zip(grid.push_messages(messages.values()), messages, strict=True))
     replies: dict[int, Message] = {}
     end = time.monotonic() + timeout
@@ -131,7 +138,9 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
                 good[dataset_id] = replies[dataset_id]
         active = list(good)
         if len(active) < terms.quorum:
-            raise RunFailed(f"round {number}: {len(active)} hospitals answered, the quorum is {terms.quorum}")
+            raise RunFailed(
+                f"round {number}: {len(active)} hospitals answered, the quorum is {terms.quorum}"
+            )
         for dataset_id, reply in good.items():
             said = reply.content[protocol.ANSWER]
             before = parts[dataset_id].training_seconds if dataset_id in parts else 0.0
@@ -160,7 +169,10 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
             epsilon={str(d): parts[d].epsilon_job for d in active},
             epsilon_lifetime={str(d): parts[d].epsilon_lifetime for d in active},
         )
-    final = {name: np.asarray(np.mean([a[name] for a in tail], axis=0, dtype=np.float64), np.float32) for name in arrays}
+    final = {
+        name: np.asarray(np.mean([a[name] for a in tail], axis=0, dtype=np.float64), np.float32)
+        for name in arrays
+    }
     parts |= _evaluated(job, ask, final, {d: parts[d] for d in active})
     _attestation(job, ask, final, rounds, parts)
 
@@ -175,13 +187,22 @@ def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
     accepted, rejections, acceptances = [], {}, {}
     for line in job.terms.datasets:
         answer = _answer(replies.get(line.dataset_id))
-        job.progress("admission", dataset_id=line.dataset_id, accepted=answer["accepted"], reason=answer["reason"])
+        job.progress(
+            "admission",
+            dataset_id=line.dataset_id,
+            accepted=answer["accepted"],
+            reason=answer["reason"],
+        )
         if answer["accepted"]:
             accepted.append(line.dataset_id)
             acceptances[line.node] = answer["signature"].hex()
         elif answer["signature"]:
-            rejections[line.node] = {"reason": answer["reason"], "signature": answer["signature"].hex()}
-    # for the hub to put on the chain while the rounds go on: only who has accepted there can be paid
+            rejections[line.node] = {
+                "reason": answer["reason"],
+                "signature": answer["signature"].hex(),
+            }
+    # for the hub to put on the chain while the rounds go on: only who has accepted there can be
+    # paid
     job.write("acceptances.json", json.dumps(acceptances).encode())
     if len(accepted) >= job.terms.quorum:
         return accepted
@@ -189,15 +210,21 @@ def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
         ask(_messages(job, accepted, protocol.RELEASE), ADMIT_TIMEOUT_S)
         job.finish("refused", rejections=rejections)
         return None
-    # somebody was silent: the others keep their reservation, the hub may start another run before the deadline
-    raise RunFailed(f"admission: {len(accepted)} hospitals accepted, the quorum is {job.terms.quorum}")
+    # somebody was silent: the others keep their reservation, the hub may start another run before
+    # the deadline
+    raise RunFailed(
+        f"admission: {len(accepted)} hospitals accepted, the quorum is {job.terms.quorum}"
+    )
 
 
 def _evaluated(
     job: JobFolder, ask: Exchange, final: dict[str, np.ndarray], parts: Mapping[int, Part]
 ) -> dict[int, Part]:
-    """The parts with each hospital's table of the final model's scores. Who does not answer is asked once more, since a
-    table that was drawn is paid for; who then does not answer is left out of the evaluation, and has worked all the same."""
+    """The parts with each hospital's table of the final model's scores. Who does not answer is
+    asked once more, since a
+    table that was drawn is paid for; who then does not answer is left out of the evaluation, and
+    has worked all the same.
+    """
     job.progress("evaluating")
     found: dict[int, Part] = {}
     for _ in range(2):
@@ -219,11 +246,21 @@ def _with_scores(part: Part, reply: Message | None) -> Part | None:
     if not all(type(n) is float and math.isfinite(n) and abs(n) < 1e12 for n in numbers):
         return None
     job, lifetime, delta = figures
-    return replace(part, scores=[float(n) for n in scores], epsilon_job=job, epsilon_lifetime=lifetime, delta_lifetime=delta)
+    return replace(
+        part,
+        scores=[float(n) for n in scores],
+        epsilon_job=job,
+        epsilon_lifetime=lifetime,
+        delta_lifetime=delta,
+    )
 
 
 def _attestation(
-    job: JobFolder, ask: Exchange, final: dict[str, np.ndarray], rounds: list[Round], parts: Mapping[int, Part]
+    job: JobFolder,
+    ask: Exchange,
+    final: dict[str, np.ndarray],
+    rounds: list[Round],
+    parts: Mapping[int, Part],
 ) -> None:
     report, worked = build(job.terms, job.spec, model_hash(final), rounds, parts)
     active = [line.dataset_id for i, line in enumerate(job.terms.datasets) if worked >> i & 1]
@@ -233,25 +270,40 @@ def _attestation(
     for line in job.terms.datasets:
         if line.dataset_id in active:
             answer = _answer(replies.get(line.dataset_id))
-            job.progress("attestation", dataset_id=line.dataset_id, signed=answer["accepted"], reason=answer["reason"])
+            job.progress(
+                "attestation",
+                dataset_id=line.dataset_id,
+                signed=answer["accepted"],
+                reason=answer["reason"],
+            )
             if answer["accepted"]:
                 signatures[line.node] = answer["signature"].hex()
     if len(signatures) < job.terms.quorum:
-        raise RunFailed(f"attestation: {len(signatures)} hospitals signed, the quorum is {job.terms.quorum}")
-    sealed = seal(Result(final, job.graph, report), job.spec.buyer_public_key, job.terms.job_id.hex())
+        raise RunFailed(
+            f"attestation: {len(signatures)} hospitals signed, the quorum is {job.terms.quorum}"
+        )
+    sealed = seal(
+        Result(final, job.graph, report), job.spec.buyer_public_key, job.terms.job_id.hex()
+    )
     job.write("result.sealed", sealed)
     job.write("report.json", report)
     job.finish("attested", signatures=signatures, model_hash=model_hash(final).hex(), worked=worked)
 
 
 def _messages(
-    job: JobFolder, dataset_ids: Iterable[int], kind: str, arrays: Mapping[str, np.ndarray] | None = None, **facts: Any
+    job: JobFolder,
+    dataset_ids: Iterable[int],
+    kind: str,
+    arrays: Mapping[str, np.ndarray] | None = None,
+    **facts: Any,
 ) -> dict[int, Message]:
     model = {} if arrays is None else {"model": to_safetensors(arrays)}
     messages = {}
     for dataset_id in dataset_ids:
         record = ConfigRecord({"job": job.terms.job_id.hex(), **model, **facts})
-        messages[dataset_id] = Message(RecordDict({protocol.JOB: record}), job.supernode[dataset_id], kind)
+        messages[dataset_id] = Message(
+            RecordDict({protocol.JOB: record}), job.supernode[dataset_id], kind
+        )
     return messages
 
 
@@ -263,7 +315,9 @@ def _answer(reply: Message | None) -> dict[str, Any]:
         return {"accepted": False, "reason": f"error: {reply.error.reason[:500]}", "signature": b""}
     record = reply.content.get(protocol.ANSWER)
     fields = {"accepted": bool, "reason": str, "signature": bytes}
-    if not isinstance(record, ConfigRecord) or any(type(record.get(k)) is not t for k, t in fields.items()):
+    if not isinstance(record, ConfigRecord) or any(
+        type(record.get(k)) is not t for k, t in fields.items()
+    ):
         return {"accepted": False, "reason": "an answer that is not understood", "signature": b""}
     return {k: record[k] for k in fields}
 
@@ -282,7 +336,9 @@ ROUND_FIELDS = {
 
 
 def _problem(reply: Message | None, current: Mapping[str, np.ndarray]) -> str:
-    """Why a round's reply cannot be used; '' if it can. What a node sends is checked like anything from a wire."""
+    """Why a round's reply cannot be used; '' if it can. What a node sends is checked like anything
+    from a wire.
+    """
     answer = _answer(reply)
     if reply is None or not answer["accepted"]:
         return str(answer["reason"]) or "refused without a reason"
@@ -303,13 +359,17 @@ def _problem(reply: Message | None, current: Mapping[str, np.ndarray]) -> str:
 def _average(
     strategy: FedAvg, number: int, spec: JobSpec, replies: Mapping[int, Message]
 ) -> tuple[dict[str, np.ndarray], float]:
-    """FedAvg weighted by the released counts in the terms (not by what a reply claims); arrays and mean loss."""
+    """FedAvg weighted by the released counts in the terms (not by what a reply claims); arrays and
+    mean loss.
+    """
     for dataset_id, reply in replies.items():
         said = reply.content[protocol.ANSWER]
         arrays = {name: Array(array) for name, array in from_safetensors(said["model"]).items()}
         metrics = MetricRecord({"persons": spec.persons[dataset_id], "loss": said["loss"]})
         reply.content = RecordDict({"model": ArrayRecord(arrays), "metrics": metrics})
-    ordered = [replies[dataset_id] for dataset_id in sorted(replies)]  # float sums must repeat bit for bit
+    ordered = [
+        replies[dataset_id] for dataset_id in sorted(replies)
+    ]  # float sums must repeat bit for bit
     averaged, metrics = strategy.aggregate_train(number, ordered)
     if averaged is None or metrics is None:
         raise RunFailed(f"round {number}: the replies could not be averaged")

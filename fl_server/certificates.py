@@ -1,4 +1,6 @@
-"""The operator's own certificate authority and the SuperLink's server certificate. Knows nothing of Flower."""
+"""The operator's own certificate authority and the SuperLink's server certificate. Knows nothing of
+Flower.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fl_client.config import write_private
+from fl_client.node.config import write_private
 
 VALID_DAYS = 825
 
@@ -38,12 +40,16 @@ def _builder(subject: str, issuer: str, key: ec.EllipticCurvePublicKey) -> x509.
 def write_certificates(folder: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1")) -> None:
     """Write ca.crt, server.pem and server.key (EC P-256) into `folder`, unless they are there.
 
-    The CA's key is used once and thrown away: nobody can later issue a second server under the same CA.
+    The CA's key is used once and thrown away: nobody can later issue a second server under the same
+    CA.
     """
     if (folder / "server.key").exists():
         return
     ca_name = "datahub operator CA"
-    ca_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca_key, server_key = (
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP256R1()),
+    )
     usage = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False
     ) | {"encipher_only": False, "decipher_only": False}
@@ -51,7 +57,8 @@ def write_certificates(folder: Path, hosts: tuple[str, ...] = ("localhost", "127
         _builder(ca_name, ca_name, ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(
-            x509.KeyUsage(digital_signature=True, key_cert_sign=True, crl_sign=True, **usage), critical=True
+            x509.KeyUsage(digital_signature=True, key_cert_sign=True, crl_sign=True, **usage),
+            critical=True,
         )
         .sign(ca_key, hashes.SHA256())
     )

@@ -1,7 +1,8 @@
-"""The report of a job: one canonical JSON document that the nodes check and hash, the chain keeps the hash of.
+"""The report of a job: one canonical JSON document that the nodes check and hash, the chain keeps
+the hash of.
 
-Pure. Knows nothing of runs or chains: figures in, bytes out. Times are left out, since the report must be the same
-when a run is repeated after a crash.
+Pure. Knows nothing of runs or chains: figures in, bytes out. Times are left out, since the report
+must be the same when a run is repeated after a crash.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datatokens.terms import JobTerms, canonical_json
-from fl_client.attest import compute_units, evaluation_of, rewards
+from fl_client.node.attestation import compute_units, evaluation_of, rewards
 from fl_client.protocol import JobSpec
 
 
@@ -36,13 +37,15 @@ class Part:
     training_seconds: float
     device: str
     unit: str = ""  # what privacy protects there: patient or record
-    scores: list[float] | None = None  # the released table, fl_client.evaluation
+    scores: list[float] | None = None  # the released table, fl_client.privacy.evaluation
 
 
 def loss_interval95(spec: JobSpec, dataset_ids: Sequence[int]) -> float:
-    """Half-width of the 95 % interval of the averaged loss that comes from the noise added for privacy.
+    """Half-width of the 95 % interval of the averaged loss that comes from the noise added for
+    privacy.
 
-    Each hospital's mean has noise of sd z*L/n (plan.metric_noise_multiplier z, metric_clip L); weighted by n/N the
+    Each hospital's mean has noise of sd z*L/n (plan.metric_noise_multiplier z, metric_clip L);
+    weighted by n/N the
     average has sd z*L*sqrt(hospitals)/N.
     """
     persons = sum(spec.persons[d] for d in dataset_ids)
@@ -91,10 +94,14 @@ def build(
         "job_id": terms.job_id.hex(),
         "terms_hash": terms.spec_hash.hex(),
         "model_hash": model_hash.hex(),
-        "neighbours": "one unit more or less: a patient with all records, or one record, as each hospital says",
+        "neighbours": "one unit more or less: a patient with all records, or one record, as each "
+        "hospital says",
         "delta": spec.plan.delta,
         "plan": spec.plan.as_dict(),
-        "rounds": [{"number": r.number, "loss": r.loss, "loss_interval95": r.loss_interval95} for r in rounds],
+        "rounds": [
+            {"number": r.number, "loss": r.loss, "loss_interval95": r.loss_interval95}
+            for r in rounds
+        ],
         "evaluation": evaluation_of(hospitals, spec),
         "hospitals": hospitals,
     }

@@ -1,6 +1,8 @@
-"""Seal a result to its buyer with HPKE (RFC 9180), and open it. Whoever stores the result cannot read it.
+"""Seal a result to its buyer with HPKE (RFC 9180), and open it. Whoever stores the result cannot
+read it.
 
-Suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20Poly1305; `info` binds the job. Knows nothing of runs.
+Suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20Poly1305; `info` binds the job. Knows
+nothing of runs.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from fl_client.errors import GraphRefused
-from fl_client.weights import from_safetensors, model_hash, to_safetensors
+from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
 from fl_server.errors import ResultError
 
 SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
@@ -25,7 +27,9 @@ MAX_PART_BYTES = 1024 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Result:
-    """What the buyer gets: parameters (name -> float32), the model's graph, and the report (canonical JSON)."""
+    """What the buyer gets: parameters (name -> float32), the model's graph, and the report
+    (canonical JSON).
+    """
 
     arrays: Mapping[str, np.ndarray]
     graph: bytes
@@ -47,13 +51,18 @@ def seal(result: Result, buyer_public_key: str, job_id: str) -> bytes:
     return SUITE.encrypt(buffer.getvalue(), key, _info(job_id))
 
 
-def unseal(ciphertext: bytes, private_key: bytes, job_id: str, expected_model_hash: bytes | None = None) -> Result:
-    """Open a sealed result; with `expected_model_hash` (from the chain) also check that it is the attested model.
+def unseal(
+    ciphertext: bytes, private_key: bytes, job_id: str, expected_model_hash: bytes | None = None
+) -> Result:
+    """Open a sealed result; with `expected_model_hash` (from the chain) also check that it is the
+    attested model.
 
     Raises ResultError if the key, the job or the content is not the right one.
     """
     try:
-        plain = SUITE.decrypt(ciphertext, X25519PrivateKey.from_private_bytes(private_key), _info(job_id))
+        plain = SUITE.decrypt(
+            ciphertext, X25519PrivateKey.from_private_bytes(private_key), _info(job_id)
+        )
         with zipfile.ZipFile(io.BytesIO(plain)) as archive:
             parts = {}
             for name in ("model.safetensors", "graph.json", "report.json"):
@@ -62,9 +71,13 @@ def unseal(ciphertext: bytes, private_key: bytes, job_id: str, expected_model_ha
                 parts[name] = archive.read(name)
         arrays = from_safetensors(parts["model.safetensors"])
     except InvalidTag as error:
-        raise ResultError("the result does not open: it was sealed to another key or for another job") from error
+        raise ResultError(
+            "the result does not open: it was sealed to another key or for another job"
+        ) from error
     except (ValueError, KeyError, zipfile.BadZipFile, GraphRefused) as error:
         raise ResultError(f"the result is damaged: {error}") from error
     if expected_model_hash is not None and model_hash(arrays) != expected_model_hash:
-        raise ResultError("the model in the result is not the one that the hospitals attested on-chain")
+        raise ResultError(
+            "the model in the result is not the one that the hospitals attested on-chain"
+        )
     return Result(arrays, parts["graph.json"], parts["report.json"])

@@ -1,7 +1,7 @@
 """Start, watch and stop Flower runs, and register SuperNodes, through the SuperLink's control API.
 
-The only file on the operator's side that touches Flower's private modules; tests pin the Flower version. Knows
-nothing of what a run does.
+The only file on the operator's side that touches Flower's private modules; tests pin the Flower
+version. Knows nothing of what a run does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flwr.proto.fab_pb2 import Fab
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-from fl_client.bundle import build_bundle, bundle_hash
+from fl_client.node.bundle import build_bundle, bundle_hash
 from fl_server.errors import SuperLinkError
 from fl_server.superlink import TOKEN_HEADER
 
@@ -33,7 +33,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunStatus:
-    """`state`: starting, running or finished; `outcome`: '' until finished, then completed, failed or stopped."""
+    """`state`: starting, running or finished; `outcome`: '' until finished, then completed, failed
+    or stopped.
+    """
 
     state: str
     outcome: str
@@ -58,7 +60,10 @@ class SuperLink:
             server_address=address,
             insecure=False,
             root_certificates=ca_file.read_bytes(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI"), _OperatorToken(token)],
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="flwr CLI"),
+                _OperatorToken(token),
+            ],
         )
 
     def _ask(self, call: Callable[[Any], T], request: Any) -> T:
@@ -66,16 +71,23 @@ class SuperLink:
             return call(request)
         except httpx.HTTPStatusError as error:
             raise SuperLinkError(
-                f"the SuperLink at {self.address} answered {error.response.status_code}: {error.response.text[:200]}"
+                f"the SuperLink at {self.address} answered {error.response.status_code}: "
+                f"{error.response.text[:200]}"
             ) from error
         except httpx.HTTPError as error:
-            raise SuperLinkError(f"the SuperLink at {self.address} does not answer: {error}") from error
+            raise SuperLinkError(
+                f"the SuperLink at {self.address} does not answer: {error}"
+            ) from error
 
     def start_run(self, job_id: str) -> int:
         """Start the run of job `job_id` (hex); answers at once with the run id."""
         fab = Fab(hash_str=bundle_hash(), content=build_bundle())
         config = user_config_to_proto({"job-id": job_id})
-        return int(self._ask(self._client.StartRun, StartRunRequest(fab=fab, override_config=config)).run_id)
+        return int(
+            self._ask(
+                self._client.StartRun, StartRunRequest(fab=fab, override_config=config)
+            ).run_id
+        )
 
     def run_status(self, run_id: int) -> RunStatus:
         """Where the run stands. Raises SuperLinkError for an unknown run."""
@@ -86,7 +98,9 @@ class SuperLink:
         return RunStatus(status.status, status.sub_status, status.details)
 
     def runs_of(self, job_id: str) -> list[int]:
-        """Ids of all runs started for a job, oldest first (a hub that crashed right after starting one asks here)."""
+        """Ids of all runs started for a job, oldest first (a hub that crashed right after starting
+        one asks here).
+        """
         runs = self._ask(self._client.ListRuns, ListRunsRequest()).run_dict
         found = [r for r in runs.values() if r.override_config["job-id"].string == job_id]
         return [r.run_id for r in sorted(found, key=lambda r: r.pending_at)]
@@ -96,7 +110,9 @@ class SuperLink:
         self._ask(self._client.StopRun, StopRunRequest(run_id=run_id))
 
     def register_node(self, public_key_pem: bytes, name: str) -> int:
-        """Register a SuperNode's public key (PEM SubjectPublicKeyInfo, NIST curve); its node id, also if known."""
+        """Register a SuperNode's public key (PEM SubjectPublicKeyInfo, NIST curve); its node id,
+        also if known.
+        """
         known = self._node_id(public_key_pem)
         if known is not None:
             return known

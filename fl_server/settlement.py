@@ -1,7 +1,8 @@
-"""Send what a run has written to the escrow: settle, or give the money back. The only file here that uses a key.
+"""Send what a run has written to the escrow: settle, or give the money back. The only file here
+that uses a key.
 
-The key is the operator's; it pays gas and nothing else. Every signature is checked before anything is sent, so a
-damaged outcome costs no gas and is reported in words. Knows nothing of Flower.
+The key is the operator's; it pays gas and nothing else. Every signature is checked before anything
+is sent, so a damaged outcome costs no gas and is reported in words. Knows nothing of Flower.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from datatokens.bindings.escrow import Escrow
 from datatokens.errors import SignatureError
-from datatokens.escrow import Escrow
 from datatokens.terms import (
     Attestation,
     JobTerms,
@@ -20,13 +21,17 @@ from datatokens.terms import (
     check_signature,
     rejection_message,
 )
-from fl_client import attest
+from fl_client.node import attestation as attest
 from fl_client.protocol import sha256_hex
 from fl_server.errors import RunFailed
 
 
-def settle(escrow: Escrow, terms: JobTerms, outcome: Mapping[str, Any], report: bytes) -> Attestation:
-    """Send the attestations of an attested outcome. Raises RunFailed if too few signatures are good."""
+def settle(
+    escrow: Escrow, terms: JobTerms, outcome: Mapping[str, Any], report: bytes
+) -> Attestation:
+    """Send the attestations of an attested outcome. Raises RunFailed if too few signatures are
+    good.
+    """
     attestation = Attestation(
         job_id=terms.job_id,
         model_hash=bytes.fromhex(outcome["model_hash"]),
@@ -50,7 +55,9 @@ def settle(escrow: Escrow, terms: JobTerms, outcome: Mapping[str, Any], report: 
 
 
 def accept(escrow: Escrow, terms: JobTerms, acceptances: Mapping[str, str]) -> None:
-    """Put the hospitals' signed acceptances on the chain; idempotent. A bad signature is left out."""
+    """Put the hospitals' signed acceptances on the chain; idempotent. A bad signature is left
+    out.
+    """
     good: dict[str, bytes] = {}
     for line in terms.datasets:
         signature = bytes.fromhex(acceptances.get(line.node, ""))
@@ -62,13 +69,18 @@ def accept(escrow: Escrow, terms: JobTerms, acceptances: Mapping[str, str]) -> N
     escrow.accept(terms, good)
 
 
-def refund_rejected(escrow: Escrow, terms: JobTerms, rejections: Mapping[str, Mapping[str, str]]) -> None:
+def refund_rejected(
+    escrow: Escrow, terms: JobTerms, rejections: Mapping[str, Mapping[str, str]]
+) -> None:
     """Send signed refusals, so that the buyer has the money back before the deadline."""
     good: dict[str, tuple[str, bytes]] = {}
     for line in terms.datasets:
         if line.node not in rejections:
             continue
-        reason, signature = rejections[line.node]["reason"], bytes.fromhex(rejections[line.node]["signature"])
+        reason, signature = (
+            rejections[line.node]["reason"],
+            bytes.fromhex(rejections[line.node]["signature"]),
+        )
         try:
             check_signature(rejection_message(terms, reason), signature, line.node)
         except SignatureError:

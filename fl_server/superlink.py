@@ -1,11 +1,12 @@
 """Start Flower's SuperLink with the doors that a marketplace needs. Knows nothing of jobs.
 
-Stock Flower serves hospitals and its operator on one port, and whoever reaches the control routes can start a run,
-which executes the code in a bundle on the operator's machine. Here only the fleet routes (authenticated by the
-registered SuperNode keys) are open to the network; control routes need the operator's token, and every other route
-answers to this machine only.
+Stock Flower serves hospitals and its operator on one port, and whoever reaches the control routes
+can start a run, which executes the code in a bundle on the operator's machine. Here only the fleet
+routes (authenticated by the registered SuperNode keys) are open to the network; control routes need
+the operator's token, and every other route answers to this machine only.
 
-    python -m fl_server.superlink --folder STATE --port 9092 [--host 0.0.0.0] [--name superlink.example.org]
+    python -m fl_server.superlink --folder STATE --port 9092 [--host 0.0.0.0] [--name
+    superlink.example.org]
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from fl_client.config import write_private
+from fl_client.node.config import write_private
 from fl_server.certificates import write_certificates
 
 TOKEN_HEADER = "x-datahub-operator"  # noqa: S105 the header's name, not a secret
@@ -31,7 +32,9 @@ Scope = MutableMapping[str, Any]
 
 
 class OperatorGate:
-    """ASGI middleware: fleet routes for all, control routes with the token, the rest from loopback only."""
+    """ASGI middleware: fleet routes for all, control routes with the token, the rest from loopback
+    only.
+    """
 
     def __init__(self, app: Callable[..., Awaitable[None]], token: str):
         self.app = app
@@ -59,7 +62,9 @@ class OperatorGate:
 
 
 def operator_token(folder: Path) -> str:
-    """The token of this SuperLink's operator, made on first use, kept in `folder`/operator.token (0600)."""
+    """The token of this SuperLink's operator, made on first use, kept in `folder`/operator.token
+    (0600).
+    """
     path = folder / "operator.token"
     if not path.exists():
         write_private(path, secrets.token_hex(32).encode())
@@ -67,12 +72,18 @@ def operator_token(folder: Path) -> str:
 
 
 def main() -> None:
-    """Make certificates and token on first use, then run the SuperLink in this process until it is stopped."""
+    """Make certificates and token on first use, then run the SuperLink in this process until it is
+    stopped.
+    """
     parser = argparse.ArgumentParser(description="Run the SuperLink behind the operator's gate")
-    parser.add_argument("--folder", type=Path, required=True, help="state: certificates, token, database, jobs")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="state: certificates, token, database, jobs"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--name", action="append", default=[], help="a further host name for the certificate")
+    parser.add_argument(
+        "--name", action="append", default=[], help="a further host name for the certificate"
+    )
     arguments = parser.parse_args()
     folder: Path = arguments.folder.resolve()
     write_certificates(folder, ("localhost", "127.0.0.1", *arguments.name))
@@ -85,7 +96,9 @@ def main() -> None:
         FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.05",
         # Flower starts its helpers by name, and an environment need not be activated to be used
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        DATAHUB_JOBS=str(folder / "jobs"),  # read by fl_server.app, which the SuperLink starts as a child
+        DATAHUB_JOBS=str(
+            folder / "jobs"
+        ),  # read by fl_server.app, which the SuperLink starts as a child
     )
     from flwr.superlink import extensions
     from flwr.superlink.cli.flower_superlink import flower_superlink
@@ -94,9 +107,18 @@ def main() -> None:
     stock = extensions.get_middleware
     extensions.get_middleware = lambda: [Middleware(OperatorGate, token=token), *stock()]
     sys.argv = ["flower-superlink", "--host", arguments.host, "--port", str(arguments.port)]
-    sys.argv += ["--ssl-ca-certfile", str(folder / "ca.crt"), "--ssl-certfile", str(folder / "server.pem")]
+    sys.argv += [
+        "--ssl-ca-certfile",
+        str(folder / "ca.crt"),
+        "--ssl-certfile",
+        str(folder / "server.pem"),
+    ]
     sys.argv += ["--ssl-keyfile", str(folder / "server.key"), "--enable-supernode-auth"]
-    sys.argv += ["--disable-runtime-dependency-installation", "--database", str(folder / "superlink.db")]
+    sys.argv += [
+        "--disable-runtime-dependency-installation",
+        "--database",
+        str(folder / "superlink.db"),
+    ]
     flower_superlink()
 
 

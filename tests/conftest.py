@@ -1,4 +1,6 @@
-"""Shared by all tests: one job's terms and spec that are right in every field, to be broken one at a time."""
+"""Shared by all tests: one job's terms and spec that are right in every field, to be broken one at
+a time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import pytest
 from eth_account import Account
 
 from datatokens.terms import DatasetTerm, JobTerms
-from fl_client.privacy import PrivacyPlan
+from fl_client.privacy.plan import PrivacyPlan
 from fl_client.protocol import JobSpec
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -46,7 +48,8 @@ def spec(**changes: Any) -> JobSpec:
 def terms(job_spec: JobSpec | None = None, **changes: Any) -> JobTerms:
     """Valid terms over four datasets whose nodes have NODE_KEYS."""
     lines = tuple(
-        DatasetTerm(i + 1, str(Account.from_key(key).address), 1_000_000 * (i + 1)) for i, key in enumerate(NODE_KEYS)
+        DatasetTerm(i + 1, str(Account.from_key(key).address), 1_000_000 * (i + 1))
+        for i, key in enumerate(NODE_KEYS)
     )
     fields: dict[str, Any] = {
         "chain_id": 31337,

@@ -1,4 +1,6 @@
-"""The walls of the house: imports go one way, some libraries live in one room, some files stay pure."""
+"""The walls of the house: imports go one way, some libraries live in one room, some files stay
+pure.
+"""
 
 import ast
 import sys
@@ -8,11 +10,28 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ["datatokens", "fl_client", "fl_server", "datahub"]  # each may import those before it
-FILES = sorted(path for room in ROOMS for path in (ROOT / room).glob("*.py"))
+# within a room each alcove may import those before it, but for the pairs that stay APART
+ALCOVES = {
+    "datatokens": ["chain", "bindings"],
+    "fl_client": ["data", "model", "privacy", "node"],
+    "fl_server": [],
+    "datahub": ["market", "web", "buyer", "demo"],
+}
+APART = {
+    ("datahub", "buyer", "market"),
+    ("datahub", "buyer", "web"),
+    ("fl_client", "model", "data"),
+}
+FILES = sorted(
+    path
+    for room in ROOMS
+    for path in (ROOT / room).rglob("*.py")
+    if "node_modules" not in path.parts
+)
 ONLY_IN = {
     "web3": {"datatokens"},
     "eth": {"datatokens"},
-    "torch": {"fl_client", "datahub/sdk.py"},
+    "torch": {"fl_client", "datahub/buyer/sdk.py"},
     "opacus": {"fl_client"},
     "fastapi": {"datahub"},
     "sqlmodel": {"datahub"},
@@ -22,20 +41,34 @@ PURE = [
     "datatokens/payouts.py",
     "datatokens/merkle.py",
     "datatokens/terms.py",
-    "fl_client/privacy.py",
-    "fl_client/policy.py",
-    "fl_client/attest.py",
-    "fl_client/evaluation.py",
+    "fl_client/privacy/plan.py",
+    "fl_client/node/policy.py",
+    "fl_client/node/attestation.py",
+    "fl_client/privacy/evaluation.py",
     "fl_server/report.py",
-    "datahub/domain.py",
+    "datahub/market/domain.py",
 ]
+MODULES = [p.relative_to(ROOT).as_posix().removesuffix(".py").replace("/", ".") for p in FILES]
+MODULES = sorted((m for m in MODULES if not m.endswith("__init__")), key=len, reverse=True)
 PURE_LIBRARIES = {"eth_hash", "eth_abi", "eth_account", "eth_utils", "numpy"}
-IMPURE_STANDARD = {"os", "socket", "subprocess", "sqlite3", "threading", "pathlib", "urllib", "time", "random"}
-ENVIRONMENT_READERS = {"fl_server/app.py", "fl_server/superlink.py", "datahub/demo.py"}
+IMPURE_STANDARD = {
+    "os",
+    "socket",
+    "subprocess",
+    "sqlite3",
+    "threading",
+    "pathlib",
+    "urllib",
+    "time",
+    "random",
+}
+ENVIRONMENT_READERS = {"fl_server/app.py", "fl_server/superlink.py", "datahub/demo/walk.py"}
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports at run time (TYPE_CHECKING blocks included: they are walls too)."""
+    """Dotted names that a file imports at run time (TYPE_CHECKING blocks included: they are walls
+    too).
+    """
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -56,7 +89,11 @@ def name_of(path: Path) -> str:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_go_one_way(path: Path) -> None:
     allowed = ROOMS[: ROOMS.index(room_of(path)) + 1]
-    upward = {name for name in imports(path) if name.split(".")[0] in ROOMS and name.split(".")[0] not in allowed}
+    upward = {
+        name
+        for name in imports(path)
+        if name.split(".")[0] in ROOMS and name.split(".")[0] not in allowed
+    }
     assert not upward, f"{name_of(path)} imports from a room above: {upward}"
 
 
@@ -64,7 +101,9 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_libraries_stay_in_their_rooms(path: Path) -> None:
     for library, homes in ONLY_IN.items():
         if any(name.split(".")[0] == library for name in imports(path)):
-            assert room_of(path) in homes or name_of(path) in homes, f"{name_of(path)} must not import {library}"
+            assert room_of(path) in homes or name_of(path) in homes, (
+                f"{name_of(path)} must not import {library}"
+            )
 
 
 @pytest.mark.parametrize("name", PURE)
@@ -72,10 +111,15 @@ def test_pure_files_import_nothing_that_acts(name: str) -> None:
     for imported in imports(ROOT / name):
         top = imported.split(".")[0]
         if top in ROOMS:
-            module = "/".join(imported.split(".")[:2]) + ".py"
-            assert module in PURE or module.endswith(("errors.py", "protocol.py")), f"{name} imports {imported}"
+            module = next(m for m in MODULES if imported == m or imported.startswith(m + "."))
+            module = module.replace(".", "/") + ".py"
+            assert module in PURE or module.endswith(("errors.py", "protocol.py")), (
+                f"{name} imports {imported}"
+            )
         else:
-            assert top in PURE_LIBRARIES or (top in sys.stdlib_module_names and top not in IMPURE_STANDARD), imported
+            assert top in PURE_LIBRARIES or (
+                top in sys.stdlib_module_names and top not in IMPURE_STANDARD
+            ), imported
 
 
 def test_no_import_cycles() -> None:
@@ -115,6 +159,35 @@ def test_every_module_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text())), f"{name_of(path)} has no docstring"
 
 
+def alcove_of(name: str) -> tuple[str, str] | None:
+    """(room, alcove) of a dotted module name; None for a file that stands in its room itself."""
+    parts = name.split(".")
+    return (
+        (parts[0], parts[1]) if len(parts) > 2 and parts[1] in ALCOVES.get(parts[0], ()) else None
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_alcoves_are_one_level_and_import_one_way(path: Path) -> None:
+    parts = path.relative_to(ROOT).parts
+    assert len(parts) <= 3, f"{name_of(path)} is in an alcove of an alcove"
+    if len(parts) < 3:
+        return
+    room, alcove = parts[0], parts[1]
+    assert alcove in ALCOVES[room], f"{name_of(path)} is in an alcove that the plan does not have"
+    allowed = ALCOVES[room][: ALCOVES[room].index(alcove) + 1]
+    for imported in imports(path):
+        home = alcove_of(f"{imported}." if imported.count(".") == 1 else imported)
+        if home and home[0] == room and home[1] != alcove:
+            assert home[1] in allowed, f"{name_of(path)} imports from an alcove above: {imported}"
+            assert (room, alcove, home[1]) not in APART, f"{name_of(path)} imports {imported}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_has_at_most_twenty_files_outside_its_alcoves(room: str) -> None:
+    assert len(list((ROOT / room).glob("*.py"))) <= 20
+
+
 def test_no_rooms_without_a_noun() -> None:
     forbidden = {"utils.py", "helpers.py", "common.py", "core.py", "manager.py", "base.py"}
     assert not [name_of(path) for path in FILES if path.name in forbidden]
@@ -122,9 +195,20 @@ def test_no_rooms_without_a_noun() -> None:
 
 def test_nothing_unpickles_or_evaluates() -> None:
     """No code of the product can turn a buyer's bytes into code."""
-    forbidden = {"torch.load", "torch.export.load", "torch.jit.load", "eval", "exec", "np.load", "numpy.load", "yaml.load"}
+    forbidden = {
+        "torch.load",
+        "torch.export.load",
+        "torch.jit.load",
+        "eval",
+        "exec",
+        "np.load",
+        "numpy.load",
+        "yaml.load",
+    }
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
-                assert ast.unparse(node.func) not in forbidden, f"{name_of(path)}: {ast.unparse(node)}"
+                assert ast.unparse(node.func) not in forbidden, (
+                    f"{name_of(path)}: {ast.unparse(node)}"
+                )
         assert not {"pickle", "dill", "cloudpickle", "marshal"} & imports(path), name_of(path)

@@ -9,12 +9,17 @@ import pytest
 from typer.main import get_command
 
 from datahub.cli import app
-from datatokens.chain import SENTENCES
+from datatokens.chain.connection import SENTENCES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
-FILES = sorted(p for room in ("datatokens", "fl_client", "fl_server", "datahub") for p in (ROOT / room).glob("*.py"))
+FILES = sorted(
+    p
+    for room in ("datatokens", "fl_client", "fl_server", "datahub")
+    for p in (ROOT / room).rglob("*.py")
+    if "node_modules" not in p.parts
+)
 
 
 def names() -> list[str]:
@@ -44,11 +49,18 @@ def test_every_make_target_in_the_readme_exists() -> None:
 
 def test_transcript__money_adds_up_to_the_last_unit() -> None:
     amount = r"([\d.]+)"
-    line = re.search(rf"escrowed {amount} tUSD = paid {amount} tUSD \+ hub's fee {amount} tUSD\s\+ change {amount}", README)
+    line = re.search(
+        rf"escrowed {amount} tUSD = paid {amount} tUSD \+ hub's fee {amount} tUSD\s\+ change "
+        rf"{amount}",
+        README,
+    )
     assert line is not None
     price, paid, fee, change = map(Decimal, line.groups())
     assert price == paid + fee + change
-    rows = [list(map(Decimal, r)) for r in re.findall(r"│ \w+ site\s+│\s+([\d.]+) │\s+([\d.]+) │\s+([\d.]+) │", README)]
+    rows = [
+        list(map(Decimal, r))
+        for r in re.findall(r"│ \w+ site\s+│\s+([\d.]+) │\s+([\d.]+) │\s+([\d.]+) │", README)
+    ]
     assert len(rows) == 4 and sum(r[0] for r in rows) == paid
     assert all(r[0] == r[1] + r[2] for r in rows)
 
@@ -56,11 +68,20 @@ def test_transcript__money_adds_up_to_the_last_unit() -> None:
 def test_measured_figures__are_those_of_the_committed_run() -> None:
     figures = json.loads((ROOT / "tests" / "benchmarks" / "first_light.json").read_text())
     table = README.split("## Measured")[1].split("## Developing")[0]
-    for key, digits in (("auc.mean", 4), ("auc.sd", 4), ("auc.without_dp", 4), ("seconds.funded_to_settled", 1),
-                        ("seconds.round_median", 2), ("seconds.rounds", 1), ("seconds.admission", 1)):  # fmt: skip
+    for key, digits in (
+        ("auc.mean", 4),
+        ("auc.sd", 4),
+        ("auc.without_dp", 4),
+        ("seconds.funded_to_settled", 1),
+        ("seconds.round_median", 2),
+        ("seconds.rounds", 1),
+        ("seconds.admission", 1),
+    ):
         assert f"{figures[key]:.{digits}f}" in table, key
 
 
 def test_every_custom_error_of_our_interfaces_has_a_sentence() -> None:
-    text = "".join(p.read_text() for p in (ROOT / "datatokens" / "contracts" / "interfaces").glob("*.sol"))
+    text = "".join(
+        p.read_text() for p in (ROOT / "datatokens" / "contracts" / "interfaces").glob("*.sol")
+    )
     assert set(re.findall(r"^\s+error (\w+)\(", text, re.MULTILINE)) <= set(SENTENCES)

@@ -1,11 +1,13 @@
-"""How many jobs a patient's lifetime budget holds, by each way of counting, and how fast a long ledger answers.
+"""How many jobs a patient's lifetime budget holds, by each way of counting, and how fast a long
+ledger answers.
 
     python -m tests.benchmarks.accounting [--quick] [--json FILE]
 
-A budget of epsilon 8 at delta 1e-5 and equal jobs of epsilon 1 (q = 0.02, 500 steps): `jobs.adding` adds their epsilons,
-`jobs.filter` is what the node admits (RDP filter, valid when buyers choose after having seen results), `jobs.pld` what
-would fit if all had been fixed in advance. Then a ledger of 1,000 jobs with mixed terms, each question asked cold, by a
-new process, and warm: `SECONDS.left.*` what is left, `SECONDS.more.*` how many more such jobs fit.
+A budget of epsilon 8 at delta 1e-5 and equal jobs of epsilon 1 (q = 0.02, 500 steps): `jobs.adding`
+adds their epsilons, `jobs.filter` is what the node admits (RDP filter, valid when buyers choose
+after having seen results), `jobs.pld` what would fit if all had been fixed in advance. Then a
+ledger of 1,000 jobs with mixed terms, each question asked cold, by a new process, and warm:
+`SECONDS.left.*` what is left, `SECONDS.more.*` how many more such jobs fit.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fl_client.accounting import calibrate, epsilon, fits, how_many_fit, pld_epsilon
-from fl_client.ledger import Ledger
-from fl_client.privacy import Charge
+from fl_client.privacy.accounting import calibrate, epsilon, fits, how_many_fit, pld_epsilon
+from fl_client.privacy.ledger import Ledger
+from fl_client.privacy.plan import Charge
 
 LIMIT, DELTA, RATE, STEPS = 8.0, 1e-5, 0.02, 500
 ASK = """
 import sys, time
 from pathlib import Path
-from fl_client.ledger import Ledger
+from fl_client.privacy.ledger import Ledger
 ledger, found = Ledger(Path(sys.argv[1])), []
 for question in (ledger.epsilon_spent, ledger.jobs_left) * 2:
     started = time.perf_counter()
@@ -40,7 +42,9 @@ print(*found)
 
 
 def capacity() -> dict[str, float]:
-    """Jobs of epsilon 1 in a budget of 8, counted in three ways; each job really costs at most 1 by its own accountant."""
+    """Jobs of epsilon 1 in a budget of 8, counted in three ways; each job really costs at most 1 by
+    its own accountant.
+    """
     noise, _ = calibrate(1.0, DELTA, RATE, STEPS, 1, 1e-3)
     one = [Charge(noise, RATE, STEPS, "training")]
     alone = epsilon(one, DELTA)
@@ -54,7 +58,12 @@ def capacity() -> dict[str, float]:
     declared = admitted
     while pld_epsilon(one * (declared + 1), DELTA) <= LIMIT:
         declared += 1
-    return {"jobs.epsilon_each": alone, "jobs.adding": int(LIMIT / alone), "jobs.filter": admitted, "jobs.pld": declared}
+    return {
+        "jobs.epsilon_each": alone,
+        "jobs.adding": int(LIMIT / alone),
+        "jobs.filter": admitted,
+        "jobs.pld": declared,
+    }
 
 
 def speed(jobs: int) -> dict[str, float]:
@@ -75,7 +84,9 @@ def speed(jobs: int) -> dict[str, float]:
                 ledger.finish_round(f"job {i}", 1, b"reply")
             ledger.close_job(f"job {i}")
         filled = time.perf_counter() - started
-        said = subprocess.run([sys.executable, "-c", ASK, path], check=True, capture_output=True, text=True)
+        said = subprocess.run(
+            [sys.executable, "-c", ASK, path], check=True, capture_output=True, text=True
+        )
     cold_left, cold_more, warm_left, warm_more = (float(word) for word in said.stdout.split())
     return {
         "seconds.admit_and_run_each": filled / jobs,
@@ -89,7 +100,9 @@ def speed(jobs: int) -> dict[str, float]:
 
 def main() -> None:
     """Print the figures and write them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="100 jobs in the long ledger")
     parser.add_argument("--json", type=Path, help="file to write the flat figures to")
     given = parser.parse_args()
@@ -100,7 +113,9 @@ def main() -> None:
         table.add_row(name, f"{value:.4g}")
     Console().print(table)
     if given.json:
-        given.json.write_text(json.dumps({k: round(v, 5) for k, v in figures.items()}, indent=1) + "\n")
+        given.json.write_text(
+            json.dumps({k: round(v, 5) for k, v in figures.items()}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Does the audit convict a broken engine, and acquit ours? The node's own audit beside two planted faults.
+"""Does the audit convict a broken engine, and acquit ours? The node's own audit beside two planted
+faults.
 
     python -m tests.benchmarks.audit [--quick] [--json FILE]
 
-`honest`: the engine as it is; `noise_tenth`: a tenth of the noise that is charged; `no_clipping`: gradients as they come.
-Keys: KIND.EPSILON.disproved is the median over runs of the epsilon that one run disproves, KIND.EPSILON.convicted the part
-of runs that find it above the claim.
+`honest`: the engine as it is; `noise_tenth`: a tenth of the noise that is charged; `no_clipping`:
+gradients as they come. Keys: KIND.EPSILON.disproved is the median over runs of the epsilon that one
+run disproves, KIND.EPSILON.convicted the part of runs that find it above the claim.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from fl_client import training
-from fl_client.accounting import calibrate
-from fl_client.audit import audit
+from fl_client.privacy import training
+from fl_client.privacy.accounting import calibrate
+from fl_client.privacy.audit import audit
 
 DELTA, STEPS = 1e-5, 10
 FAULTS: Mapping[str, Mapping[str, float]] = {
@@ -41,7 +42,14 @@ def planted(noise: float, clip: float) -> Iterator[None]:
     honest = training.step
 
     def broken(
-        run: Any, theta: Tensor, x: Tensor, y: Tensor, drawn: Tensor, norm: Tensor, random: Any, scale: Tensor
+        run: Any,
+        theta: Tensor,
+        x: Tensor,
+        y: Tensor,
+        drawn: Tensor,
+        norm: Tensor,
+        random: Any,
+        scale: Tensor,
     ) -> None:
         honest(run, theta, x, y, drawn, norm * clip, random, scale * scale.new_tensor([noise, 1.0]))
 
@@ -62,14 +70,18 @@ def measure(quick: bool, console: Console) -> dict[str, float]:
                     audit(noise, 1.0, STEPS, DELTA, canaries=canaries)
                     for _ in track(range(runs), description, console=console, transient=True)
                 ]
-            figures[f"{name}.{epsilon:g}.disproved"] = statistics.median(a.epsilon_disproved for a in found)
+            figures[f"{name}.{epsilon:g}.disproved"] = statistics.median(
+                a.epsilon_disproved for a in found
+            )
             figures[f"{name}.{epsilon:g}.convicted"] = sum(a.convicted for a in found) / runs
     return figures | {"runs": runs, "canaries": canaries}
 
 
 def main() -> None:
     """Print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="three runs of 1,000 canaries")
     parser.add_argument("--json", type=Path, help="file to write the flat figures to")
     given = parser.parse_args()
@@ -79,10 +91,17 @@ def main() -> None:
     for epsilon in ("1", "4"):
         for name in FAULTS:
             part = figures[f"{name}.{epsilon}.convicted"]
-            table.add_row(name, epsilon, f"{figures[f'{name}.{epsilon}.disproved']:.2f}", f"{part:.0%} of runs")
+            table.add_row(
+                name,
+                epsilon,
+                f"{figures[f'{name}.{epsilon}.disproved']:.2f}",
+                f"{part:.0%} of runs",
+            )
     console.print(table)
     if given.json:
-        given.json.write_text(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=1) + "\n")
+        given.json.write_text(
+            json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

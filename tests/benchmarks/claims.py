@@ -1,10 +1,11 @@
-"""Contributor lists of any size: what building the tree takes, and the gas of a claim from the receipts.
+"""Contributor lists of any size: what building the tree takes, and the gas of a claim from the
+receipts.
 
     python -m tests.benchmarks.claims [--quick] [--json FILE]
 
-The chain is the embedded one. "first" is an account's first claim from a list, into an empty purse, where somebody else
-has claimed before; "repeat" its next one, after new revenue. `batch`: the same with one share of each of ten datasets in
-one transaction, gas per share.
+The chain is the embedded one. "first" is an account's first claim from a list, into an empty purse,
+where somebody else has claimed before; "repeat" its next one, after new revenue. `batch`: the same
+with one share of each of ten datasets in one transaction, gas per share.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from pathlib import Path
 from eth_account import Account
 from eth_hash.auto import keccak
 
-from datatokens.chain import Chain, connect
+from datatokens.bindings.registry import Registry, Token
+from datatokens.bindings.revenue import Claim, Revenue
+from datatokens.chain.connection import Chain, connect
+from datatokens.chain.rpc_server import accounts, running_devchain
 from datatokens.deploy import deploy
-from datatokens.devchain import accounts, running_devchain
 from datatokens.merkle import Tree
-from datatokens.registry import Registry, Token
-from datatokens.revenue import Claim, Revenue
 
 BATCH = 10
 REVENUE_UNITS = 10**12
@@ -54,7 +55,9 @@ class Bench:
         return self.registry.list_dataset(node, 1, 10_000, bytes(32), "", "")
 
     def post(self, dataset_id: int, tree: Tree, entries: Sequence[tuple[str, int]]) -> int:
-        """Post a list that is live at once, pay revenue in, let the last account claim; the gas of the posting."""
+        """Post a list that is live at once, pay revenue in, let the last account claim; the gas of
+        the posting.
+        """
         posting = self.revenue.contract.functions.postContributors(dataset_id, tree.root, "")
         gas = int(self.chain.send(posting)["gasUsed"])
         self.revenue.pay_revenue(dataset_id, REVENUE_UNITS)
@@ -65,7 +68,9 @@ class Bench:
 
     def claim(self, account: str, claims: list[Claim]) -> int:
         """The gas of one claim transaction that anyone submits."""
-        call = self.revenue.contract.functions.claimOnBehalf(account, [c.to_struct() for c in claims])
+        call = self.revenue.contract.functions.claimOnBehalf(
+            account, [c.to_struct() for c in claims]
+        )
         return int(self.chain.send(call)["gasUsed"])
 
 
@@ -76,10 +81,15 @@ def measure(bench: Bench, sizes: list[int]) -> dict[str, float]:
         claimer = Account.create().address
         entries = entries_of(size, claimer)
         dataset_id = bench.list()
-        peak_before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        peak_before, started = (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            time.perf_counter(),
+        )
         tree = Tree(dataset_id, 1, entries)
         figures[f"{size}.build_s"] = time.perf_counter() - started
-        figures[f"{size}.memory_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before) / 1024
+        figures[f"{size}.memory_mb"] = (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before
+        ) / 1024
         claims = [Claim(dataset_id, 1, 3, tuple(tree.proof(0)))]
         figures[f"{size}.proof_steps"] = len(claims[0].proof)
         figures[f"{size}.post_gas"] = bench.post(dataset_id, tree, entries)

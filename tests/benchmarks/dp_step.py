@@ -1,11 +1,13 @@
-"""One private step beside the same step without privacy, in one process: time and memory of every engine.
+"""One private step beside the same step without privacy, in one process: time and memory of every
+engine.
 
     python -m tests.benchmarks.dp_step [--quick] [--json FILE]
 
-Rivals take turns; a figure is the median over turns of process CPU time (on a GPU: wall time, synchronised), divided by
-that of the ordinary non-private step (forward, backward, SGD) of the same run. `NAME_B.ours` includes noise and update;
-`.mem` is the peak of tensors alive during a step, parameters included, divided likewise (CPU only); `.ours` is compiled,
-as the node does for a job of `.compiled_from_steps` or more. `epoch_mlp` is 800 records, expected batch 64, with sampling,
+Rivals take turns; a figure is the median over turns of process CPU time (on a GPU: wall time,
+synchronised), divided by that of the ordinary non-private step (forward, backward, SGD) of the same
+run. `NAME_B.ours` includes noise and update; `.mem` is the peak of tensors alive during a step,
+parameters included, divided likewise (CPU only); `.ours` is compiled, as the node does for a job of
+`.compiled_from_steps` or more. `epoch_mlp` is 800 records, expected batch 64, with sampling,
 against a shuffled DataLoader's loop. Knows nothing of utility.
 """
 
@@ -22,7 +24,9 @@ from pathlib import Path
 
 import torch
 from opacus.grad_sample import GradSampleModule
-from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
+    GradSampleModuleFastGradientClipping,
+)
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
@@ -32,11 +36,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader, TensorDataset
 
-from fl_client.clipping import Summer
-from fl_client.export import export_model
-from fl_client.graph import load_model
-from fl_client.noise import SecureRandom
-from fl_client.training import LOSSES, step
+from fl_client.model.export import export_model
+from fl_client.model.graph import load_model
+from fl_client.privacy.clipping import Summer
+from fl_client.privacy.noise import SecureRandom
+from fl_client.privacy.training import LOSSES, step
 
 SIGMA, CLIP, RATE = 1.0, 1.0, 1e-3
 LONG = 10**12  # steps of a job that compiling pays for
@@ -60,10 +64,32 @@ class Block(nn.Module):
 
 
 def resnet() -> nn.Module:
-    """ResNet-18 with GroupNorm for 3 x 64 x 64 (stem of stride 2 and a max-pool, as for larger pictures)."""
-    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
-    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.GroupNorm(8, 64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    return nn.Sequential(*stem, *(Block(*w) for w in widths), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+    """ResNet-18 with GroupNorm for 3 x 64 x 64 (stem of stride 2 and a max-pool, as for larger
+    pictures).
+    """
+    widths = [
+        (64, 64, 1),
+        (64, 64, 1),
+        (64, 128, 2),
+        (128, 128, 1),
+        (128, 256, 2),
+        (256, 256, 1),
+        (256, 512, 2),
+        (512, 512, 1),
+    ]
+    stem = [
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.GroupNorm(8, 64),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+    ]
+    return nn.Sequential(
+        *stem,
+        *(Block(*w) for w in widths),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
 
 
 class Attention(nn.Module):
@@ -78,7 +104,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm_one(x)
-        split = [part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)]
+        split = [
+            part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.query, self.key, self.value)
+        ]
         attended = nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
         x = x + self.out(attended)
         return x + self.down(nn.functional.gelu(self.up(self.norm_two(x))))
@@ -98,7 +127,9 @@ class ViT(nn.Module):
 
 
 def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(13, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+    return nn.Sequential(
+        nn.Linear(13, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)
+    )
 
 
 def cnn() -> nn.Module:
@@ -128,8 +159,12 @@ CASES = {
 
 
 def peak_bytes(action: Action) -> int:
-    """The most bytes that were allocated and not freed at one time during `action`, by torch's profiler (CPU)."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+    """The most bytes that were allocated and not freed at one time during `action`, by torch's
+    profiler (CPU).
+    """
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
         action()
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = most = 0
@@ -152,7 +187,9 @@ class Rivals:
     def __init__(self, case: Case, rows: int, device: str):
         self.case, self.rows = case, rows
         self.x = torch.randn(rows, *case.shape, device=device)
-        self.y = torch.randint(0, 10 if case.loss == "cross_entropy" else 2, (rows,), device=device).float()
+        self.y = torch.randint(
+            0, 10 if case.loss == "cross_entropy" else 2, (rows,), device=device
+        ).float()
         self.device, self.pays_from = device, math.inf
         torch.manual_seed(0)
         self.module = case.make().to(device)
@@ -177,7 +214,9 @@ class Rivals:
         """Not private, the forward and backward pass compiled."""
         module = self._module()
         optimizer = torch.optim.SGD(module.parameters(), lr=RATE, foreach=True)
-        run = torch.compile(lambda: batch_loss(self.case.loss, module(self.x), self.y), dynamic=False)
+        run = torch.compile(
+            lambda: batch_loss(self.case.loss, module(self.x), self.y), dynamic=False
+        )
 
         def step() -> None:
             optimizer.zero_grad()
@@ -189,8 +228,13 @@ class Rivals:
     def hooks(self) -> Action:
         """Opacus's default."""
         module = GradSampleModule(self._module(), loss_reduction="mean")
-        optimizer = DPOptimizer(torch.optim.SGD(module.parameters(), lr=RATE), noise_multiplier=SIGMA, max_grad_norm=CLIP,
-                                expected_batch_size=self.rows, loss_reduction="mean")  # fmt: skip
+        optimizer = DPOptimizer(
+            torch.optim.SGD(module.parameters(), lr=RATE),
+            noise_multiplier=SIGMA,
+            max_grad_norm=CLIP,
+            expected_batch_size=self.rows,
+            loss_reduction="mean",
+        )
 
         def step() -> None:
             optimizer.zero_grad()
@@ -205,9 +249,12 @@ class Rivals:
             self._module(), max_grad_norm=CLIP, use_ghost_clipping=True, loss_reduction="mean"
         )
         optimizer = DPOptimizerFastGradientClipping(
-            torch.optim.SGD(module.parameters(), lr=RATE), noise_multiplier=SIGMA, max_grad_norm=CLIP,
-            expected_batch_size=self.rows, loss_reduction="mean",
-        )  # fmt: skip
+            torch.optim.SGD(module.parameters(), lr=RATE),
+            noise_multiplier=SIGMA,
+            max_grad_norm=CLIP,
+            expected_batch_size=self.rows,
+            loss_reduction="mean",
+        )
         tall = self.case.loss == "cross_entropy"
         criterion = nn.CrossEntropyLoss() if tall else nn.BCEWithLogitsLoss()
         loss = DPLossFastGradientClipping(module, optimizer, criterion, loss_reduction="mean")
@@ -216,7 +263,9 @@ class Rivals:
             optimizer.zero_grad()
             outputs = module(self.x)
             # one dimension: with [B, 1] Opacus's coefficients would broadcast and clip nothing
-            loss(outputs, self.y.long()).backward() if tall else loss(outputs[:, 0], self.y).backward()
+            loss(outputs, self.y.long()).backward() if tall else loss(
+                outputs[:, 0], self.y
+            ).backward()
             optimizer.step()
 
         return step
@@ -224,10 +273,18 @@ class Rivals:
     def vmap(self) -> Action:
         """torch.func's per-sample gradients under Opacus's optimizer."""
         module, of = self._module(), LOSSES[self.case.loss]
-        optimizer = DPOptimizer(torch.optim.SGD(module.parameters(), lr=RATE), noise_multiplier=SIGMA, max_grad_norm=CLIP,
-                                expected_batch_size=self.rows, loss_reduction="mean")  # fmt: skip
+        optimizer = DPOptimizer(
+            torch.optim.SGD(module.parameters(), lr=RATE),
+            noise_multiplier=SIGMA,
+            max_grad_norm=CLIP,
+            expected_batch_size=self.rows,
+            loss_reduction="mean",
+        )
         each = vmap(
-            grad(lambda p, sample, target: of(functional_call(module, p, (sample[None],))[0], target)), (None, 0, 0)
+            grad(
+                lambda p, sample, target: of(functional_call(module, p, (sample[None],))[0], target)
+            ),
+            (None, 0, 0),
         )
 
         def step() -> None:
@@ -240,7 +297,9 @@ class Rivals:
         return step
 
     def _summer(self, compiled: bool) -> tuple[Summer, Tensor]:
-        model = load_model(*export_model(self._module().cpu(), torch.zeros(1, *self.case.shape))).to(self.device)
+        model = load_model(
+            *export_model(self._module().cpu(), torch.zeros(1, *self.case.shape))
+        ).to(self.device)
         run = Summer(model, LOSSES[self.case.loss], self.rows, LONG if compiled else 1)
         self.pays_from = run.pays_from
         return run, torch.cat([p.detach().reshape(-1) for p in model.parameters()])
@@ -250,7 +309,9 @@ class Rivals:
         run, theta = self._summer(compiled)
         random, everybody = SecureRandom(), torch.arange(self.rows, device=self.device)
         clip = torch.tensor(CLIP, device=self.device)
-        scale = torch.tensor([SIGMA * CLIP, RATE / self.rows], dtype=torch.float64, device=self.device)
+        scale = torch.tensor(
+            [SIGMA * CLIP, RATE / self.rows], dtype=torch.float64, device=self.device
+        )
 
         def ours() -> None:
             with torch.no_grad():
@@ -297,7 +358,9 @@ def measure(quick: bool, device: str, console: Console) -> dict[str, float]:
             for engine in actions:
                 figures[f"{name}_{rows}.{engine}"] = seconds[engine] / seconds["plain"]
                 if memory:
-                    figures[f"{name}_{rows}.{engine}.mem"] = (memory[engine] + held) / (memory["plain"] + held)
+                    figures[f"{name}_{rows}.{engine}.mem"] = (memory[engine] + held) / (
+                        memory["plain"] + held
+                    )
             figures[f"{name}_{rows}.compiled_from_steps"] = round(rivals.pays_from)
             figures[f"{name}_{rows}.plain_microseconds"] = seconds["plain"] * 1e6
             figures[f"{name}_{rows}.ours"] = figures[f"{name}_{rows}.ours_compiled"]
@@ -311,7 +374,10 @@ def epoch(quick: bool, device: str) -> dict[str, float]:
     people, expected = 800, 64
     case = CASES["mlp"]
     torch.manual_seed(0)
-    x, y = torch.randn(people, 13, device=device), torch.randint(0, 2, (people,), device=device).float()
+    x, y = (
+        torch.randn(people, 13, device=device),
+        torch.randint(0, 2, (people,), device=device).float(),
+    )
     module = mlp().to(device)
     optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
     loader = DataLoader(TensorDataset(x, y), batch_size=expected, shuffle=True)
@@ -347,24 +413,39 @@ def epoch(quick: bool, device: str) -> dict[str, float]:
 def main() -> None:
     """Print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the smallest batch of each, three turns")
+    parser.add_argument(
+        "--quick", action="store_true", help="the smallest batch of each, three turns"
+    )
     parser.add_argument("--json", type=Path, help="file to write the flat figures to")
     given = parser.parse_args()
     console = Console(width=150)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
     figures = measure(given.quick, device, console)
-    engines = ["plain", "plain_fused", "hooks", "ghost", "vmap", "ours_traced", "ours_compiled", "ours"]
+    engines = [
+        "plain",
+        "plain_fused",
+        "hooks",
+        "ghost",
+        "vmap",
+        "ours_traced",
+        "ours_compiled",
+        "ours",
+    ]
     table = Table("time x the plain step (memory x)", *engines, box=None, pad_edge=False)
     for case in dict.fromkeys(name.split(".")[0] for name in figures):
         cells = []
         for engine in engines:
             time_of, memory = figures.get(f"{case}.{engine}"), figures.get(f"{case}.{engine}.mem")
-            cells.append("" if time_of is None else f"{time_of:.2f}" + (f" ({memory:.2f})" if memory else ""))
+            cells.append(
+                "" if time_of is None else f"{time_of:.2f}" + (f" ({memory:.2f})" if memory else "")
+            )
         table.add_row(case, *cells)
     console.print(table)
     if given.json:
-        given.json.write_text(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=2) + "\n")
+        given.json.write_text(
+            json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

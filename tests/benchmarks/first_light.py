@@ -1,9 +1,11 @@
-"""Orders on the real stack over four real hospitals: AUC beside the same model without privacy, and every second.
+"""Orders on the real stack over four real hospitals: AUC beside the same model without privacy, and
+every second.
 
     python -m tests.benchmarks.first_light [--quick] [--seeds N] [--json FILE] [--data-dir FOLDER]
 
-Each seed is one paid order (chain, SuperLink, four node processes with TLS): noise and sampling are fresh each time and
-no result is picked. The yardstick, logistic regression on the pooled tables, is computed outside the nodes.
+Each seed is one paid order (chain, SuperLink, four node processes with TLS): noise and sampling are
+fresh each time and no result is picked. The yardstick, logistic regression on the pooled tables, is
+computed outside the nodes.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from datahub import demo_data
-from datahub.demo import BUYER, TUSD, Stack, join, summary_of, test_auc, wait_for
+from datahub.buyer.sdk import Buyer
+from datahub.demo import data as demo_data
+from datahub.demo.walk import BUYER, TUSD, Stack, join, summary_of, test_auc, wait_for
 from datahub.errors import HubError
-from datahub.sdk import Buyer
-from datatokens.registry import Token
+from datatokens.bindings.registry import Token
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "heart-disease"
 EPSILON, ROUNDS = 4.0, 10
@@ -35,7 +37,9 @@ def measure(data: demo_data.DemoData, seeds: int, folder: Path) -> dict[str, flo
         stack.start()
         network = stack.network
         with ThreadPoolExecutor(4) as pool:
-            hospitals = list(pool.map(lambda i: join(stack, data, i, network, (100.0,) * 4), range(4)))
+            hospitals = list(
+                pool.map(lambda i: join(stack, data, i, network, (100.0,) * 4), range(4))
+            )
         wait_for("every node", lambda: stack.online(4), stack.processes)
         buyer = Buyer(stack.hub_url, chain=stack.chain_url, key=stack.accounts[BUYER][1])
         wallet = Token(buyer.chain, network["payment_token"])
@@ -43,13 +47,19 @@ def measure(data: demo_data.DemoData, seeds: int, folder: Path) -> dict[str, flo
         for seed in range(seeds):
             before = wallet.balance_units(buyer.address)
             ids = [h.dataset_id for h in hospitals]
-            job = buyer.order(ids, epsilon=EPSILON, delta=data.delta, purpose="benchmark", rounds=ROUNDS)
+            job = buyer.order(
+                ids, epsilon=EPSILON, delta=data.delta, purpose="benchmark", rounds=ROUNDS
+            )
             paid_at = time.time()
             result = job.wait(timeout_s=180)
             one = summary_of(stack, job, job.status(), hospitals, before, paid_at)
             one["auc"] = test_auc(result, data)
             orders.append(one)
-            print(f"order {seed + 1}: AUC {one['auc']:.4f}, {one['seconds']['funded_to_settled']:.1f} s", file=sys.stderr)
+            print(
+                f"order {seed + 1}: AUC {one['auc']:.4f}, "
+                f"{one['seconds']['funded_to_settled']:.1f} s",
+                file=sys.stderr,
+            )
     finally:
         stack.processes.stop()
     aucs = [o["auc"] for o in orders]
@@ -69,7 +79,9 @@ def measure(data: demo_data.DemoData, seeds: int, folder: Path) -> dict[str, flo
 
 def main() -> int:
     """Print the figures as a table, and as flat JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="two orders")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path)

@@ -1,16 +1,20 @@
-"""What a model trained privately is worth, on real data, beside the same training without privacy, alone, and pooled.
+"""What a model trained privately is worth, on real data, beside the same training without privacy,
+alone, and pooled.
 
-    python -m tests.benchmarks.utility [--quick] [--json FILE] [--only heart,stroke,xray,mnist] [--seeds N]
+    python -m tests.benchmarks.utility [--quick] [--json FILE] [--only heart,stroke,xray,mnist]
+    [--seeds N]
 
-Every figure comes from the node's own engine (`fl_client.training.train_round`, plans by `accounting.calibrate`, loss
-metrics paid for) and the theatre's average, without messages. `per_hospital`: every hospital adds its own noise, as the
-product does; `central`: noise once, as if one node held all records; `local`: each hospital alone, judged on its own
-test part; `none`: federated, the same engine without clipping and noise. Mean and sd are over runs: noise is
+Every figure comes from the node's own engine (`fl_client.privacy.training.train_round`, plans by
+`accounting.calibrate`, loss metrics paid for) and the theatre's average, without messages.
+`per_hospital`: every hospital adds its own noise, as the product does; `central`: noise once, as if
+one node held all records; `local`: each hospital alone, judged on its own test part; `none`:
+federated, the same engine without clipping and noise. Mean and sd are over runs: noise is
 cryptographic and never the same twice, and the seed picks the stroke trial's split.
 
-Recipes: tables take the buyer's defaults (rounds, clip, learning rate by `logistic_learning_rate`), which were chosen by
-cross-validation on training parts alone; pictures take fixed wavelet features with a linear head (`models.scattering`),
-whose settings were chosen on the official validation pictures and on 10,000 of the training digits. Data: ../shared/data.
+Recipes: tables take the buyer's defaults (rounds, clip, learning rate by `logistic_learning_rate`),
+which were chosen by cross-validation on training parts alone; pictures take fixed wavelet features
+with a linear head (`models.scattering`), whose settings were chosen on the official validation
+pictures and on 10,000 of the training digits. Data: ../shared/data.
 """
 
 from __future__ import annotations
@@ -38,15 +42,15 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
-from fl_client import clipping
-from fl_client.accounting import calibrate
-from fl_client.clipping import summer
-from fl_client.export import export_model
-from fl_client.graph import GraphModel, load_model, parameters, predict
-from fl_client.models import build, logistic_learning_rate, logistic_rounds
-from fl_client.noise import SecureRandom
-from fl_client.privacy import PrivacyPlan
-from fl_client.training import LOSSES, _put_back, step, train_round
+from fl_client.model.export import export_model
+from fl_client.model.families import build, logistic_learning_rate, logistic_rounds
+from fl_client.model.graph import GraphModel, load_model, parameters, predict
+from fl_client.privacy import clipping
+from fl_client.privacy.accounting import calibrate
+from fl_client.privacy.clipping import summer
+from fl_client.privacy.noise import SecureRandom
+from fl_client.privacy.plan import PrivacyPlan
+from fl_client.privacy.training import LOSSES, _put_back, step, train_round
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 NOT_CLIPPED = 1e9
@@ -55,7 +59,8 @@ Site = tuple[np.ndarray, np.ndarray]  # features [n, width] float32, targets [n]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one data set is trained; `learning_rate` is epsilon -> step size; None is the buyer's default. `plain_*` is for
+    """How one data set is trained; `learning_rate` is epsilon -> step size; None is the buyer's
+    default. `plain_*` is for
     training without privacy."""
 
     outputs: int
@@ -78,19 +83,42 @@ RECIPES: Mapping[str, Recipe] = {
     "heart": TABLE,
     "stroke": TABLE,
     "xray": Recipe(
-        1, "binary_cross_entropy", 150, 0.1, lambda epsilon: 20.0, 1.0, 38, 300, 0.05, 1e-5,
-        (0.5, 1, 2, 3, 4, 8), ("per_hospital", "central", "none"),
+        1,
+        "binary_cross_entropy",
+        150,
+        0.1,
+        lambda epsilon: 20.0,
+        1.0,
+        38,
+        300,
+        0.05,
+        1e-5,
+        (0.5, 1, 2, 3, 4, 8),
+        ("per_hospital", "central", "none"),
     ),
     "mnist": Recipe(
-        10, "cross_entropy", 22, 0.1, lambda epsilon: min(64.0, 24.0 * epsilon), 4096 / 60_000, 5, 439, 0.05, 1e-5,
-        (0.5, 1, 2, 3, 4, 8), ("central", "none"), 20,
+        10,
+        "cross_entropy",
+        22,
+        0.1,
+        lambda epsilon: min(64.0, 24.0 * epsilon),
+        4096 / 60_000,
+        5,
+        439,
+        0.05,
+        1e-5,
+        (0.5, 1, 2, 3, 4, 8),
+        ("central", "none"),
+        20,
     ),
 }
 
 
 @dataclass(frozen=True)
 class Data:
-    """Hospitals' training parts, their own test parts (empty where there is one for all), and the common test part."""
+    """Hospitals' training parts, their own test parts (empty where there is one for all), and the
+    common test part.
+    """
 
     sites: list[Site]
     tests: list[Site]
@@ -106,7 +134,9 @@ def _loaders() -> ModuleType:
 
 
 def _site(features: np.ndarray, targets: np.ndarray) -> Site:
-    return np.ascontiguousarray(features, dtype=np.float32), np.asarray(targets, dtype=np.float32).reshape(-1)
+    return np.ascontiguousarray(features, dtype=np.float32), np.asarray(
+        targets, dtype=np.float32
+    ).reshape(-1)
 
 
 def _pooled(sites: list[Site]) -> Site:
@@ -126,11 +156,17 @@ def stroke(seed: int) -> Data:
     train = np.random.default_rng(seed).random(len(y)) < 0.7
     names = np.unique(site)
     tests = [_site(x[~train & (site == s)], y[~train & (site == s)]) for s in names]
-    return Data([_site(x[train & (site == s)], y[train & (site == s)]) for s in names], tests, _pooled(tests))
+    return Data(
+        [_site(x[train & (site == s)], y[train & (site == s)]) for s in names],
+        tests,
+        _pooled(tests),
+    )
 
 
 def _wavelets(pictures: np.ndarray) -> np.ndarray:
-    """The fixed part of `models.scattering` of pictures [n, 28, 28] in 0..255; computed once, as nothing trains it."""
+    """The fixed part of `models.scattering` of pictures [n, 28, 28] in 0..255; computed once, as
+    nothing trains it.
+    """
     fixed = build("scattering", 1, 28, 1)[:-1]  # type: ignore[index]
     rows = torch.from_numpy(pictures.reshape(len(pictures), -1) / np.float32(255)).float()
     with torch.no_grad():
@@ -140,12 +176,16 @@ def _wavelets(pictures: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _xray() -> tuple[Site, Site]:
     with np.load(SHARED / "pneumoniamnist" / "pneumoniamnist_dev.npz") as file:
-        train, test = (_site(_wavelets(file[f"{p}_images"]), file[f"{p}_labels"]) for p in ("train", "test"))
+        train, test = (
+            _site(_wavelets(file[f"{p}_images"]), file[f"{p}_labels"]) for p in ("train", "test")
+        )
     return train, test
 
 
 def xray(seed: int) -> Data:
-    """Four hospitals of 40, 30, 20 and 10 % of the children, with different parts of pneumonia, by the seed."""
+    """Four hospitals of 40, 30, 20 and 10 % of the children, with different parts of pneumonia, by
+    the seed.
+    """
     (x, y), test = _xray()
     random = np.random.default_rng(seed)
     order = random.permutation(len(y))
@@ -175,7 +215,12 @@ def mnist(seed: int) -> Data:
     return Data([train], [], test)
 
 
-SOURCES: Mapping[str, Callable[[int], Data]] = {"heart": heart, "stroke": stroke, "xray": xray, "mnist": mnist}
+SOURCES: Mapping[str, Callable[[int], Data]] = {
+    "heart": heart,
+    "stroke": stroke,
+    "xray": xray,
+    "mnist": mnist,
+}
 
 
 def auc(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -184,7 +229,9 @@ def auc(scores: np.ndarray, targets: np.ndarray) -> float:
     ranks = (np.cumsum(count) - (count - 1) / 2)[first]
     ill = targets > 0
     pairs = int(ill.sum()) * int((~ill).sum())
-    return float((ranks[ill].sum() - ill.sum() * (ill.sum() + 1) / 2) / pairs) if pairs else math.nan
+    return (
+        float((ranks[ill].sum() - ill.sum() * (ill.sum() + 1) / 2) / pairs) if pairs else math.nan
+    )
 
 
 def accuracy(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -194,12 +241,16 @@ def accuracy(scores: np.ndarray, targets: np.ndarray) -> float:
 
 
 @lru_cache(maxsize=64)
-def _noise(epsilon: float, delta: float, rate: float, steps: int, rounds: int) -> tuple[float, float]:
+def _noise(
+    epsilon: float, delta: float, rate: float, steps: int, rounds: int
+) -> tuple[float, float]:
     return calibrate(epsilon, delta, rate, steps, rounds)
 
 
 def train(recipe: Recipe, sites: list[Site], epsilon: float | None) -> GraphModel:
-    """The federated model of these hospitals, each with its own noise; without privacy where epsilon is None."""
+    """The federated model of these hospitals, each with its own noise; without privacy where
+    epsilon is None.
+    """
     width, total = sites[0][0].shape[1], sum(len(y) for _, y in sites)
     with torch.random.fork_rng(devices=[]):
         layer = nn.Linear(width, recipe.outputs)
@@ -212,7 +263,14 @@ def train(recipe: Recipe, sites: list[Site], epsilon: float | None) -> GraphMode
     steps = rounds * recipe.local_steps
     noise, metric_noise = _noise(epsilon, recipe.delta, recipe.sampling_rate, steps, rounds)
     plan = PrivacyPlan(
-        noise, recipe.clip, recipe.sampling_rate, steps, recipe.delta, metric_noise, metric_clip=1.0, metric_steps=rounds
+        noise,
+        recipe.clip,
+        recipe.sampling_rate,
+        steps,
+        recipe.delta,
+        metric_noise,
+        metric_clip=1.0,
+        metric_steps=rounds,
     )
     if recipe.learning_rate is None:
         rate = logistic_learning_rate(total, epsilon, steps, recipe.clip)
@@ -222,26 +280,43 @@ def train(recipe: Recipe, sites: list[Site], epsilon: float | None) -> GraphMode
     for _ in range(rounds):
         replies = [
             train_round(
-                model, arrays, x, y, plan, steps=recipe.local_steps, learning_rate=rate, loss=recipe.loss,
+                model,
+                arrays,
+                x,
+                y,
+                plan,
+                steps=recipe.local_steps,
+                learning_rate=rate,
+                loss=recipe.loss,
                 expected_persons=len(y),
             ).arrays
             for x, y in sites
-        ]  # fmt: skip
+        ]
         parts = [len(y) / total for _, y in sites]
-        arrays = {n: np.average([r[n] for r in replies], axis=0, weights=parts).astype(np.float32) for n in arrays}
+        arrays = {
+            n: np.average([r[n] for r in replies], axis=0, weights=parts).astype(np.float32)
+            for n in arrays
+        }
         tail = [*tail, arrays][-(recipe.average_last or max(1, rounds // 4)) :]
     return _with(model, {name: np.mean([each[name] for each in tail], axis=0) for name in arrays})
 
 
 def _with(model: GraphModel, arrays: Mapping[str, np.ndarray]) -> GraphModel:
-    theta = torch.cat([torch.from_numpy(np.asarray(arrays[name], np.float32)).reshape(-1) for name in model.parameter_names])
+    theta = torch.cat(
+        [
+            torch.from_numpy(np.asarray(arrays[name], np.float32)).reshape(-1)
+            for name in model.parameter_names
+        ]
+    )
     with torch.no_grad():
         _put_back(model, theta)
     return model
 
 
 def _train_plainly(recipe: Recipe, sites: list[Site], model: GraphModel) -> GraphModel:
-    """Gradient descent on everybody's mean loss, which is what averaging one full step of each hospital is."""
+    """Gradient descent on everybody's mean loss, which is what averaging one full step of each
+    hospital is.
+    """
     x, y = (torch.from_numpy(part) for part in _pooled(sites))
     rows = max(1, round(len(y) * recipe.sampling_rate))
     run = summer(model, LOSSES[recipe.loss], min(rows, 4096), 1)
@@ -259,11 +334,13 @@ def _train_plainly(recipe: Recipe, sites: list[Site], model: GraphModel) -> Grap
 def score(name: str, arm: str, epsilon: float | None, seed: int) -> dict[str, float]:
     """The measures of one run.
 
-    auc: of all test records together; acc: mean over the hospitals' test parts; site_auc: likewise, where both classes
+    auc: of all test records together; acc: mean over the hospitals' test parts; site_auc: likewise,
+    where both classes
     are there.
     """
     torch.set_num_threads(1)
-    clipping.KEEP = 64  # a node serves few datasets; here eighteen sites of different size take turns in one process
+    # a node serves few datasets; here eighteen sites of different size take turns in one process
+    clipping.KEEP = 64
     recipe, data = RECIPES[name], SOURCES[name](seed)
     if arm == "local":
         models = [train(recipe, [site], epsilon) for site in data.sites]
@@ -271,11 +348,15 @@ def score(name: str, arm: str, epsilon: float | None, seed: int) -> dict[str, fl
         models = [train(recipe, [_pooled(data.sites)] if arm == "central" else data.sites, epsilon)]
     tests = data.tests or [data.test]
     each = [predict(models[i % len(models)], x) for i, (x, _) in enumerate(tests)]
-    figures = {"acc": statistics.mean(accuracy(s, y) for s, (_, y) in zip(each, tests, strict=True))}
+    figures = {
+        "acc": statistics.mean(accuracy(s, y) for s, (_, y) in zip(each, tests, strict=True))
+    }
     if recipe.outputs == 1:
         figures["auc"] = auc(np.concatenate(each)[:, 0], np.concatenate([y for _, y in tests]))
     if data.tests:
-        figures["site_auc"] = float(np.nanmean([auc(s[:, 0], y) for s, (_, y) in zip(each, tests, strict=True)]))
+        figures["site_auc"] = float(
+            np.nanmean([auc(s[:, 0], y) for s, (_, y) in zip(each, tests, strict=True)])
+        )
     return figures
 
 
@@ -295,15 +376,22 @@ def _key(name: str, arm: str, epsilon: float | None) -> str:
 
 
 def measure(names: list[str], quick: bool, seeds: int, console: Console) -> dict[str, float]:
-    """Flat figures: KEY.auc, KEY.acc, KEY.site_auc and the same with .sd, over `seeds` runs each."""
+    """Flat figures: KEY.auc, KEY.acc, KEY.site_auc and the same with .sd, over `seeds` runs
+    each.
+    """
     found: dict[str, list[dict[str, float]]] = {}
     for name in names:
         started = time.monotonic()
         SOURCES[name](0)  # what is computed once is then there in every process
         tasks = _tasks(name, quick, seeds)
-        with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool, Progress(console=console) as progress:
+        with (
+            ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool,
+            Progress(console=console) as progress,
+        ):
             bar = progress.add_task(name, total=len(tasks))
-            for (_, arm, epsilon, _), figures in zip(tasks, pool.map(score, *zip(*tasks, strict=True)), strict=True):
+            for (_, arm, epsilon, _), figures in zip(
+                tasks, pool.map(score, *zip(*tasks, strict=True)), strict=True
+            ):
                 found.setdefault(_key(name, arm, epsilon), []).append(figures)
                 progress.advance(bar)
         console.print(f"{name}: {len(tasks)} trainings in {time.monotonic() - started:.0f} s")
@@ -312,7 +400,9 @@ def measure(names: list[str], quick: bool, seeds: int, console: Console) -> dict
         for what in sorted(set(runs[0])):
             values = [run[what] for run in runs]
             flat[f"{key}.{what}"] = round(statistics.mean(values), 4)
-            flat[f"{key}.{what}.sd"] = round(statistics.stdev(values), 4) if len(values) > 1 else 0.0
+            flat[f"{key}.{what}.sd"] = (
+                round(statistics.stdev(values), 4) if len(values) > 1 else 0.0
+            )
     return flat
 
 
@@ -324,11 +414,17 @@ def show(flat: Mapping[str, float], names: list[str], console: Console) -> None:
             if not any(key.startswith(f"{name}.") and key.endswith(f".{what}") for key in flat):
                 continue
             columns: list[float | None] = [*recipe.epsilons, None]
-            table = Table(f"{name} {what}", *(f"eps {e:g}" if e else "no DP" for e in columns), box=None, pad_edge=False)
+            table = Table(
+                f"{name} {what}",
+                *(f"eps {e:g}" if e else "no DP" for e in columns),
+                box=None,
+                pad_edge=False,
+            )
             for arm in recipe.arms:
                 cells = []
                 for epsilon in columns:
-                    key = f"{_key(name, 'none' if epsilon is None and arm != 'local' else arm, epsilon)}.{what}"
+                    group = "none" if epsilon is None and arm != "local" else arm
+                    key = f"{_key(name, group, epsilon)}.{what}"
                     cells.append(f"{flat[key]:.3f} ±{flat[key + '.sd']:.3f}" if key in flat else "")
                 if arm != "none":
                     table.add_row(arm, *cells)
@@ -337,11 +433,19 @@ def show(flat: Mapping[str, float], names: list[str], console: Console) -> None:
 
 def main() -> int:
     """Print the tables and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the two tables, two epsilons, two seeds")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the two tables, two epsilons, two seeds"
+    )
     parser.add_argument("--only", default="heart,stroke,xray,mnist", help="comma-separated")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--json", type=Path, help="file to write the flat figures to; figures in it of other data sets stay")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="file to write the flat figures to; figures in it of other data sets stay",
+    )
     given = parser.parse_args()
     names = ["heart", "stroke"] if given.quick else given.only.split(",")
     if unknown := [n for n in names if n not in SOURCES]:

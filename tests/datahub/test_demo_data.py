@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from datahub import demo_data
+from datahub.demo import data as demo_data
 from datahub.errors import BadRequest
-from fl_client.datasets import load
+from fl_client.data.schemas import load
 
 HEART = Path(__file__).parents[3] / "shared" / "data" / "heart-disease"
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datahub.domain import FINAL, JobState, advance
+from datahub.market.domain import FINAL, JobState, advance
 
 states = st.sampled_from(list(JobState))
 

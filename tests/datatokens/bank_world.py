@@ -1,4 +1,6 @@
-"""A small market for the tests of the bank: three hospitals with node keys, a buyer, an operator."""
+"""A small market for the tests of the bank: three hospitals with node keys, a buyer, an
+operator.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,12 @@ from dataclasses import dataclass, field
 
 from eth_account import Account
 
-from datatokens.chain import Chain, connect
+from datatokens.bindings.escrow import Escrow
+from datatokens.bindings.registry import Registry, Token
+from datatokens.bindings.revenue import Revenue
+from datatokens.chain.connection import Chain, connect
+from datatokens.chain.rpc_server import accounts
 from datatokens.deploy import Deployment, deploy
-from datatokens.devchain import accounts
-from datatokens.escrow import Escrow
-from datatokens.registry import Registry, Token
-from datatokens.revenue import Revenue
 from datatokens.terms import (
     Attestation,
     DatasetTerm,
@@ -31,7 +33,9 @@ BPS = 2_500
 
 @dataclass
 class World:
-    """A deployed market: `hospitals` own datasets 1.., each with a node key; accounts 4.. are strangers."""
+    """A deployed market: `hospitals` own datasets 1.., each with a node key; accounts 4.. are
+    strangers.
+    """
 
     url: str
     deployment: Deployment
@@ -101,12 +105,20 @@ class World:
         return {self.node(n): sign(acceptance_message(terms), self.node_keys[n]) for n in nodes}
 
     def attestation(
-        self, terms: JobTerms, rewards: tuple[int, ...] | None = None, worked: int = 0b111, compute_units: int = 0
+        self,
+        terms: JobTerms,
+        rewards: tuple[int, ...] | None = None,
+        worked: int = 0b111,
+        compute_units: int = 0,
     ) -> Attestation:
-        """Every dataset in `worked` gets its reward (a third each by default) and is charged epsilon 1.5, delta 1e-6."""
+        """Every dataset in `worked` gets its reward (a third each by default) and is charged
+        epsilon 1.5, delta 1e-6.
+        """
         shares = rewards or (terms.reward_units // len(terms.datasets),) * len(terms.datasets)
         outcomes = tuple(
-            Outcome(compute_units, share, 1_500_000, 1_000_000) if worked >> i & 1 else Outcome(0, 0, 0, 0)
+            Outcome(compute_units, share, 1_500_000, 1_000_000)
+            if worked >> i & 1
+            else Outcome(0, 0, 0, 0)
             for i, share in enumerate(shares)
         )
         return Attestation(terms.job_id, b"\x11" * 32, b"\x22" * 32, worked, outcomes)
@@ -131,6 +143,8 @@ def found_world(url: str) -> World:
     made = World(url, deployment, operator, buyer, hospitals, node_keys, [])
     for n, hospital in enumerate(hospitals):
         mine, manifest_hash = made.registry(hospital), bytes([n]) * 32
-        made.dataset_ids.append(mine.list_dataset(made.node(n), PRICE, BPS, manifest_hash, f"https://h{n}", f"H{n}"))
+        made.dataset_ids.append(
+            mine.list_dataset(made.node(n), PRICE, BPS, manifest_hash, f"https://h{n}", f"H{n}")
+        )
     made.money(operator).mint(str(buyer.address), 10**12)
     return made

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from bank_world import World, found_world
 
-from datatokens.devchain import anvil_binary, running_anvil, running_devchain
+from datatokens.chain.rpc_server import anvil_binary, running_anvil, running_devchain
 
 
 @pytest.fixture(scope="session", params=["devchain", "anvil"])

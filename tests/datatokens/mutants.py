@@ -1,12 +1,14 @@
-"""Mutation test of the contracts: take away each check and each write in turn, and see that a test notices.
+"""Mutation test of the contracts: take away each check and each write in turn, and see that a test
+notices.
 
     python -m tests.datatokens.mutants [--only JobEscrow.sol] [--list] [--json FILE]
 
-Compiling takes minutes and running the tests seconds, so all mutants are compiled at once: every place is put behind a
-switch, `block.coinbase != address(k)`, and forge is then run once per mutant with another coinbase (Untch, Offutt and
-Harrold 1993, mutant schemata). What is mutated: every `if (...) revert`, every modifier that checks who calls, every
-call of a private check, and every write to storage or payment that stands on a line of its own. Exit status 1 if one
-survives that is not in EQUIVALENT, each with the reason why no test can tell it from the original.
+Compiling takes minutes and running the tests seconds, so all mutants are compiled at once: every
+place is put behind a switch, `block.coinbase != address(k)`, and forge is then run once per mutant
+with another coinbase (Untch, Offutt and Harrold 1993, mutant schemata). What is mutated: every `if
+(...) revert`, every modifier that checks who calls, every call of a private check, and every write
+to storage or payment that stands on a line of its own. Exit status 1 if one survives that is not in
+EQUIVALENT, each with the reason why no test can tell it from the original.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ runs = 64
 runs = 12
 depth = 64
 """
-# names of storage, and of functions that move money or count; each write or call on a line of its own is a mutant
+# names of storage, and of functions that move money or count; each write or call on a line of its
+# own is a mutant
 WRITES = re.compile(
     r"^(?P<indent> +)(?P<line>(?:delete |\+\+)?"
     r"(?:_records|_services|_roles|_chosenMarket|_budgets|_knownToken|allowedToken|listing|storefront"
@@ -58,14 +61,18 @@ WRITES = re.compile(
     re.MULTILINE,
 )
 MODIFIER = re.compile(
-    r"^    modifier (?P<name>\w+)\((?P<params>[^)]*)\) \{\n(?P<body>(?:(?!\n    \}).)*?)\n        _;\n    \}",
+    r"^    modifier (?P<name>\w+)\((?P<params>[^)]*)\) \{\n(?P<body>(?:(?!\n    \}).)*?)\n        "
+    r"_;\n    \}",
     re.MULTILINE | re.DOTALL,
 )
-STATEMENT = re.compile(r"delete |\+\+|_\w+\(|[^=;]*[^=!<>]=[^=]")  # and not a piece of an expression
+STATEMENT = re.compile(
+    r"delete |\+\+|_\w+\(|[^=;]*[^=!<>]=[^=]"
+)  # and not a piece of an expression
 GUARD = "ReentrancyGuardTransient.sol"
 
 EQUIVALENT: dict[str, str] = {
-    "without revert ClaimsExceedCredits": "the sum tree already keeps all claims of an epoch below its credits",
+    "without revert ClaimsExceedCredits": "the sum tree already keeps all claims of an epoch below "
+    "its credits",
 }
 
 
@@ -88,7 +95,9 @@ def _closing(text: str, start: int) -> int:
 
 
 def _conditions(text: str) -> Iterator[tuple[int, int, str]]:
-    """(start, end) of the condition inside `if (...)` of each `if (...) revert ...`, with the error's name."""
+    """(start, end) of the condition inside `if (...)` of each `if (...) revert ...`, with the
+    error's name.
+    """
     for found in re.finditer(r"\bif \(", text):
         start = found.end() - 1
         end = _closing(text, start)
@@ -114,10 +123,13 @@ def mutate(name: str, text: str, first: int) -> tuple[str, list[Mutant]]:
         twin = f"{modifier['name']}Unless"
         both = "uint256 off" + (f", {params}" if params else "")
         twins.append(
-            f"    modifier {twin}({both}) {{\n        if (block.coinbase != address(uint160(off))) {{\n"
+            f"    modifier {twin}({both}) "
+            f"{{\n        if (block.coinbase != address(uint160(off))) {{\n"
             f"{modifier['body']}\n        }}\n        _;\n    }}\n"
         )
-        uses = re.finditer(rf"(?<=[ \n]){modifier['name']}(?:\((?P<args>[^)]*)\))?(?=[ \n]*(?:returns|\{{))", text)
+        uses = re.finditer(
+            rf"(?<=[ \n]){modifier['name']}(?:\((?P<args>[^)]*)\))?(?=[ \n]*(?:returns|\{{))", text
+        )
         for use in uses:
             if any(a <= use.start() < b for a, b in spans):
                 continue
@@ -133,7 +145,9 @@ def mutate(name: str, text: str, first: int) -> tuple[str, list[Mutant]]:
         if not STATEMENT.match(write["line"]):
             continue
         switch = add(write.start("line"), f"without {' '.join(write['line'].split())}")
-        edits.append((write.start("line"), write.end("line"), f"if ({switch}) {{ {write['line']} }}"))
+        edits.append(
+            (write.start("line"), write.end("line"), f"if ({switch}) {{ {write['line']} }}")
+        )
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]
     if twins:
@@ -149,13 +163,17 @@ def prepare(folder: Path, only: str | None) -> list[Mutant]:
         shutil.copytree(BANK / part, folder / "datatokens" / part)
     shutil.copytree(ROOT / "tests" / "datatokens", folder / "tests" / "datatokens")
     (folder / "datatokens" / "node_modules").symlink_to((BANK / "node_modules").resolve())
-    (folder / "datatokens" / "foundry.toml").write_text((BANK / "foundry.toml").read_text() + PROFILE)
+    (folder / "datatokens" / "foundry.toml").write_text(
+        (BANK / "foundry.toml").read_text() + PROFILE
+    )
     # the library's reentrancy guard counts as one of our checks: a copy of it can be switched off
     library = BANK / "node_modules" / "@openzeppelin" / "contracts" / "utils"
     guard = (library / GUARD).read_text().replace('"./', '"@openzeppelin/contracts/utils/')
     (folder / "datatokens" / "contracts" / GUARD).write_text(guard)
     for path in (folder / "datatokens" / "contracts").glob("*.sol"):
-        path.write_text(path.read_text().replace(f"@openzeppelin/contracts/utils/{GUARD}", f"./{GUARD}"))
+        path.write_text(
+            path.read_text().replace(f"@openzeppelin/contracts/utils/{GUARD}", f"./{GUARD}")
+        )
     mutants: list[Mutant] = []
     for path in sorted((folder / "datatokens" / "contracts").glob("*.sol")):
         if only in (None, path.name):
@@ -168,20 +186,32 @@ def prepare(folder: Path, only: str | None) -> list[Mutant]:
 def _forge(folder: Path, coinbase: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     (binary,) = (BANK / "node_modules" / "@foundry-rs").glob("forge-*/bin/forge")
     command = [
-        str(binary), "test", "--fail-fast", "--block-coinbase", f"0x{coinbase:040x}", "--no-match-test", LEFT_OUT,
+        str(binary),
+        "test",
+        "--fail-fast",
+        "--block-coinbase",
+        f"0x{coinbase:040x}",
+        "--no-match-test",
+        LEFT_OUT,
         *arguments,
-    ]  # fmt: skip
+    ]
     environment = os.environ | {"FOUNDRY_PROFILE": "mutants", "FOUNDRY_FUZZ_SEED": "0x1"}
-    return subprocess.run(command, cwd=folder / "datatokens", env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=folder / "datatokens", env=environment, capture_output=True, text=True
+    )
 
 
 def killer(folder: Path, mutant: Mutant) -> str | None:
-    """The first test that fails under this mutant; None if all pass. Invariants, which take longest, come last."""
+    """The first test that fails under this mutant; None if all pass. Invariants, which take
+    longest, come last.
+    """
     for stateful in ("--no-match-contract", "--match-contract"):
         done = _forge(folder, mutant.number, stateful, "Invariant")
         if done.returncode:
             said = done.stdout + done.stderr
-            failed = re.search(r"\[FAIL.*?\] (\w+)\(", said) or re.search(r'"invariant":"(\w+)"', said)
+            failed = re.search(r"\[FAIL.*?\] (\w+)\(", said) or re.search(
+                r'"invariant":"(\w+)"', said
+            )
             if failed is None:
                 raise RuntimeError(f"forge failed without a failing test: {said[-1000:]}")
             return failed[1]
@@ -200,24 +230,46 @@ def main() -> None:
         folder = Path(name)
         mutants = prepare(folder, given.only)
         if given.list:
-            console.print("\n".join(f"{m.number:#x} {m.name}" for m in mutants), highlight=False, markup=False)
+            console.print(
+                "\n".join(f"{m.number:#x} {m.name}" for m in mutants), highlight=False, markup=False
+            )
             return
         console.print(f"{len(mutants)} mutants; compiling them together takes some minutes")
         whole = _forge(folder, NOTHING)
         if whole.returncode:
-            sys.exit(f"the tests fail with no mutant switched on:\n{whole.stdout[-3000:]}\n{whole.stderr[-3000:]}")
-        console.print(f"compiled, and the tests pass with none switched on, after {time.monotonic() - started:.0f} s")
+            sys.exit(
+                "the tests fail with no mutant switched "
+                f"on:\n{whole.stdout[-3000:]}\n{whole.stderr[-3000:]}"
+            )
+        console.print(
+            "compiled, and the tests pass with none switched on, after "
+            f"{time.monotonic() - started:.0f} s"
+        )
         killed: dict[str, str | None] = {}
         with ThreadPoolExecutor(2) as pool, Progress(console=console) as progress:
             task = progress.add_task("mutants", total=len(mutants))
-            for mutant, test in zip(mutants, pool.map(lambda m: killer(folder, m), mutants), strict=True):
+            for mutant, test in zip(
+                mutants, pool.map(lambda m: killer(folder, m), mutants), strict=True
+            ):
                 killed[mutant.name] = test
                 progress.advance(task)
-                console.print(f"{test or 'SURVIVES':<90} {mutant.name}", highlight=False, markup=False, soft_wrap=True)
+                console.print(
+                    f"{test or 'SURVIVES':<90} {mutant.name}",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
     if given.json:
         given.json.write_text(json.dumps(killed, indent=2) + "\n")
-    alive = [m for m, test in killed.items() if test is None and not any(m.endswith(e) for e in EQUIVALENT)]
-    console.print(f"{len(killed) - len(alive)} of {len(killed)} killed or equivalent, {time.monotonic() - started:.0f} s")
+    alive = [
+        m
+        for m, test in killed.items()
+        if test is None and not any(m.endswith(e) for e in EQUIVALENT)
+    ]
+    console.print(
+        f"{len(killed) - len(alive)} of {len(killed)} killed or equivalent, "
+        f"{time.monotonic() - started:.0f} s"
+    )
     if alive:
         sys.exit(f"{len(alive)} mutants survive: " + "; ".join(alive))
 

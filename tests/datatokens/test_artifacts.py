@@ -1,4 +1,6 @@
-"""The committed artifacts: whole, of these sources, and (where Node is) exactly what the compiler makes of them."""
+"""The committed artifacts: whole, of these sources, and (where Node is) exactly what the compiler
+makes of them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ def artifact(name: str) -> dict[str, Any]:
 
 
 def errors_of_interface(name: str) -> set[str]:
-    return set(re.findall(r"^\s*error (\w+)\(", (ROOM / "contracts/interfaces" / f"{name}.sol").read_text(), re.M))
+    return set(
+        re.findall(
+            r"^\s*error (\w+)\(", (ROOM / "contracts/interfaces" / f"{name}.sol").read_text(), re.M
+        )
+    )
 
 
 def errors_in_abi(name: str) -> set[str]:
@@ -36,20 +42,31 @@ def errors_in_abi(name: str) -> set[str]:
 def test_artifact__each_contract__is_whole_and_deployable(name: str) -> None:
     item = artifact(name)
     assert set(item) == {
-        "contract", "solc", "settings", "sourceHash", "abi", "bytecode", "deployedBytecode", "immutableReferences",
-    }  # fmt: skip
+        "contract",
+        "solc",
+        "settings",
+        "sourceHash",
+        "abi",
+        "bytecode",
+        "deployedBytecode",
+        "immutableReferences",
+    }
     assert item["contract"] == name
     assert item["settings"] == build.SETTINGS
     code = bytes.fromhex(item["deployedBytecode"].removeprefix("0x"))
     assert 0 < len(code) <= build.MAX_CODE_BYTES
     assert len(item["bytecode"]) > len(item["deployedBytecode"])
-    for place in item["immutableReferences"]:  # the compiler leaves zeros where the constructor will write
+    for place in item[
+        "immutableReferences"
+    ]:  # the compiler leaves zeros where the constructor will write
         assert code[place["start"] : place["start"] + place["length"]] == bytes(place["length"])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_artifact__source_hash__is_of_the_sources_beside_it(name: str) -> None:
-    assert artifact(name)["sourceHash"] == build.source_hash(), "the contracts changed: run make contracts"
+    assert artifact(name)["sourceHash"] == build.source_hash(), (
+        "the contracts changed: run make contracts"
+    )
 
 
 def test_artifacts__folder__holds_nothing_else() -> None:
@@ -57,7 +74,9 @@ def test_artifacts__folder__holds_nothing_else() -> None:
 
 
 def test_abi__every_error_of_the_interfaces__can_be_decoded() -> None:
-    escrow, pools, registry = (errors_of_interface(n) for n in ("IJobEscrow", "IRevenuePools", "IDatasetRegistry"))
+    escrow, pools, registry = (
+        errors_of_interface(n) for n in ("IJobEscrow", "IRevenuePools", "IDatasetRegistry")
+    )
     assert len(escrow) > 15
     assert len(pools) > 3
     assert len(registry) > 5
@@ -68,7 +87,8 @@ def test_abi__every_error_of_the_interfaces__can_be_decoded() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint64 worked,bytes32 outcomesHash)",
+        "Attestation(bytes32 jobId,bytes32 modelHash,bytes32 reportHash,uint64 worked,bytes32 "
+        "outcomesHash)",
         "Rejection(bytes32 jobId,bytes32 reasonHash)",
         "ClaimTo(address account,address to,uint256 nonce,uint256 deadline,Share[] shares)"
         "Share(uint256 datasetId,uint64 epoch,uint64 weight)",
@@ -82,7 +102,10 @@ def test_market__typed_words__are_in_its_code(words: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["NodeKeyConsent(uint256 hospitalId,address owner)", "SuperNode(bytes publicKey,uint256 serial)"],
+    [
+        "NodeKeyConsent(uint256 hospitalId,address owner)",
+        "SuperNode(bytes publicKey,uint256 serial)",
+    ],
 )
 def test_node_registry__typed_words__are_in_its_code(words: str) -> None:
     assert keccak(text=words).hex() in artifact("NodeRegistry")["deployedBytecode"]
@@ -92,7 +115,9 @@ def test_package_lock__every_package__is_pinned_by_content_and_names_no_host() -
     lock = json.loads((ROOM / "package-lock.json").read_text())
     package = json.loads((ROOM / "package.json").read_text())
     pins = package["dependencies"] | package["optionalDependencies"]
-    assert lock["packages"][""]["dependencies"] | lock["packages"][""]["optionalDependencies"] == pins
+    assert (
+        lock["packages"][""]["dependencies"] | lock["packages"][""]["optionalDependencies"] == pins
+    )
     for name, version in pins.items():
         assert lock["packages"][f"node_modules/{name}"]["version"] == version
     for path, entry in lock["packages"].items():
@@ -104,8 +129,12 @@ def test_package_lock__every_package__is_pinned_by_content_and_names_no_host() -
 def test_build__without_node__says_so(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "datatokens.build", "--check"],
-        cwd=ROOM.parent, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOM.parent,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 2
     assert run.stderr == "the contracts cannot be compiled: Node is not installed\n"
 
@@ -129,7 +158,10 @@ def test_build_check__fresh_compilation__is_the_committed_bytes_and_one_changed_
     with pytest.raises(SystemExit) as ended:
         build.main()
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "committed artifacts differ from the sources: Market; run: make contracts\n"
+    assert (
+        capsys.readouterr().err
+        == "committed artifacts differ from the sources: Market; run: make contracts\n"
+    )
     monkeypatch.setattr(sys, "argv", ["build"])
     assert build.main() == 0
     assert changed.read_text() == text

@@ -13,14 +13,14 @@ from eth_account import Account
 from typer.testing import CliRunner
 
 from datatokens import cli
-from datatokens.chain import connect
+from datatokens.bindings.escrow import EscrowJob, Status
+from datatokens.bindings.registry import Token
+from datatokens.bindings.revenue import Claim, Pending, claim_message
+from datatokens.chain.connection import connect
+from datatokens.chain.rpc_server import accounts
 from datatokens.deploy import Deployment, deploy, verify
-from datatokens.devchain import accounts
 from datatokens.errors import BankError, TermsError, TransactionRefused
-from datatokens.escrow import EscrowJob, Status
 from datatokens.merkle import Tree
-from datatokens.registry import Token
-from datatokens.revenue import Claim, Pending, claim_message
 from datatokens.terms import (
     DisputeTerms,
     acceptance_message,
@@ -44,7 +44,11 @@ def test_registry__dataset_listed__comes_back_as_it_was_given(world: World) -> N
     dataset = world.registry(world.buyer).dataset(world.dataset_ids[1])
     assert dataset.owner == world.hospitals[1].address
     assert dataset.node == world.node(1)
-    assert (dataset.price_units, dataset.contributor_bps, dataset.manifest_hash) == (PRICE, BPS, b"\x01" * 32)
+    assert (dataset.price_units, dataset.contributor_bps, dataset.manifest_hash) == (
+        PRICE,
+        BPS,
+        b"\x01" * 32,
+    )
     assert world.registry(world.buyer).uri(world.dataset_ids[1]) == "https://h1"
     assert [d.dataset_id for d in world.registry(world.buyer).datasets()][:3] == world.dataset_ids
 
@@ -76,14 +80,19 @@ def test_registry__stranger_sets_price__refused_with_sentence(world: World) -> N
         ("manifest_hash", (accounts()[0][0], 1, 0, b"\0" * 31, "", "")),
     ],
 )
-def test_registry__bad_input__names_the_field(world: World, field: str, arguments: tuple[object, ...]) -> None:
+def test_registry__bad_input__names_the_field(
+    world: World, field: str, arguments: tuple[object, ...]
+) -> None:
     with pytest.raises(TermsError, match=field):
         world.registry(world.hospitals[0]).list_dataset(*arguments)  # type: ignore[arg-type]
 
 
 def test_order__settled__every_unit_is_accounted_for(world: World) -> None:
     escrow, money = world.escrow(world.buyer), world.money(world.buyer)
-    before, fee_before = money.balance_units(str(world.buyer.address)), escrow.credit_units(str(world.operator.address))
+    before, fee_before = (
+        money.balance_units(str(world.buyer.address)),
+        escrow.credit_units(str(world.operator.address)),
+    )
     pools = [world.revenue(world.buyer).pool(i).hospital_units for i in world.dataset_ids]
     terms = world.terms()
     assert escrow.job(terms.job_id).status is Status.NONE
@@ -94,8 +103,12 @@ def test_order__settled__every_unit_is_accounted_for(world: World) -> None:
     some = world.acceptances(terms, (2,))
     world.escrow(world.operator).accept(terms, some)
     assert escrow.job(terms.job_id).accepted == 1 << terms.index_of_node(world.node(2))
-    world.escrow(world.operator).accept(terms, world.acceptances(terms))  # the one that is there is left out
-    world.escrow(world.operator).accept(terms, world.acceptances(terms))  # nothing left: nothing is sent
+    world.escrow(world.operator).accept(
+        terms, world.acceptances(terms)
+    )  # the one that is there is left out
+    world.escrow(world.operator).accept(
+        terms, world.acceptances(terms)
+    )  # nothing left: nothing is sent
     assert escrow.job(terms.job_id).accepted == 0b111
 
     third = REWARD // 3
@@ -124,14 +137,20 @@ def test_order__hospital_absent__its_price_comes_back(world: World) -> None:
     rewards = tuple(0 if i == absent else 10 for i in range(3))
     attestation = world.attestation(terms, rewards, worked=0b111 & ~(1 << absent))
     before = escrow.standing(world.dataset_ids[2])
-    world.escrow(world.operator).settle(terms, attestation, world.signatures(terms, attestation, (0, 1)))
+    world.escrow(world.operator).settle(
+        terms, attestation, world.signatures(terms, attestation, (0, 1))
+    )
     settlement = world.escrow(world.buyer).settlement(terms.job_id)
     assert settlement is not None
     assert (settlement.paid_units, settlement.change_units) == (2 * PRICE + 20, PRICE + REWARD - 20)
-    assert escrow.standing(world.dataset_ids[2]) == dataclasses.replace(before, failed=before.failed + 1)
+    assert escrow.standing(world.dataset_ids[2]) == dataclasses.replace(
+        before, failed=before.failed + 1
+    )
 
 
-def test_order__metered_compute__paid_to_the_hospital_and_the_rest_of_the_cap_comes_back(world: World) -> None:
+def test_order__metered_compute__paid_to_the_hospital_and_the_rest_of_the_cap_comes_back(
+    world: World,
+) -> None:
     terms = world.funded(compute=(7, 700))
     assert terms.amount_units == 3 * (PRICE + 700) + REWARD + FEE
     line, pool = terms.datasets[0], world.revenue(world.buyer).pool
@@ -145,7 +164,9 @@ def test_order__metered_compute__paid_to_the_hospital_and_the_rest_of_the_cap_co
     assert pool(line.dataset_id).hospital_units - before == PRICE - PRICE * BPS // 10_000 + 14
 
 
-def test_dispute__ruled_against_the_hospitals__the_buyer_has_the_money_and_the_bond_back(world: World) -> None:
+def test_dispute__ruled_against_the_hospitals__the_buyer_has_the_money_and_the_bond_back(
+    world: World,
+) -> None:
     arbiter, money, buyer = world.hospitals[0], world.money(world.buyer), str(world.buyer.address)
     before = money.balance_units(buyer)
     terms = world.funded(dispute=DisputeTerms(3600, str(arbiter.address), 500, 0))
@@ -163,7 +184,11 @@ def test_dispute__ruled_against_the_hospitals__the_buyer_has_the_money_and_the_b
     assert money.balance_units(buyer) == before
     settlement = world.escrow(world.buyer).settlement(terms.job_id)
     assert settlement is not None
-    assert (settlement.paid_bps, settlement.paid_units, settlement.change_units) == (0, 0, terms.amount_units)
+    assert (settlement.paid_bps, settlement.paid_units, settlement.change_units) == (
+        0,
+        0,
+        terms.amount_units,
+    )
 
 
 def test_dispute__nobody_objects__paid_after_the_window(world: World) -> None:
@@ -183,7 +208,12 @@ def test_accept__by_a_key_that_is_not_registered__refused(world: World) -> None:
     forged = {world.node(0): sign(acceptance_message(terms), STRANGER_KEY)}
     assert refusal(world.escrow(world.operator).accept, terms, forged).name == "BadSignature"
     attestation = world.attestation(terms)
-    said = refusal(world.escrow(world.operator).settle, terms, attestation, world.signatures(terms, attestation))
+    said = refusal(
+        world.escrow(world.operator).settle,
+        terms,
+        attestation,
+        world.signatures(terms, attestation),
+    )
     assert said.name == "NotAccepted"
 
 
@@ -197,7 +227,10 @@ def test_order__voucher__pays_one_datatoken_and_refund_returns_it(world: World) 
     assert terms.amount_units == 2 * PRICE + REWARD + FEE
     assert vouchers.balance_units(buyer) == held - 10**18
     reason = "purpose is not allowed"
-    rejections = {world.node(n): (reason, sign(rejection_message(terms, reason), world.node_keys[n])) for n in (0, 1)}
+    rejections = {
+        world.node(n): (reason, sign(rejection_message(terms, reason), world.node_keys[n]))
+        for n in (0, 1)
+    }
     world.escrow(world.operator).refund_rejected(terms, rejections)
     assert vouchers.balance_units(buyer) == held
     assert world.escrow(world.buyer).job(terms.job_id).status is Status.REFUNDED
@@ -206,7 +239,9 @@ def test_order__voucher__pays_one_datatoken_and_refund_returns_it(world: World) 
 def test_create_job__balance_short__names_have_and_need(world: World) -> None:
     poor = connect(world.url, STRANGER_KEY)
     terms = dataclasses.replace(world.terms(), buyer=str(poor.address))
-    with pytest.raises(BankError, match=f"has 0 units of the payment token; this job needs {terms.amount_units}"):
+    with pytest.raises(
+        BankError, match=f"has 0 units of the payment token; this job needs {terms.amount_units}"
+    ):
         world.escrow(poor).create_job(terms)
     with pytest.raises(BankError, match=rf"has 0 units.*2 datatokens costs {2 * PRICE}"):
         world.revenue(poor).buy_datatokens(world.dataset_ids[0], 2, PRICE)
@@ -231,7 +266,12 @@ def test_create_job__another_buyer_twice_or_late__refused(world: World) -> None:
 def test_settle__unpaid_job__refused(world: World) -> None:
     terms = world.terms()
     attestation = world.attestation(terms)
-    said = refusal(world.escrow(world.operator).settle, terms, attestation, world.signatures(terms, attestation))
+    said = refusal(
+        world.escrow(world.operator).settle,
+        terms,
+        attestation,
+        world.signatures(terms, attestation),
+    )
     assert str(said) == "the job is unpaid, so this cannot be done"
     assert said.args_by_name["jobId"] == terms.job_id
 
@@ -242,7 +282,10 @@ def test_settle__signature_of_a_stranger__refused_before_any_gas(world: World) -
     by_stranger = sign(attestation_message(terms, attestation), STRANGER_KEY)
     forged = world.signatures(terms, attestation) | {world.node(0): by_stranger}
     wei = world.operator.balance_wei(str(world.operator.address))
-    assert refusal(world.escrow(world.operator).settle, terms, attestation, forged).name == "BadSignature"
+    assert (
+        refusal(world.escrow(world.operator).settle, terms, attestation, forged).name
+        == "BadSignature"
+    )
     assert world.operator.balance_wei(str(world.operator.address)) == wei
 
 
@@ -258,13 +301,21 @@ def test_settle__attestation_of_something_else__refused(world: World, change: st
     else:
         signed = dataclasses.replace(attestation, model_hash=b"\x33" * 32)
     signatures = world.signatures(signed_terms, signed)
-    assert refusal(world.escrow(world.operator).settle, terms, attestation, signatures).name == "BadSignature"
+    assert (
+        refusal(world.escrow(world.operator).settle, terms, attestation, signatures).name
+        == "BadSignature"
+    )
 
 
 def test_settle__too_few_signatures__refused(world: World) -> None:
     terms = world.funded()
     attestation = world.attestation(terms)
-    said = refusal(world.escrow(world.operator).settle, terms, attestation, world.signatures(terms, attestation, (1,)))
+    said = refusal(
+        world.escrow(world.operator).settle,
+        terms,
+        attestation,
+        world.signatures(terms, attestation, (1,)),
+    )
     assert said.name == "QuorumNotMet"
     with pytest.raises(TermsError, match="not part of this job"):
         world.escrow(world.operator).settle(terms, attestation, {accounts()[0][0]: b""})
@@ -278,13 +329,23 @@ def test_refund__only_after_deadline__then_never_settles(world: World) -> None:
     world.travel(1000)
     attestation = world.attestation(terms)
     assert "has passed" in str(
-        refusal(world.escrow(world.operator).settle, terms, attestation, world.signatures(terms, attestation))
+        refusal(
+            world.escrow(world.operator).settle,
+            terms,
+            attestation,
+            world.signatures(terms, attestation),
+        )
     )
     world.escrow(world.operator).refund(terms)
     assert money.balance_units(buyer) == before
     assert world.escrow(world.buyer).job(terms.job_id).status is Status.REFUNDED
     assert world.escrow(world.buyer).settlement(terms.job_id) is None
-    said = refusal(world.escrow(world.operator).settle, terms, attestation, world.signatures(terms, attestation))
+    said = refusal(
+        world.escrow(world.operator).settle,
+        terms,
+        attestation,
+        world.signatures(terms, attestation),
+    )
     assert str(said) == "the job is refunded, so this cannot be done"
     assert refusal(world.escrow(world.operator).refund, terms).name == "WrongStatus"
 
@@ -295,8 +356,12 @@ def test_refund_rejected__forged_or_too_few__refused(world: World) -> None:
     one = {world.node(0): (reason, sign(rejection_message(terms, reason), world.node_keys[0]))}
     assert refusal(world.escrow(world.operator).refund_rejected, terms, one).name == "QuorumNotMet"
     other_words = {node: ("yes", signature) for node, (_, signature) in one.items()}
-    forged = other_words | {world.node(1): ("yes", sign(rejection_message(terms, "yes"), STRANGER_KEY))}
-    assert refusal(world.escrow(world.operator).refund_rejected, terms, forged).name == "BadSignature"
+    forged = other_words | {
+        world.node(1): ("yes", sign(rejection_message(terms, "yes"), STRANGER_KEY))
+    }
+    assert (
+        refusal(world.escrow(world.operator).refund_rejected, terms, forged).name == "BadSignature"
+    )
 
 
 def new_dataset(world: World, owner: int = 0, bps: int = BPS) -> int:
@@ -319,7 +384,9 @@ def test_claim__whole_list__pays_exact_shares_once(world: World) -> None:
     assert credited == revenue.pool(dataset_id).contributor_units == PRICE * BPS // 10_000
     assert revenue.pool(dataset_id).hospital_units == PRICE - credited
 
-    strangers = world.revenue(connect(world.url, STRANGER_KEY))  # anyone may submit; the money goes to the contributor
+    strangers = world.revenue(
+        connect(world.url, STRANGER_KEY)
+    )  # anyone may submit; the money goes to the contributor
     for index, (account, weight) in enumerate(CONTRIBUTORS):
         share = credited * weight // 4
         mine = [Claim(dataset_id, 1, weight, tuple(tree.proof(index)))]
@@ -332,10 +399,16 @@ def test_claim__whole_list__pays_exact_shares_once(world: World) -> None:
         assert str(said) == f"{account} has nothing left to claim here"
     account, weight = CONTRIBUTORS[0]
     good = Claim(dataset_id, 1, weight, tuple(tree.proof(0)))
-    for wrong in (dataclasses.replace(good, proof=tuple(tree.proof(1))), dataclasses.replace(good, weight=4)):
+    for wrong in (
+        dataclasses.replace(good, proof=tuple(tree.proof(1))),
+        dataclasses.replace(good, weight=4),
+    ):
         assert refusal(strangers.claim_on_behalf, account, [wrong]).name == "BadProof"
     assert refusal(strangers.claim_on_behalf, str(owner.address), [good]).name == "BadProof"
-    assert refusal(strangers.claim_on_behalf, account, [dataclasses.replace(good, epoch=2)]).name == "NoContributors"
+    assert (
+        refusal(strangers.claim_on_behalf, account, [dataclasses.replace(good, epoch=2)]).name
+        == "NoContributors"
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 17, 64, 100])
@@ -346,18 +419,29 @@ def test_claim__random_list__every_proof_made_here_is_good_there(world: World, s
     tree = Tree(dataset_id, 1, entries)
     revenue.post_contributors(dataset_id, tree.root, "")
     world.revenue(world.buyer).pay_revenue(dataset_id, 10**9)
-    credited, total = revenue.epoch(dataset_id, 1).credited_units, sum(weight for _, weight in entries)
+    credited, total = (
+        revenue.epoch(dataset_id, 1).credited_units,
+        sum(weight for _, weight in entries),
+    )
     paid = 0
     for index, (account, weight) in enumerate(entries):
         share = credited * weight // total
         call = (dataset_id, 1, weight, tree.proof(index))
-        assert share and revenue.chain.read(revenue.contract.functions.claimOnBehalf(address("a", account), [call])) == share
+        assert (
+            share
+            and revenue.chain.read(
+                revenue.contract.functions.claimOnBehalf(address("a", account), [call])
+            )
+            == share
+        )
         if index < 5:
             paid += sum(revenue.claim_on_behalf(account, [Claim(*call)]).values())
     assert revenue.epoch(dataset_id, 1).claimed_units == paid <= credited
 
 
-def test_claim__several_datasets_and_epochs__is_one_transaction_to_any_address(world: World) -> None:
+def test_claim__several_datasets_and_epochs__is_one_transaction_to_any_address(
+    world: World,
+) -> None:
     key, purse = accounts()[10][1], Account.create().address
     me, claims = Account.from_key(key).address, []
     datasets = [new_dataset(world, owner) for owner in range(3)]
@@ -385,7 +469,15 @@ def test_claim_for__signed_by_the_account__a_relayer_pays_the_gas_once(world: Wo
     claims = [Claim(dataset_id, 1, 3, tuple(tree.proof(0)))]
     relayer, deadline = world.revenue(connect(world.url, STRANGER_KEY)), world.operator.now() + 600
     nonce = relayer.claim_nonce(account)
-    where = (world.deployment.chain_id, world.deployment.market, account, claims, purse, nonce, deadline)
+    where = (
+        world.deployment.chain_id,
+        world.deployment.market,
+        account,
+        claims,
+        purse,
+        nonce,
+        deadline,
+    )
     signature = sign(claim_message(*where), key)
     thief = Account.create().address
     said = refusal(relayer.claim_for, account, claims, thief, deadline, signature)
@@ -395,21 +487,34 @@ def test_claim_for__signed_by_the_account__a_relayer_pays_the_gas_once(world: Wo
     assert world.money(world.buyer).balance_units(purse) == share
     assert relayer.claim_nonce(account) == nonce + 1
     world.revenue(world.buyer).pay_revenue(dataset_id, 10_000)
-    assert refusal(relayer.claim_for, account, claims, purse, deadline, signature).name == "BadClaimSignature"
+    assert (
+        refusal(relayer.claim_for, account, claims, purse, deadline, signature).name
+        == "BadClaimSignature"
+    )
     world.travel(1200)  # blocks mined at once run ahead of the clock
-    assert refusal(relayer.claim_for, account, claims, purse, deadline, signature).name == "ClaimExpired"
+    assert (
+        refusal(relayer.claim_for, account, claims, purse, deadline, signature).name
+        == "ClaimExpired"
+    )
 
 
 @pytest.mark.parametrize(
     ("field", "change"),
-    [("dataset_id", {"dataset_id": 0}), ("epoch", {"epoch": 0}), ("weight", {"weight": 2**64}), ("proof", {"proof": (b"1",)})],
+    [
+        ("dataset_id", {"dataset_id": 0}),
+        ("epoch", {"epoch": 0}),
+        ("weight", {"weight": 2**64}),
+        ("proof", {"proof": (b"1",)}),
+    ],
 )
 def test_claim__bad_input__names_the_field(field: str, change: dict[str, object]) -> None:
     with pytest.raises(TermsError, match=field):
         dataclasses.replace(Claim(1, 1, 1, ()), **change)  # type: ignore[arg-type]
 
 
-def test_contributors__a_later_list__serves_after_its_window_and_can_be_disputed(world: World) -> None:
+def test_contributors__a_later_list__serves_after_its_window_and_can_be_disputed(
+    world: World,
+) -> None:
     owner, dataset_id = world.revenue(world.hospitals[0]), new_dataset(world)
     world.revenue(world.buyer).pay_revenue(dataset_id, 10_000)
     tree = Tree(dataset_id, 1, CONTRIBUTORS)
@@ -420,7 +525,10 @@ def test_contributors__a_later_list__serves_after_its_window_and_can_be_disputed
     assert refusal(owner.activate_contributors, dataset_id).name == "DisputeWindowOpen"
     disputer = world.revenue(world.buyer)
     before = world.money(world.buyer).balance_units(str(world.buyer.address))
-    assert refusal(disputer.dispute_contributors, dataset_id, b"\x01" * 32).name == "AnotherRootPending"
+    assert (
+        refusal(disputer.dispute_contributors, dataset_id, b"\x01" * 32).name
+        == "AnotherRootPending"
+    )
     disputer.dispute_contributors(dataset_id, tree.root)
     bond = disputer.dispute_bond_units()
     assert before - world.money(world.buyer).balance_units(str(world.buyer.address)) == bond > 0
@@ -453,12 +561,23 @@ def test_withdraw__hospital_and_hub__take_what_is_theirs_only(world: World) -> N
     attestation = world.attestation(terms)
     world.escrow(world.operator).settle(terms, attestation, world.signatures(terms, attestation))
     owner, dataset_id, purse = world.hospitals[0], world.dataset_ids[0], Account.create().address
-    assert refusal(world.revenue(world.buyer).withdraw_hospital, dataset_id, purse).name == "NotDatasetOwner"
-    waiting = world.revenue(owner).pool(dataset_id).hospital_units - world.revenue(owner).withdrawn(dataset_id)
+    assert (
+        refusal(world.revenue(world.buyer).withdraw_hospital, dataset_id, purse).name
+        == "NotDatasetOwner"
+    )
+    waiting = world.revenue(owner).pool(dataset_id).hospital_units - world.revenue(owner).withdrawn(
+        dataset_id
+    )
     assert world.revenue(owner).withdraw_hospital(dataset_id, purse) == waiting > 0
     assert world.money(owner).balance_units(purse) == waiting
-    assert world.revenue(owner).withdrawn(dataset_id) == world.revenue(owner).pool(dataset_id).hospital_units
-    assert refusal(world.revenue(owner).withdraw_hospital, dataset_id, purse).name == "NothingToWithdraw"
+    assert (
+        world.revenue(owner).withdrawn(dataset_id)
+        == world.revenue(owner).pool(dataset_id).hospital_units
+    )
+    assert (
+        refusal(world.revenue(owner).withdraw_hospital, dataset_id, purse).name
+        == "NothingToWithdraw"
+    )
     assert refusal(world.escrow(world.buyer).withdraw_credit, purse).name == "NothingToWithdraw"
     fees = world.escrow(world.operator).credit_units(str(world.operator.address))
     world.escrow(world.operator).withdraw_credit(purse)
@@ -473,7 +592,9 @@ def test_token__transfer_of_more_than_there_is__refused(world: World) -> None:
         world.money(poor).approve(accounts()[0][0], -1)
 
 
-def test_deployment__saved_and_verified__and_another_contract_is_not_ours(world: World, tmp_path: Path) -> None:
+def test_deployment__saved_and_verified__and_another_contract_is_not_ours(
+    world: World, tmp_path: Path
+) -> None:
     made = world.deployment
     verify(world.buyer, made.registry, made.market)
     with pytest.raises(BankError, match="does not carry the Market"):
@@ -497,7 +618,9 @@ def test_cli__deploy_then_status__shows_the_market(world: World, tmp_path: Path)
     key, out = tmp_path / "key", tmp_path / "deployment.json"
     key.write_text(accounts()[0][1])
     runner = CliRunner()
-    done = runner.invoke(cli.app, ["deploy", "--key-file", str(key), "--out", str(out), "--chain", world.url])
+    done = runner.invoke(
+        cli.app, ["deploy", "--key-file", str(key), "--out", str(out), "--chain", world.url]
+    )
     assert done.exit_code == 0, done.output
     same = runner.invoke(cli.app, ["verify", str(out), "--chain", world.url])
     assert same.exit_code == 0 and "carry the code of this version" in same.stdout

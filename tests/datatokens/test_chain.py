@@ -1,4 +1,6 @@
-"""The connection: refusals as sentences, fees, nonces between processes, answers lost on the way, logs in ranges."""
+"""The connection: refusals as sentences, fees, nonces between processes, answers lost on the way,
+logs in ranges.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,13 @@ from eth_abi.abi import encode
 from eth_account import Account
 from eth_utils.crypto import keccak
 
-from datatokens import chain as chain_module
-from datatokens.chain import SENTENCES, artifact, connect, decode_revert
-from datatokens.devchain import accounts, anvil_binary, running_anvil
+from datatokens.bindings.registry import Token
+from datatokens.chain import connection as chain_module
+from datatokens.chain.connection import SENTENCES, artifact, connect, decode_revert
+from datatokens.chain.rpc_server import accounts, anvil_binary, running_anvil
 from datatokens.errors import BankError, ChainUnreachable, NodeRefused, TransactionRefused
-from datatokens.registry import Token
 
-INTERFACES = Path(chain_module.__file__).parent / "contracts" / "interfaces"
+INTERFACES = Path(chain_module.__file__).parents[1] / "contracts" / "interfaces"
 CONTRACTS = ["DatasetRegistry", "Datatoken", "Market", "NodeRegistry", "Storefront", "TestUSD"]
 
 
@@ -37,21 +39,31 @@ def errors_of(contract: str) -> dict[str, dict[str, Any]]:
     return {item["name"]: item for item in artifact(contract)["abi"] if item["type"] == "error"}
 
 
-# -- sentences ---------------------------------------------------------------------------------------------------------
+# -- sentences -------------------------------------------------------------------------------------
 
 
 def test_sentences__every_error_of_the_interfaces__has_one() -> None:
     sources = [path.read_text() for path in INTERFACES.glob("*.sol")]
-    declared = {name for source in sources for name in re.findall(r"^\s*error (\w+)", source, re.MULTILINE)}
+    declared = {
+        name for source in sources for name in re.findall(r"^\s*error (\w+)", source, re.MULTILINE)
+    }
     assert len(declared) > 20
     assert declared - set(SENTENCES) == set()
 
 
 @pytest.mark.parametrize("name", sorted(SENTENCES))
 def test_sentences__filled_with_the_errors_own_arguments__leave_nothing_open(name: str) -> None:
-    (item,) = {json.dumps(errors_of(c)[name]): errors_of(c)[name] for c in CONTRACTS if name in errors_of(c)}.values()
+    (item,) = {
+        json.dumps(errors_of(c)[name]): errors_of(c)[name]
+        for c in CONTRACTS
+        if name in errors_of(c)
+    }.values()
     types = [i["type"] for i in item["inputs"]]
-    example: dict[str, Any] = {"address": accounts()[0][0], "bytes32": b"\x01" * 32, "string": "word"}
+    example: dict[str, Any] = {
+        "address": accounts()[0][0],
+        "bytes32": b"\x01" * 32,
+        "string": "word",
+    }
     values = [example.get(t, 1) for t in types]
     data = keccak(text=f"{name}({','.join(types)})")[:4] + encode(types, values)
     refused = decode_revert(data)
@@ -63,13 +75,16 @@ def test_sentences__filled_with_the_errors_own_arguments__leave_nothing_open(nam
 
 def test_decode__no_data_text_unknown_or_cut_short__still_a_sentence() -> None:
     assert str(decode_revert(b"")) == "the contract refused without a reason"
-    assert str(decode_revert(keccak(text="Error(string)")[:4] + encode(["string"], ["too late"]))) == "too late"
+    assert (
+        str(decode_revert(keccak(text="Error(string)")[:4] + encode(["string"], ["too late"])))
+        == "too late"
+    )
     assert str(decode_revert(b"\x01\x02\x03\x04")) == "the contract refused: 0x01020304"
     cut = decode_revert(keccak(text="NotBuyer(address,address)")[:4] + b"\x00" * 10)
     assert (cut.name, cut.args_by_name) == ("NotBuyer", {})
 
 
-# -- connecting --------------------------------------------------------------------------------------------------------
+# -- connecting ------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -104,22 +119,33 @@ def answering(answer: Callable[[bytes], bytes | None]) -> Iterator[str]:
 
 
 def test_connect__nobody_there_or_not_a_chain__names_the_url() -> None:
-    with pytest.raises(ChainUnreachable, match=r"no chain answers at http://127\.0\.0\.1:9: ConnectionError"):
+    with pytest.raises(
+        ChainUnreachable, match=r"no chain answers at http://127\.0\.0\.1:9: ConnectionError"
+    ):
         connect("http://127.0.0.1:9")
     for answer in (b"<html>hello</html>", b"[]", b'{"jsonrpc":"2.0","id":0,"result":null}', b"{}"):
-        with answering(lambda _, answer=answer: answer) as url, pytest.raises(BankError, match=re.escape(url)):
+        with (
+            answering(lambda _, answer=answer: answer) as url,
+            pytest.raises(BankError, match=re.escape(url)),
+        ):
             connect(url)
 
 
 @pytest.mark.parametrize("key", ["0x12", "zz", b"\x01", "0x" + "00" * 32])
-def test_connect__key_that_is_none__refused_without_showing_it(world: World, key: str | bytes) -> None:
+def test_connect__key_that_is_none__refused_without_showing_it(
+    world: World, key: str | bytes
+) -> None:
     with pytest.raises(BankError, match=r"^the private key must be"):
         connect(world.url, key)
 
 
 def test_connect__key_as_bytes_or_text__same_account(world: World) -> None:
     address, key = accounts()[3]
-    assert connect(world.url, bytes.fromhex(key[2:])).address == connect(world.url, key).address == address
+    assert (
+        connect(world.url, bytes.fromhex(key[2:])).address
+        == connect(world.url, key).address
+        == address
+    )
     assert connect(world.url).address is None
 
 
@@ -135,11 +161,13 @@ def test_now__is_the_clock_or_the_last_block(world: World) -> None:
 
 
 def test_rpc__unknown_method__refused_by_name(world: World) -> None:
-    with pytest.raises(NodeRefused, match=r"nonsense|Method not found"):  # ours names it, anvil does not
+    with pytest.raises(
+        NodeRefused, match=r"nonsense|Method not found"
+    ):  # ours names it, anvil does not
         world.operator.rpc("eth_nonsense")
 
 
-# -- sending -----------------------------------------------------------------------------------------------------------
+# -- sending ---------------------------------------------------------------------------------------
 
 
 def test_send__account_without_ether__refused_with_the_nodes_words(world: World) -> None:
@@ -167,8 +195,8 @@ def test_send__refused__costs_no_nonce_and_no_gas(world: World) -> None:
 
 SENDER = """
 import sys
-from datatokens.chain import connect
-from datatokens.registry import Token
+from datatokens.chain.connection import connect
+from datatokens.bindings.registry import Token
 url, key, token, to = sys.argv[1:]
 mine = Token(connect(url, key), token)
 for _ in range(8):
@@ -184,7 +212,9 @@ def test_send__three_processes_with_one_key__every_transaction_counts_once(world
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
     assert world.money(world.operator).balance_units(to) == 3 * 8 * 7
-    assert int(world.operator.rpc("eth_getTransactionCount", address, "latest"), 16) == nonce + 3 * 8
+    assert (
+        int(world.operator.rpc("eth_getTransactionCount", address, "latest"), 16) == nonce + 3 * 8
+    )
 
 
 @pytest.fixture
@@ -198,9 +228,10 @@ def own_anvil() -> Iterator[str]:
 def test_send__pushed_out_of_the_pool_by_another_program__sent_again_and_counts_once(
     own_anvil: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # a wallet with the same key outbids the waiting transaction: its nonce is spent, its receipt never comes
+    # a wallet with the same key outbids the waiting transaction: its nonce is spent, its receipt
+    # never comes
     anvil = own_anvil
-    monkeypatch.setattr("datatokens.chain.REPLACED_S", 1.0)
+    monkeypatch.setattr("datatokens.chain.connection.REPLACED_S", 1.0)
     address, key = accounts()[0]
     to, third = Account.create().address, Account.create().address
     chain = connect(anvil, key)
@@ -213,7 +244,14 @@ def test_send__pushed_out_of_the_pool_by_another_program__sent_again_and_counts_
             while int(chain.rpc("eth_getTransactionCount", address, "pending"), 16) == nonce:
                 time.sleep(0.02)
             price = {"maxFeePerGas": 400 * 10**9, "maxPriorityFeePerGas": 100 * 10**9}
-            rival = {"to": third, "value": 1, "nonce": nonce, "gas": 21_000, "chainId": chain.chain_id, **price}
+            rival = {
+                "to": third,
+                "value": 1,
+                "nonce": nonce,
+                "gas": 21_000,
+                "chainId": chain.chain_id,
+                **price,
+            }
             raw = Account.sign_transaction(rival, key).raw_transaction
             chain.rpc("eth_sendRawTransaction", "0x" + bytes(raw).hex())
             chain.rpc("evm_mine")
@@ -267,7 +305,7 @@ def test_send__reverts_on_the_chain_only__refused_with_the_reason(
     assert len(calls) == 2
 
 
-# -- logs --------------------------------------------------------------------------------------------------------------
+# -- logs ------------------------------------------------------------------------------------------
 
 
 def test_logs__any_chunk__same_events_in_order_and_never_a_larger_range(world: World) -> None:
@@ -284,16 +322,26 @@ def test_logs__any_chunk__same_events_in_order_and_never_a_larger_range(world: W
         assert newest is not None
         assert newest["args"]["value"] == 7
     last = world.operator.block_number() - 1
-    assert [e["args"]["value"] for e in world.operator.logs(transfer, first, last, to=to)] == [1, 2, 3, 4, 5, 6]
+    assert [e["args"]["value"] for e in world.operator.logs(transfer, first, last, to=to)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     assert world.operator.newest_log(transfer, to=Account.create().address) is None
 
 
-# -- settings behind the # ---------------------------------------------------------------------------------------------
+# -- settings behind the # -------------------------------------------------------------------------
 
 
 def test_connect__confirmations__a_block_counts_once_others_are_on_top(own_anvil: str) -> None:
     key = accounts()[0][1]
-    quick, careful = connect(own_anvil, key), connect(f"{own_anvil}#confirmations=2&log_range=1", key)
+    quick, careful = (
+        connect(own_anvil, key),
+        connect(f"{own_anvil}#confirmations=2&log_range=1", key),
+    )
     token = Token(quick, quick.deploy("TestUSD"))
     slow = Token(careful, token.contract.address)
     quick.rpc("anvil_mine", "0x2")

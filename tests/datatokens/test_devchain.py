@@ -21,9 +21,9 @@ from eth_utils.abi import function_signature_to_4byte_selector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datatokens.chain import artifact
-from datatokens.devchain import MAX_BODY_BYTES, accounts, running_devchain, serve
-from datatokens.evm import CHAIN_ID, DevChain, RpcError
+from datatokens.chain.connection import artifact
+from datatokens.chain.devchain import CHAIN_ID, DevChain, RpcError
+from datatokens.chain.rpc_server import MAX_BODY_BYTES, accounts, running_devchain, serve
 
 ALICE, ALICE_KEY = accounts()[0]
 BOB = accounts()[1][0]
@@ -56,13 +56,15 @@ def chain() -> DevChain:
     return DevChain(None)
 
 
-# -- blocks and time ---------------------------------------------------------------------------------------------------
+# -- blocks and time -------------------------------------------------------------------------------
 
 
 def test_accounts__well_known_mnemonic__well_known_addresses_with_funds(chain: DevChain) -> None:
     assert ALICE == "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
     assert len(accounts()) == 20
-    assert {chain.request("eth_getBalance", [address, "latest"]) for address, _ in accounts()} == {hex(10_000 * 10**18)}
+    assert {chain.request("eth_getBalance", [address, "latest"]) for address, _ in accounts()} == {
+        hex(10_000 * 10**18)
+    }
 
 
 def test_mining__idle_chain__at_once(chain: DevChain) -> None:
@@ -72,7 +74,9 @@ def test_mining__idle_chain__at_once(chain: DevChain) -> None:
 
 
 def test_mining__burst__one_block_a_second_and_never_ahead_of_the_clock(chain: DevChain) -> None:
-    hashes = [chain.request("eth_sendRawTransaction", [signed(chain, nonce)]) for nonce in range(30)]
+    hashes = [
+        chain.request("eth_sendRawTransaction", [signed(chain, nonce)]) for nonce in range(30)
+    ]
     assert chain.request("eth_getTransactionCount", [ALICE, "pending"]) == "0x1e"
     for _ in range(60):
         chain.mine_if_due()
@@ -97,7 +101,10 @@ def test_time__travel__moves_calls_and_blocks(chain: DevChain) -> None:
     assert chain.request("eth_getBlockByNumber", ["pending", False])["timestamp"] == hex(wanted)
     chain.request("evm_mine", [])
     assert head(chain)["timestamp"] == hex(wanted)
-    assert int(chain.request("eth_getBlockByNumber", ["pending", False])["timestamp"], 16) - wanted <= 2
+    assert (
+        int(chain.request("eth_getBlockByNumber", ["pending", False])["timestamp"], 16) - wanted
+        <= 2
+    )
     with pytest.raises(RpcError, match="must be later"):
         chain.request("evm_setNextBlockTimestamp", [wanted])
 
@@ -117,7 +124,7 @@ def test_time__travelled_chain_reopened__does_not_wait_for_the_clock(tmp_path: P
     assert second.request("eth_getTransactionReceipt", [sent])["status"] == "0x1"
 
 
-# -- transactions ------------------------------------------------------------------------------------------------------
+# -- transactions ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -178,28 +185,42 @@ def test_mine__full_block__the_rest_keeps_its_order(chain: DevChain) -> None:
     many, few = 29_990_000, 21_000  # what is used is always 21,000, but what is reserved must fit
     hashes = [
         chain.request("eth_sendRawTransaction", [signed(chain, nonce, key, gas=gas)])
-        for nonce, key, gas in [(0, ALICE_KEY, many), (0, bob_key, many), (1, bob_key, few), (1, ALICE_KEY, few)]
+        for nonce, key, gas in [
+            (0, ALICE_KEY, many),
+            (0, bob_key, many),
+            (1, bob_key, few),
+            (1, ALICE_KEY, few),
+        ]
     ]
     for _ in range(2):
         chain.request("evm_mine", [])
-    blocks = [int(chain.request("eth_getTransactionReceipt", [h])["blockNumber"], 16) for h in hashes]
+    blocks = [
+        int(chain.request("eth_getTransactionReceipt", [h])["blockNumber"], 16) for h in hashes
+    ]
     assert [b - blocks[0] for b in blocks] == [0, 1, 1, 1]
 
 
 def test_mine__sender_cannot_pay_for_all__the_others_are_mined(chain: DevChain) -> None:
     chain.request("evm_mine", [])
     most = 9_999 * 10**18
-    spent = [chain.request("eth_sendRawTransaction", [signed(chain, nonce, value=most)]) for nonce in range(3)]
+    spent = [
+        chain.request("eth_sendRawTransaction", [signed(chain, nonce, value=most)])
+        for nonce in range(3)
+    ]
     other = chain.request("eth_sendRawTransaction", [signed(chain, 0, accounts()[1][1])])
     chain.request("evm_mine", [])
     receipts = [chain.request("eth_getTransactionReceipt", [h]) for h in [*spent, other]]
     assert [r is not None for r in receipts] == [True, False, False, True]
     assert chain.request("eth_getTransactionCount", [ALICE, "pending"]) == "0x1"
-    assert chain.request("eth_getBalance", [ZERO_ADDRESS, "latest"]) == hex(sum(tip(chain, r) for r in receipts if r))
+    assert chain.request("eth_getBalance", [ZERO_ADDRESS, "latest"]) == hex(
+        sum(tip(chain, r) for r in receipts if r)
+    )
 
 
 def tip(chain: DevChain, receipt: dict[str, Any]) -> int:
-    base = int(chain.request("eth_getBlockByNumber", [receipt["blockNumber"], False])["baseFeePerGas"], 16)
+    base = int(
+        chain.request("eth_getBlockByNumber", [receipt["blockNumber"], False])["baseFeePerGas"], 16
+    )
     return int(receipt["gasUsed"], 16) * (int(receipt["effectiveGasPrice"], 16) - base)
 
 
@@ -214,14 +235,24 @@ HOSTILE = DevChain(None)
 WORDS = ["0x", "0x1", "latest", ALICE, "0x" + "00" * 32]
 FIELDS = ["to", "from", "data", "gas", "value", "topics", "address", "fromBlock", "blockHash"]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(WORDS),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted(set(HOSTILE._methods) - {"evm_increaseTime", "evm_mine"})), st.lists(JSON, max_size=3))
+@given(
+    st.sampled_from(sorted(set(HOSTILE._methods) - {"evm_increaseTime", "evm_mine"})),
+    st.lists(JSON, max_size=3),
+)
 def test_request__arbitrary_parameters__answer_or_rpc_error(method: str, params: list[Any]) -> None:
     try:
         json.dumps(HOSTILE.request(method, params))
@@ -260,11 +291,16 @@ def test_estimate__what_it_says__is_enough_and_not_much_more(chain: DevChain) ->
     code = artifact("TestUSD")["bytecode"]
     estimate = int(chain.request("eth_estimateGas", [{"from": ALICE, "data": code}]), 16)
     raw = signed(chain, 0, to=None, value=0, gas=estimate, data=code)
-    receipt = chain.request("eth_getTransactionReceipt", [chain.request("eth_sendRawTransaction", [raw])])
+    receipt = chain.request(
+        "eth_getTransactionReceipt", [chain.request("eth_sendRawTransaction", [raw])]
+    )
     assert receipt["status"] == "0x1"
     assert estimate <= int(receipt["gasUsed"], 16) * 1.2
     assert chain.request("eth_getCode", [receipt["contractAddress"], "latest"]).startswith("0x60")
-    assert int(chain.request("eth_estimateGas", [{"from": ALICE, "to": BOB, "value": "0x1"}]), 16) < 22_100
+    assert (
+        int(chain.request("eth_estimateGas", [{"from": ALICE, "to": BOB, "value": "0x1"}]), 16)
+        < 22_100
+    )
 
 
 def test_state__asked_at_an_old_block__is_the_old_one(chain: DevChain) -> None:
@@ -277,7 +313,7 @@ def test_state__asked_at_an_old_block__is_the_old_one(chain: DevChain) -> None:
         chain.request("eth_getBalance", [BOB, "0x63"])
 
 
-# -- logs --------------------------------------------------------------------------------------------------------------
+# -- logs ------------------------------------------------------------------------------------------
 
 
 def test_logs__thousand_in_the_index__filters_agree_with_receipts(chain: DevChain) -> None:
@@ -288,13 +324,20 @@ def test_logs__thousand_in_the_index__filters_agree_with_receipts(chain: DevChai
     chain.instant = False
     for n in range(1000):
         data = "0x" + (n % 10).to_bytes(32, "big").hex()
-        chain.request("eth_sendRawTransaction", [signed(chain, n + 1, to=contract, value=0, gas=30_000, data=data)])
+        chain.request(
+            "eth_sendRawTransaction",
+            [signed(chain, n + 1, to=contract, value=0, gas=30_000, data=data)],
+        )
     while chain._waiting:
         chain.request("evm_mine", [])
-    everything = chain.request("eth_getLogs", [{"fromBlock": "0x0", "toBlock": "latest", "address": contract}])
+    everything = chain.request(
+        "eth_getLogs", [{"fromBlock": "0x0", "toBlock": "latest", "address": contract}]
+    )
     assert len(everything) == 1000
     seven = "0x" + (7).to_bytes(32, "big").hex()
-    some = chain.request("eth_getLogs", [{"fromBlock": "0x0", "toBlock": "latest", "topics": [[seven]]}])
+    some = chain.request(
+        "eth_getLogs", [{"fromBlock": "0x0", "toBlock": "latest", "topics": [[seven]]}]
+    )
     assert some == [entry for entry in everything if entry["topics"] == [seven]]
     assert len(some) == 100
     number = everything[-1]["blockNumber"]
@@ -306,7 +349,7 @@ def test_logs__thousand_in_the_index__filters_agree_with_receipts(chain: DevChai
     assert chain.request("eth_getLogs", [{"fromBlock": "0xffff", "toBlock": "0xffff"}]) == []
 
 
-# -- the file ----------------------------------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------
 
 
 def test_reopen__same_file__same_chain(tmp_path: Path) -> None:
@@ -340,7 +383,9 @@ def test_open__file_in_use__refused(tmp_path: Path) -> None:
 def test_mine__disk_refuses__chain_stops_and_reopens_at_the_last_block(tmp_path: Path) -> None:
     chain = DevChain(tmp_path / "chain.sqlite", instant=True)
     chain.request("eth_sendRawTransaction", [signed(chain, 0)])
-    chain._db.execute("CREATE TRIGGER full BEFORE INSERT ON block BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+    chain._db.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON block BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+    )
     with pytest.raises(RpcError, match="block 2 could not be written"):
         chain.request("eth_sendRawTransaction", [signed(chain, 1)])
     with pytest.raises(RpcError, match="start it again"):
@@ -364,7 +409,16 @@ def rpc(port: int, method: str, *params: Any) -> Any:
 
 def test_kill__in_the_middle_of_sending__every_receipt_given_is_kept(tmp_path: Path) -> None:
     state, seen = tmp_path / "chain.sqlite", []
-    command = [sys.executable, "-m", "datatokens.devchain", "--port", "0", "--instant", "--state", str(state)]
+    command = [
+        sys.executable,
+        "-m",
+        "datatokens.chain.rpc_server",
+        "--port",
+        "0",
+        "--instant",
+        "--state",
+        str(state),
+    ]
     for _ in range(4):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -394,7 +448,7 @@ def test_kill__in_the_middle_of_sending__every_receipt_given_is_kept(tmp_path: P
         assert seen
 
 
-# -- HTTP --------------------------------------------------------------------------------------------------------------
+# -- HTTP ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -433,21 +487,28 @@ def post(port: int, body: bytes, content_type: str = "application/json", **heade
         (b"[" + b",".join([b"{}"] * 1001) + b"]", -32600),
     ],
 )
-def test_http__malformed_request__error_code_and_no_trace(port: int, body: bytes, code: int) -> None:
+def test_http__malformed_request__error_code_and_no_trace(
+    port: int, body: bytes, code: int
+) -> None:
     answer = post(port, body)
     assert answer["error"]["code"] == code
     assert "Traceback" not in answer["error"]["message"]
 
 
 def test_http__unknown_method__named(port: int) -> None:
-    assert "debug_traceCall" in post(port, b'{"id":1,"method":"debug_traceCall","params":[]}')["error"]["message"]
+    assert (
+        "debug_traceCall"
+        in post(port, b'{"id":1,"method":"debug_traceCall","params":[]}')["error"]["message"]
+    )
 
 
 def test_http__batch_on_one_connection__answers_in_order(port: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     for _ in range(3):
         methods = ["eth_chainId", "nonsense", "net_version"]
-        body = json.dumps([{"jsonrpc": "2.0", "id": i, "method": method} for i, method in enumerate(methods)])
+        body = json.dumps(
+            [{"jsonrpc": "2.0", "id": i, "method": method} for i, method in enumerate(methods)]
+        )
         connection.request("POST", "/", body, {"content-type": "application/json"})
         answer = json.loads(connection.getresponse().read())
         assert [item["id"] for item in answer] == [0, 1, 2]
@@ -456,20 +517,32 @@ def test_http__batch_on_one_connection__answers_in_order(port: int) -> None:
 
 
 def test_http__body_too_large_or_not_json_typed__refused_unread(port: int) -> None:
-    assert "content-length" in post(port, b"", **{"content-length": str(MAX_BODY_BYTES + 1)})["error"]["message"]
+    assert (
+        "content-length"
+        in post(port, b"", **{"content-length": str(MAX_BODY_BYTES + 1)})["error"]["message"]
+    )
     # what a web page can send to loopback without being asked for permission
-    assert "content-type" in post(port, b'{"id":1,"method":"evm_mine","params":[]}', "text/plain")["error"]["message"]
+    assert (
+        "content-type"
+        in post(port, b'{"id":1,"method":"evm_mine","params":[]}', "text/plain")["error"]["message"]
+    )
 
 
 def test_serve__public_host__refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be a loopback address"):
         serve(DevChain(None), "0.0.0.0", 0)
-    command = [sys.executable, "-m", "datatokens.devchain", "--port", "0"]
-    done = subprocess.run([*command, "--host", "0.0.0.0"], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "datatokens.chain.rpc_server", "--port", "0"]
+    done = subprocess.run(
+        [*command, "--host", "0.0.0.0"], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "must be a loopback address" in done.stderr
-    (tmp_path / "text").write_text("this is not a chain's file, it is a long enough text to be none " * 20)
-    done = subprocess.run([*command, "--state", str(tmp_path / "text")], capture_output=True, text=True, timeout=60)
+    (tmp_path / "text").write_text(
+        "this is not a chain's file, it is a long enough text to be none " * 20
+    )
+    done = subprocess.run(
+        [*command, "--state", str(tmp_path / "text")], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2
     assert "not a chain's file" in done.stderr
     assert "Traceback" not in done.stderr

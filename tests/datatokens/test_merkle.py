@@ -1,5 +1,7 @@
-"""Merkle sum trees: what they commit to, and what no forged tree or proof can do. The contract says the same: see
-test_bindings.py for random trees on a chain and RevenuePools.t.sol for forged ones."""
+"""Merkle sum trees: what they commit to, and what no forged tree or proof can do. The contract says
+the same: see test_bindings.py for random trees on a chain and RevenuePools.t.sol for forged
+ones.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ ANNA, BEN, CARLA = ("0x" + digit * 40 for digit in "abc")
 addresses = st.integers(0, 2**160 - 1).map(lambda n: f"0x{n:040x}")
 weights = st.integers(1, MAX_WEIGHT)
 lists = st.lists(
-    st.tuples(addresses, st.integers(1, 2**56)), min_size=1, max_size=70, unique_by=lambda entry: entry[0]
+    st.tuples(addresses, st.integers(1, 2**56)),
+    min_size=1,
+    max_size=70,
+    unique_by=lambda entry: entry[0],
 )
 words = st.binary(min_size=32, max_size=32)
 
@@ -35,9 +40,13 @@ def sum_tree_root(proof: list[bytes], node: bytes) -> bytes:
 def test_leaf__any_entry__is_the_truncated_hash_of_its_abi_encoding_and_its_weight(
     dataset_id: int, epoch: int, account: str, weight: int
 ) -> None:
-    encoded = encode(["uint256", "uint64", "address", "uint64"], [dataset_id, epoch, account, weight])
+    encoded = encode(
+        ["uint256", "uint64", "address", "uint64"], [dataset_id, epoch, account, weight]
+    )
     assert len(encoded) == 128  # an inner node hashes 64 bytes: neither can pass for the other
-    assert leaf(dataset_id, epoch, account, weight) == keccak(encoded)[:24] + weight.to_bytes(8, "big")
+    assert leaf(dataset_id, epoch, account, weight) == keccak(encoded)[:24] + weight.to_bytes(
+        8, "big"
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +95,11 @@ def test_verify__another_weight_account_dataset_or_epoch__is_refused(
     assume(other_weight != weight and other_account != account)
     proof = tree.proof(index)
     assert verify(tree.root, leaf(1, 1, account, weight), proof)
-    for entry in ((1, 1, account, other_weight), (1, 1, other_account, weight), (2, 1, account, weight)):
+    for entry in (
+        (1, 1, account, other_weight),
+        (1, 1, other_account, weight),
+        (2, 1, account, weight),
+    ):
         assert not verify(tree.root, leaf(*entry), proof)
     assert not verify(tree.root, leaf(1, 2, account, weight), proof)
 
@@ -105,7 +118,9 @@ def test_verify__one_bit_of_a_proof_or_root_flipped__is_refused(
 
 
 @given(lists, st.data())
-def test_verify__proof_cut_or_lengthened__is_refused(entries: list[tuple[str, int]], data: st.DataObject) -> None:
+def test_verify__proof_cut_or_lengthened__is_refused(
+    entries: list[tuple[str, int]], data: st.DataObject
+) -> None:
     assume(len(entries) > 1)
     tree = Tree(1, 1, entries)
     index = data.draw(st.integers(0, len(entries) - 1))
@@ -119,34 +134,48 @@ def test_verify__proof_cut_or_lengthened__is_refused(entries: list[tuple[str, in
 def test_forged_tree__any_lie_about_a_sum__lets_no_more_be_proved_than_the_root_says(
     entries: list[tuple[str, int]], data: st.DataObject
 ) -> None:
-    """An owner who builds a tree by hand, with a false sum at any inner node: all that can be proved fits the root."""
+    """An owner who builds a tree by hand, with a false sum at any inner node: all that can be
+    proved fits the root.
+    """
     nodes = [(leaf(1, 1, account, weight), [weight], [[]]) for account, weight in entries]
     while len(nodes) > 1:
         (a, a_weights, a_proofs), (b, b_weights, b_proofs), *nodes = nodes
         low, high = sorted((a, b))
-        said = data.draw(st.sampled_from([1, (total_weight(a) + total_weight(b)) % 2**64]) | weights)
+        said = data.draw(
+            st.sampled_from([1, (total_weight(a) + total_weight(b)) % 2**64]) | weights
+        )
         proofs = [[*proof, b] for proof in a_proofs] + [[*proof, a] for proof in b_proofs]
-        nodes.append((keccak(low + high)[:24] + said.to_bytes(8, "big"), a_weights + b_weights, proofs))
+        nodes.append(
+            (keccak(low + high)[:24] + said.to_bytes(8, "big"), a_weights + b_weights, proofs)
+        )
     ((root, leaf_weights, proofs),) = nodes
     words_of = {leaf(1, 1, account, weight): weight for account, weight in entries}
     proved = {
         word: weight
         for word, weight in words_of.items()
-        if any(verify(root, word, proof) for proof, own in zip(proofs, leaf_weights, strict=True) if own == weight)
+        if any(
+            verify(root, word, proof)
+            for proof, own in zip(proofs, leaf_weights, strict=True)
+            if own == weight
+        )
     }
     assert sum(proved.values()) <= total_weight(root)
 
 
 def test_forged_root__total_wrapped_around__proves_nothing() -> None:
     a, b = leaf(1, 1, ANNA, 3), leaf(1, 1, BEN, MAX_WEIGHT)
-    root = keccak(b"".join(sorted((a, b))))[:24] + (2).to_bytes(8, "big")  # 3 + 2**64 - 1, modulo 2**64
+    root = keccak(b"".join(sorted((a, b))))[:24] + (2).to_bytes(
+        8, "big"
+    )  # 3 + 2**64 - 1, modulo 2**64
     assert not verify(root, a, [b])
     with pytest.raises(OverflowError):
         parent(a, b)
 
 
 @given(lists, st.data())
-def test_root__one_weight_changed__is_another_root(entries: list[tuple[str, int]], data: st.DataObject) -> None:
+def test_root__one_weight_changed__is_another_root(
+    entries: list[tuple[str, int]], data: st.DataObject
+) -> None:
     position = data.draw(st.integers(0, len(entries) - 1))
     account, weight = entries[position]
     changed = [*entries[:position], (account, weight - 1 or 2), *entries[position + 1 :]]
@@ -164,7 +193,9 @@ def test_tree__no_entries__refuses() -> None:
 
 
 @given(lists, st.data())
-def test_tree__account_twice_in_any_case__names_it(entries: list[tuple[str, int]], data: st.DataObject) -> None:
+def test_tree__account_twice_in_any_case__names_it(
+    entries: list[tuple[str, int]], data: st.DataObject
+) -> None:
     account, _ = data.draw(st.sampled_from(entries))
     again = "0x" + account[2:].upper()
     position = data.draw(st.integers(0, len(entries)))

@@ -1,4 +1,6 @@
-"""The node registry's binding on both chains: keys come with consent, rotate, are revoked, vouch for machines."""
+"""The node registry's binding on both chains: keys come with consent, rotate, are revoked, vouch
+for machines.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from eth_account import Account
 
-from datatokens.chain import Chain
+from datatokens.bindings.nodes import KeyState, NodeRegistry, Offer, public_point
+from datatokens.chain.connection import Chain
 from datatokens.errors import TermsError, TransactionRefused
-from datatokens.nodes import KeyState, NodeRegistry, Offer, public_point
 from datatokens.terms import acceptance_message, sign
 
 
@@ -30,7 +32,9 @@ def key() -> Key:
 
 def pem(curve: ec.EllipticCurve) -> bytes:
     public = ec.generate_private_key(curve).public_key()
-    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return public.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def registry(world: World, chain: Chain) -> NodeRegistry:
@@ -41,7 +45,11 @@ def enrolled(world: World, owner: Chain) -> tuple[NodeRegistry, int, Key]:
     """A hospital of `owner` with one active key."""
     nodes, first = registry(world, owner), key()
     hospital = nodes.register("https://hospital.example/card.json")
-    nodes.add_key(hospital, first.address, sign(nodes.consent_message(hospital, str(owner.address)), first.secret))
+    nodes.add_key(
+        hospital,
+        first.address,
+        sign(nodes.consent_message(hospital, str(owner.address)), first.secret),
+    )
     return nodes, hospital, first
 
 
@@ -49,7 +57,11 @@ def test_add_key__with_its_consent__is_active_for_its_hospital(world: World) -> 
     owner = world.hospitals[0]
     nodes, hospital, first = enrolled(world, owner)
     status = nodes.status(first.address)
-    assert (status.state, status.hospital_id, status.owner) == (KeyState.ACTIVE, hospital, owner.address)
+    assert (status.state, status.hospital_id, status.owner) == (
+        KeyState.ACTIVE,
+        hospital,
+        owner.address,
+    )
     assert nodes.owner(hospital) == owner.address
     assert nodes.status(key().address).state is KeyState.UNKNOWN
 
@@ -75,21 +87,32 @@ def test_rotate_key__overlap__both_serve_then_the_new_one(world: World) -> None:
         nodes.rotate_key(first.address, key().address, 0, b"\0" * 65)
 
 
-def test_revoke_key__accepted_job__the_acceptance_can_be_taken_back_by_anybody(world: World) -> None:
+def test_revoke_key__accepted_job__the_acceptance_can_be_taken_back_by_anybody(
+    world: World,
+) -> None:
     owner, stolen = world.hospitals[0], key()
     nodes, hospital, _ = enrolled(world, owner)
-    nodes.add_key(hospital, stolen.address, sign(nodes.consent_message(hospital, str(owner.address)), stolen.secret))
+    nodes.add_key(
+        hospital,
+        stolen.address,
+        sign(nodes.consent_message(hospital, str(owner.address)), stolen.secret),
+    )
     mine = world.registry(owner)
     dataset = world.dataset_ids[0]
     before = mine.dataset(dataset).node
     mine.set_node(dataset, stolen.address)
     try:
         quoted = world.terms(quorum=1)
-        lines = [replace(t, node=stolen.address) if t.dataset_id == dataset else t for t in quoted.datasets]
+        lines = [
+            replace(t, node=stolen.address) if t.dataset_id == dataset else t
+            for t in quoted.datasets
+        ]
         terms = replace(quoted, datasets=tuple(sorted(lines, key=lambda line: line.node)))
         escrow = world.escrow(world.buyer)
         escrow.create_job(terms)
-        signatures = world.acceptances(terms, (1, 2)) | {stolen.address: sign(acceptance_message(terms), stolen.secret)}
+        signatures = world.acceptances(terms, (1, 2)) | {
+            stolen.address: sign(acceptance_message(terms), stolen.secret)
+        }
         escrow.accept(terms, signatures)
         with pytest.raises(TransactionRefused, match="is not revoked, so what it accepted stands"):
             escrow.revoke_acceptances(terms, [stolen.address])
@@ -97,12 +120,18 @@ def test_revoke_key__accepted_job__the_acceptance_can_be_taken_back_by_anybody(w
         assert nodes.status(stolen.address).owner is None
         escrow.revoke_acceptances(terms, [stolen.address])
         assert escrow.job(terms.job_id).accepted == 0b111 ^ 1 << terms.index_of_node(stolen.address)
-        with pytest.raises(TransactionRefused, match="is revoked in the node registry, so it cannot accept jobs"):
+        with pytest.raises(
+            TransactionRefused, match="is revoked in the node registry, so it cannot accept jobs"
+        ):
             escrow.accept(terms, signatures)
     finally:
         mine.set_node(dataset, before)
     with pytest.raises(TransactionRefused, match="serves once, so make a new one"):
-        nodes.add_key(hospital, stolen.address, sign(nodes.consent_message(hospital, str(owner.address)), stolen.secret))
+        nodes.add_key(
+            hospital,
+            stolen.address,
+            sign(nodes.consent_message(hospital, str(owner.address)), stolen.secret),
+        )
 
 
 def test_bind_supernode__by_a_stranger_with_the_keys_word__is_vouched_for(world: World) -> None:
@@ -112,10 +141,14 @@ def test_bind_supernode__by_a_stranger_with_the_keys_word__is_vouched_for(world:
     word = sign(anybody.supernode_message(first.address, one), first.secret)
     anybody.bind_supernode(first.address, one, word)
     assert nodes.vouches(first.address, one) and not nodes.vouches(first.address, two)
-    anybody.bind_supernode(first.address, two, sign(anybody.supernode_message(first.address, two), first.secret))
+    anybody.bind_supernode(
+        first.address, two, sign(anybody.supernode_message(first.address, two), first.secret)
+    )
     assert nodes.vouches(first.address, two) and not nodes.vouches(first.address, one)
     with pytest.raises(TransactionRefused, match="has not signed this"):
-        anybody.bind_supernode(first.address, one, word)  # good once: an old machine does not come back
+        anybody.bind_supernode(
+            first.address, one, word
+        )  # good once: an old machine does not come back
     nodes.revoke_key(first.address)
     assert not nodes.vouches(first.address, two)
 
@@ -130,7 +163,9 @@ def test_public_point__no_key__refuses(given: bytes) -> None:
 
 def test_public_point__key_without_a_curve_point__refuses() -> None:
     other = ed25519.Ed25519PrivateKey.generate().public_key()
-    raw = other.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    raw = other.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
     with pytest.raises(TermsError, match="not one of an elliptic curve"):
         public_point(raw)
 

@@ -20,7 +20,9 @@ def test_split__any_weights__sums_exactly(pool: int, given_weights: list[int]) -
 
 
 @given(pools, weights)
-def test_split__each_share__is_within_one_unit_of_its_proportion(pool: int, given_weights: list[int]) -> None:
+def test_split__each_share__is_within_one_unit_of_its_proportion(
+    pool: int, given_weights: list[int]
+) -> None:
     total = sum(given_weights)
     for share, weight in zip(split(pool, given_weights), given_weights, strict=True):
         if total:

@@ -14,7 +14,10 @@ STATED, DELTA = 3.0, 1e-5
 
 def lines(world: World) -> dict[int, public_ledger.LedgerLine]:
     made = world.deployment
-    return {line.dataset_id: line for line in public_ledger.read(world.buyer, made.registry, made.market)}
+    return {
+        line.dataset_id: line
+        for line in public_ledger.read(world.buyer, made.registry, made.market)
+    }
 
 
 def attested(world: World, epsilon: float, delta: float = DELTA) -> JobTerms:

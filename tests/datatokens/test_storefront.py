@@ -1,14 +1,16 @@
-"""Roles, tiers, lists, dispenser and orders through the typed bindings, on the embedded chain and on anvil."""
+"""Roles, tiers, lists, dispenser and orders through the typed bindings, on the embedded chain and
+on anvil.
+"""
 
 from __future__ import annotations
 
 import pytest
 from bank_world import PRICE, World
 
-from datatokens.chain import Chain
+from datatokens.bindings.registry import Listing, Roles, State
+from datatokens.bindings.storefront import Limits, Storefront
+from datatokens.chain.connection import Chain
 from datatokens.errors import TransactionRefused
-from datatokens.registry import Listing, Roles, State
-from datatokens.storefront import Limits, Storefront
 
 HOUR = 3600
 
@@ -37,18 +39,29 @@ def test_roles__manager__prices_until_the_dataset_is_paused_and_retired(world: W
 
 
 def test_lists__denied_account__may_not_consume(world: World) -> None:
-    dataset_id, mine, buyer = listed(world), world.registry(world.hospitals[0]), str(world.buyer.address)
+    dataset_id, mine, buyer = (
+        listed(world),
+        world.registry(world.hospitals[0]),
+        str(world.buyer.address),
+    )
     assert mine.may_consume(dataset_id, buyer)
     mine.set_allow_list_only(dataset_id, True)
     assert not mine.may_consume(dataset_id, buyer)
     mine.set_listing(dataset_id, [buyer], Listing.ALLOWED)
     assert mine.may_consume(dataset_id, buyer)
     mine.set_listing(dataset_id, [buyer], Listing.DENIED)
-    assert (mine.may_consume(dataset_id, buyer), mine.listing(dataset_id, buyer)) == (False, Listing.DENIED)
+    assert (mine.may_consume(dataset_id, buyer), mine.listing(dataset_id, buyer)) == (
+        False,
+        Listing.DENIED,
+    )
 
 
 def test_dispense__within_limits__opens_access_and_a_second_order_extends_it(world: World) -> None:
-    dataset_id, mine, buyer = listed(world), world.registry(world.hospitals[0]), str(world.buyer.address)
+    dataset_id, mine, buyer = (
+        listed(world),
+        world.registry(world.hospitals[0]),
+        str(world.buyer.address),
+    )
     tier_id = mine.add_tier(dataset_id, "HOUR", 0, HOUR)
     shop(world, world.hospitals[0]).set_limits(dataset_id, tier_id, Limits(True, False, 2, 2, 3))
     front = shop(world, world.buyer)

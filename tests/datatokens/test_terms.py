@@ -1,4 +1,6 @@
-"""Job terms: one document, one hash; one changed byte is another job; signatures bind job, chain and contract."""
+"""Job terms: one document, one hash; one changed byte is another job; signatures bind job, chain
+and contract.
+"""
 
 import dataclasses
 import json
@@ -28,7 +30,10 @@ from tests.conftest import NODE_KEYS, terms
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | texts,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=10,
@@ -40,7 +45,9 @@ def test_canonical_json__any_value__round_trips(value: object) -> None:
     assert parse_canonical_json(canonical_json(value)) == value
 
 
-@pytest.mark.parametrize("raw", [b'{"b":1,"a":2}', b'{"a": 1}', b'{"a":1,"a":1}', b"[NaN]", b"\xff", b"[1"])
+@pytest.mark.parametrize(
+    "raw", [b'{"b":1,"a":2}', b'{"a": 1}', b'{"a":1,"a":1}', b"[NaN]", b"\xff", b"[1"]
+)
 def test_parse_canonical_json__not_canonical__refused(raw: bytes) -> None:
     with pytest.raises(TermsError):
         parse_canonical_json(raw)
@@ -99,7 +106,10 @@ def test_dataset_term__voucher_with_a_price__refused() -> None:
 
 def test_terms__with_dispute_and_compute__round_trip_and_another_job() -> None:
     one = terms()
-    lines = (dataclasses.replace(one.datasets[0], compute_rate_units=3, compute_cap_units=90), *one.datasets[1:])
+    lines = (
+        dataclasses.replace(one.datasets[0], compute_rate_units=3, compute_cap_units=90),
+        *one.datasets[1:],
+    )
     other = terms(dispute=DisputeTerms(60, "0x" + "1" * 40, 5, 10_000), datasets=lines)
     assert JobTerms.from_json(other.to_json()) == other
     assert other.amount_units == one.amount_units + 90
@@ -116,7 +126,9 @@ def test_terms__with_dispute_and_compute__round_trip_and_another_job() -> None:
         ((60, "0x" + "1" * 40, 5, 10_001), "silent_bps=10001"),
     ],
 )
-def test_dispute_terms__out_of_range__named(arguments: tuple[int, str, int, int], said: str) -> None:
+def test_dispute_terms__out_of_range__named(
+    arguments: tuple[int, str, int, int], said: str
+) -> None:
     with pytest.raises(TermsError, match=said):
         DisputeTerms(*arguments)
 
@@ -137,20 +149,26 @@ def test_outcome__word__round_trips(outcome: Outcome) -> None:
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1))
-def test_privacy_charged__any_spend__never_less_than_it_and_less_than_a_step_more(epsilon: float, delta: float) -> None:
+def test_privacy_charged__any_spend__never_less_than_it_and_less_than_a_step_more(
+    epsilon: float, delta: float
+) -> None:
     micro, pico = privacy_charged(epsilon, delta)
     assert Fraction(epsilon) <= Fraction(micro, 10**6) < Fraction(epsilon) + Fraction(1, 10**6)
     assert Fraction(delta) <= Fraction(pico, 10**12) < Fraction(delta) + Fraction(1, 10**12)
 
 
-@pytest.mark.parametrize("spend", [(-1e-9, 0.0), (float("nan"), 0.0), (float("inf"), 0.0), (1.0, 1.1)])
+@pytest.mark.parametrize(
+    "spend", [(-1e-9, 0.0), (float("nan"), 0.0), (float("inf"), 0.0), (1.0, 1.1)]
+)
 def test_privacy_charged__no_spend_at_all__refused(spend: tuple[float, float]) -> None:
     with pytest.raises(TermsError):
         privacy_charged(*spend)
 
 
 def attested(of: JobTerms) -> Attestation:
-    return Attestation(of.job_id, b"\1" * 32, b"\2" * 32, 15, tuple(Outcome(0, i, 1, 1) for i in range(1, 5)))
+    return Attestation(
+        of.job_id, b"\1" * 32, b"\2" * 32, 15, tuple(Outcome(0, i, 1, 1) for i in range(1, 5))
+    )
 
 
 def test_signature__right_key_and_content__passes() -> None:
@@ -181,4 +199,8 @@ def test_signature__other_job_chain_market_key_or_kind__refused() -> None:
 def test_signature__random_bytes__never_pass_nor_crash(raw: bytes) -> None:
     one = terms()
     with pytest.raises(SignatureError):
-        check_signature(attestation_message(one, attested(one)), raw, str(Account.from_key(NODE_KEYS[0]).address))
+        check_signature(
+            attestation_message(one, attested(one)),
+            raw,
+            str(Account.from_key(NODE_KEYS[0]).address),
+        )

@@ -1,4 +1,6 @@
-"""One running marketplace for all end-to-end tests: chain, hub, SuperLink and four nodes as real processes."""
+"""One running marketplace for all end-to-end tests: chain, hub, SuperLink and four nodes as real
+processes.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from datahub import demo_data
-from datahub.demo import BUYER, Hospital, Stack, join, wait_for
-from datahub.sdk import Buyer
-from datatokens.registry import Token
+from datahub.buyer.sdk import Buyer
+from datahub.demo import data as demo_data
+from datahub.demo.walk import BUYER, Hospital, Stack, join, wait_for
+from datatokens.bindings.registry import Token
 
 
 @dataclass
@@ -29,7 +31,9 @@ class Marketplace:
         return [h.dataset_id for h in self.hospitals]
 
     def balance(self) -> int:
-        return Token(self.buyer.chain, self.buyer.network["payment_token"]).balance_units(self.buyer.address)
+        return Token(self.buyer.chain, self.buyer.network["payment_token"]).balance_units(
+            self.buyer.address
+        )
 
 
 @pytest.fixture(scope="session")
@@ -47,5 +51,3 @@ def marketplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Marketplac
         yield Marketplace(stack, data, hospitals, buyer)
     finally:
         stack.processes.stop()
-
-

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from datahub.demo import wait_for
+from datahub.demo.walk import wait_for
 from datatokens.deploy import Deployment
-from fl_client import config as node_config
+from fl_client.node import config as node_config
 from tests.e2e.conftest import Marketplace
 
 pytestmark = pytest.mark.e2e
@@ -22,19 +22,28 @@ NOWHERE = "http://127.0.0.1:9"
 def datahub(*arguments: str | Path, fails: bool = False) -> str:
     """Run `datahub ...`; its standard output, or its complaint where it should fail."""
     done = subprocess.run(
-        [sys.executable, "-m", "datahub.cli", *map(str, arguments)], capture_output=True, text=True, timeout=200
+        [sys.executable, "-m", "datahub.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert "Traceback" not in done.stderr, done.stderr
     assert (done.returncode != 0) is fails, done.stdout + done.stderr
     return " ".join((done.stderr if fails else done.stdout).split())
 
 
-def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(marketplace: Marketplace, tmp_path: Path) -> None:
+def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
+    marketplace: Marketplace, tmp_path: Path
+) -> None:
     m, stack = marketplace, marketplace.stack
     where = ["--hub", stack.hub_url, "--chain", stack.chain_url]
     node = tmp_path / "fifth"
-    assert "code is that of this version" in datahub("node", "init", node, "--name", "Fifth", *where)
-    assert "holds a node already" in datahub("node", "init", node, "--name", "Fifth", *where, fails=True)
+    assert "code is that of this version" in datahub(
+        "node", "init", node, "--name", "Fifth", *where
+    )
+    assert "holds a node already" in datahub(
+        "node", "init", node, "--name", "Fifth", *where, fails=True
+    )
 
     table = tmp_path / "table.csv"
     table.write_text(m.data.sites[0].table.read_text())
@@ -45,11 +54,28 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(marketp
     contributors.write_text(f"account,weight\n{account},3\n0x{'9' * 40},1\n")
     owner = tmp_path / "owner.key"
     owner.write_text(stack.accounts[11][1])
-    add = ["node", "add-dataset", node, "--file", table, "--schema", schema, "--name", "Fifth's table",
-           "--price-units", "4000000", "--contributors", contributors, "--owner-key-file", owner]  # fmt: skip
+    add = [
+        "node",
+        "add-dataset",
+        node,
+        "--file",
+        table,
+        "--schema",
+        schema,
+        "--name",
+        "Fifth's table",
+        "--price-units",
+        "4000000",
+        "--contributors",
+        contributors,
+        "--owner-key-file",
+        owner,
+    ]
     tiny = tmp_path / "tiny.csv"
     tiny.write_text("\n".join(table.read_text().splitlines()[:8]))
-    assert "persons=7 is under the floor of 10" in datahub(*[tiny if a == table else a for a in add], fails=True)
+    assert "persons=7 is under the floor of 10" in datahub(
+        *[tiny if a == table else a for a in add], fails=True
+    )
     assert "is listed with about" in datahub(*add)
     (entry,) = node_config.read(node).datasets
 
@@ -61,8 +87,24 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(marketp
     wallet = tmp_path / "buyer.key"
     wallet.write_text(stack.accounts[5][1])
     out = tmp_path / "result"
-    bought = datahub("buy", *where, "--key-file", wallet, "--dataset", str(entry.dataset_id), "--epsilon", "1",
-                     "--purpose", "research", "--rounds", "2", "--out", out, "--yes", "--json")  # fmt: skip
+    bought = datahub(
+        "buy",
+        *where,
+        "--key-file",
+        wallet,
+        "--dataset",
+        str(entry.dataset_id),
+        "--epsilon",
+        "1",
+        "--purpose",
+        "research",
+        "--rounds",
+        "2",
+        "--out",
+        out,
+        "--yes",
+        "--json",
+    )
     job = json.loads(bought)["job_id"]
     assert json.loads(bought)["state"] == "settled"
     assert {p.name for p in out.iterdir()} == {"model.safetensors", "graph.json", "report.json"}
@@ -73,34 +115,58 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(marketp
     status = json.loads(datahub("node", "status", node, "--json"))
     assert 0.9 < status[0]["epsilon_spent"] < 1.5 and status[0]["jobs"][0]["rounds_answered"] == 2
     shown = json.loads(datahub("owner", "show", node, str(entry.dataset_id), "--json"))
-    assert (shown["state"], shown["hospital_units"], shown["stated_epsilon"]) == ("active", 2_000_000, 8.0)
+    assert (shown["state"], shown["hospital_units"], shown["stated_epsilon"]) == (
+        "active",
+        2_000_000,
+        8.0,
+    )
     as_owner = (node, str(entry.dataset_id))
     signed = ("--owner-key-file", owner)
     assert "2000000 base units went to" in datahub("owner", "withdraw", *as_owner, *signed)
     assert "has nothing to withdraw" in datahub("owner", "withdraw", *as_owner, *signed, fails=True)
     assert "is paused" in datahub("owner", "state", *as_owner, "paused", *signed)
-    assert "must be one of active, paused, retired" in datahub("owner", "state", *as_owner, "gone", *signed, fails=True)
+    assert "must be one of active, paused, retired" in datahub(
+        "owner", "state", *as_owner, "gone", *signed, fails=True
+    )
     assert "is active" in datahub("owner", "state", *as_owner, "active", *signed)
     assert "costs 5000000" in datahub("owner", "price", *as_owner, "0", "5000000", *signed)
-    assert "has tier 1" in datahub("owner", "add-tier", *as_owner, "--symbol", "DAY", "--hours", "24", *signed)
+    assert "has tier 1" in datahub(
+        "owner", "add-tier", *as_owner, "--symbol", "DAY", "--hours", "24", *signed
+    )
     limits = ("--per-account", "1", "--in-all", "10")
     assert "is on" in datahub("owner", "dispenser", *as_owner, "1", *limits, *signed)
     assert "is closed" in datahub("owner", "close-tier", *as_owner, "1", *signed)
     assert "is manager of" in datahub("owner", "role", *as_owner, account, "manager", *signed)
-    assert "1 accounts are denied" in datahub("owner", "buyers", *as_owner, "denied", account, *signed)
-    assert "no contributor list that waits" in datahub("owner", "activate", *as_owner, "--key-file", owner, fails=True)
-    assert "tier 1" not in datahub("owner", "show", *as_owner) or "closed" in datahub("owner", "show", *as_owner)
+    assert "1 accounts are denied" in datahub(
+        "owner", "buyers", *as_owner, "denied", account, *signed
+    )
+    assert "no contributor list that waits" in datahub(
+        "owner", "activate", *as_owner, "--key-file", owner, fails=True
+    )
+    assert "tier 1" not in datahub("owner", "show", *as_owner) or "closed" in datahub(
+        "owner", "show", *as_owner
+    )
     assert "offers: 2 cores" in datahub("node", "offer", node, "--hardware", "2 cores", *signed)
     card = m.buyer.hub.get(f"/api/hospitals/{shown['node']}")
     assert (card["description"], card["datasets"][0]["settled"]) == ("2 cores", 1)
 
-    made = Deployment(entry_chain(node), *(m.buyer.network[k] for k in ("registry", "market", "payment_token")))
+    made = Deployment(
+        entry_chain(node), *(m.buyer.network[k] for k in ("registry", "market", "payment_token"))
+    )
     made.save(tmp_path / "deployment.json")
-    rows = json.loads(datahub("chain", "privacy", tmp_path / "deployment.json", "--chain", stack.chain_url, "--json"))
+    rows = json.loads(
+        datahub(
+            "chain", "privacy", tmp_path / "deployment.json", "--chain", stack.chain_url, "--json"
+        )
+    )
     mine = next(row for row in rows if row["dataset_id"] == entry.dataset_id)
-    assert mine["jobs"] == 1 and mine["epsilon"] == pytest.approx(status[0]["epsilon_spent"], abs=1e-5)
+    assert mine["jobs"] == 1 and mine["epsilon"] == pytest.approx(
+        status[0]["epsilon_spent"], abs=1e-5
+    )
     assert mine["stated_epsilon"] == 8.0 and not mine["overspent"]
-    assert "OVERSPENT" not in datahub("chain", "privacy", tmp_path / "deployment.json", "--chain", stack.chain_url)
+    assert "OVERSPENT" not in datahub(
+        "chain", "privacy", tmp_path / "deployment.json", "--chain", stack.chain_url
+    )
 
     assert "kept for its jobs" in datahub("node", "rotate-key", node, *signed)
     renewed = node_config.read(node)
@@ -117,7 +183,9 @@ def entry_chain(folder: Path) -> int:
     return node_config.read(folder).chain_id
 
 
-def test_commands__an_operator_makes_a_hub_of_their_own(marketplace: Marketplace, tmp_path: Path) -> None:
+def test_commands__an_operator_makes_a_hub_of_their_own(
+    marketplace: Marketplace, tmp_path: Path
+) -> None:
     key = tmp_path / "operator.key"
     key.write_text(marketplace.stack.accounts[12][1])
     folder = tmp_path / "hub"
@@ -132,9 +200,16 @@ def test_commands__an_operator_makes_a_hub_of_their_own(marketplace: Marketplace
     [
         (["node", "start", "nowhere"], "holds no node.toml"),
         (["job", "ab", "--hub", NOWHERE], "does not answer"),
-        (["claim", "--hub", NOWHERE, "--chain", NOWHERE, "--key-file", "missing"], "missing does not exist"),
+        (
+            ["claim", "--hub", NOWHERE, "--chain", NOWHERE, "--key-file", "missing"],
+            "missing does not exist",
+        ),
         (["demo", "--data", "iris"], "DATA=iris must be one of"),
     ],
 )
-def test_commands__mistakes__are_one_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:
-    assert said in datahub(*arguments, *(["--out", tmp_path / "o"] if arguments[0] == "demo" else []), fails=True)
+def test_commands__mistakes__are_one_sentence(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    assert said in datahub(
+        *arguments, *(["--out", tmp_path / "o"] if arguments[0] == "demo" else []), fails=True
+    )

@@ -1,4 +1,6 @@
-"""The walk on real processes: settle and claim, a hub killed in the middle, hostile runs, refusals that pay back."""
+"""The walk on real processes: settle and claim, a hub killed in the middle, hostile runs, refusals
+that pay back.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from datahub.demo import wait_for
+from datahub.buyer.sdk import Hub, claim_all
+from datahub.demo.walk import wait_for
 from datahub.errors import HubError, OrderRefused
-from datahub.sdk import Hub, claim_all
-from datatokens.chain import connect
+from datatokens.bindings.escrow import Escrow
+from datatokens.bindings.registry import Token
+from datatokens.bindings.revenue import Revenue
+from datatokens.chain.connection import connect
 from datatokens.errors import BankError
-from datatokens.escrow import Escrow
-from datatokens.registry import Token
-from datatokens.revenue import Revenue
 from datatokens.terms import JobTerms, canonical_json
-from fl_client import config as node_config
-from fl_client.ledger import Ledger
-from fl_client.supernode import FOREIGN_BUNDLE
+from fl_client.node import config as node_config
+from fl_client.node.supernode import FOREIGN_BUNDLE
+from fl_client.privacy.ledger import Ledger
 from fl_server.errors import ResultError
 from fl_server.results import unseal
 from fl_server.runs import SuperLink
@@ -40,7 +42,9 @@ def revenue_units(m: Marketplace, dataset_id: int) -> int:
     return revenue.pool(dataset_id).hospital_units + revenue.epoch(dataset_id, 1).credited_units
 
 
-def test_walk__order_over_four_hospitals__settles_and_a_contributor_claims(marketplace: Marketplace) -> None:
+def test_walk__order_over_four_hospitals__settles_and_a_contributor_claims(
+    marketplace: Marketplace,
+) -> None:
     m = marketplace
     before = m.balance()
     earned = {h.dataset_id: revenue_units(m, h.dataset_id) for h in m.hospitals}
@@ -50,13 +54,18 @@ def test_walk__order_over_four_hospitals__settles_and_a_contributor_claims(marke
     assert [line["worked"] for line in report["hospitals"]] == [True] * 4
     assert sum(line["reward_units"] for line in report["hospitals"]) == 1_000_001
     assert before - m.balance() == job.terms.amount_units
-    assert all(0.5 * line["epsilon_job"] < job.status()["epsilon_pld"] < line["epsilon_job"] for line in report["hospitals"])
+    assert all(
+        0.5 * line["epsilon_job"] < job.status()["epsilon_pld"] < line["epsilon_job"]
+        for line in report["hospitals"]
+    )
     for hospital in m.hospitals:
         (entry,) = node_config.read(hospital.folder).datasets
         line = next(x for x in report["hospitals"] if x["dataset_id"] == hospital.dataset_id)
         ledger = Ledger(hospital.folder / "ledger.sqlite")
         assert ledger.epsilon_spent(entry.patient_set) == pytest.approx(line["epsilon_lifetime"])
-        assert ledger.epsilon_committed(entry.patient_set) == pytest.approx(line["epsilon_lifetime"])
+        assert ledger.epsilon_committed(entry.patient_set) == pytest.approx(
+            line["epsilon_lifetime"]
+        )
         paid = line["price_units"] + line["reward_units"]
         assert revenue_units(m, hospital.dataset_id) - earned[hospital.dataset_id] == paid
     account, key = m.stack.accounts[6]
@@ -85,7 +94,9 @@ def test_walk__hub_killed_in_the_middle__the_job_goes_on(marketplace: Marketplac
     assert job.status()["runs_started"] == 1
 
 
-def test_walk__one_hospital_cannot_afford_it__everything_comes_back(marketplace: Marketplace) -> None:
+def test_walk__one_hospital_cannot_afford_it__everything_comes_back(
+    marketplace: Marketplace,
+) -> None:
     m = marketplace
     before = m.balance()
     job = m.buyer.order(m.ids, epsilon=4.45, purpose=PURPOSE, rounds=2)
@@ -95,7 +106,9 @@ def test_walk__one_hospital_cannot_afford_it__everything_comes_back(marketplace:
     for hospital in m.hospitals:
         (entry,) = node_config.read(hospital.folder).datasets
         ledger = Ledger(hospital.folder / "ledger.sqlite")
-        assert ledger.epsilon_committed(entry.patient_set) == ledger.epsilon_spent(entry.patient_set)
+        assert ledger.epsilon_committed(entry.patient_set) == ledger.epsilon_spent(
+            entry.patient_set
+        )
 
 
 def test_hub__job_that_nobody_paid__refused(marketplace: Marketplace) -> None:
@@ -151,7 +164,9 @@ class LyingHub(Hub):
         ("purpose", lambda v: v["spec"].update(purpose="advertising")),
     ],
 )
-def test_buyer__hub_lies_in_the_quote__nothing_is_paid(marketplace: Marketplace, name: str, change: object) -> None:
+def test_buyer__hub_lies_in_the_quote__nothing_is_paid(
+    marketplace: Marketplace, name: str, change: object
+) -> None:
     m = marketplace
     honest = m.buyer.hub
     m.buyer.hub = LyingHub(m.stack.hub_url, change)
@@ -207,7 +222,8 @@ def test_node__run_whose_bundle_carries_code__is_refused_and_nothing_of_it_runs(
     proof, out = tmp_path / "proof.txt", tmp_path / "reply.txt"
     bundle, _ = build_fab_from_files(
         {
-            "pyproject.toml": b'[project]\nname="evil"\nversion="1.0.0"\ndescription="x"\nlicense="Apache-2.0"\n'
+            "pyproject.toml": b'[project]\nname="evil"\nversion="1.0.0"\n'
+            b'description="x"\nlicense="Apache-2.0"\n'
             b'dependencies=[]\n[tool.flwr.app]\npublisher="evil"\n[tool.flwr.app.components]\n'
             b'serverapp="evil.server:app"\nclientapp="evil.client:app"\n[tool.flwr.app.config]\nnode="0"\nout=""\n',
             "README.md": b"evil",
@@ -238,15 +254,21 @@ def test_hub__someone_elses_node_key__cannot_be_registered(marketplace: Marketpl
     with pytest.raises(HubError, match=f"no active node key {one.node_address} vouches for it"):
         m.buyer.hub.call("POST", "/api/nodes", body)
     with pytest.raises(HubError, match="not a PEM public key"):
-        m.buyer.hub.call("POST", "/api/nodes", {**body, "supernode_public_key": "-----BEGIN NONSENSE-----"})
+        m.buyer.hub.call(
+            "POST", "/api/nodes", {**body, "supernode_public_key": "-----BEGIN NONSENSE-----"}
+        )
 
 
-def test_hub__hospital__its_registration_file_names_key_owner_and_what_it_did(marketplace: Marketplace) -> None:
+def test_hub__hospital__its_registration_file_names_key_owner_and_what_it_did(
+    marketplace: Marketplace,
+) -> None:
     m = marketplace
     one = node_config.read(m.hospitals[0].folder)
     card = m.buyer.hub.call("GET", f"/api/hospitals/{one.node_address}").json()
     assert (card["name"], card["state"]) == (one.name, "active")
-    assert [d["dataset_id"] for d in card["datasets"]] == [entry.dataset_id for entry in one.datasets]
+    assert [d["dataset_id"] for d in card["datasets"]] == [
+        entry.dataset_id for entry in one.datasets
+    ]
     assert card["datasets"][0]["accepted"] >= 1
     with pytest.raises(HubError, match="not in the node registry"):
         m.buyer.hub.call("GET", f"/api/hospitals/{m.buyer.address}")
@@ -272,16 +294,32 @@ def test_hub__bad_request__is_one_sentence(
     assert said in answer.json()["error"] and "Traceback" not in answer.text
 
 
-def test_cli__users_mistake__one_sentence_and_exit_code_1(marketplace: Marketplace, tmp_path: Path) -> None:
+def test_cli__users_mistake__one_sentence_and_exit_code_1(
+    marketplace: Marketplace, tmp_path: Path
+) -> None:
     key = tmp_path / "key"
     key.write_text(marketplace.stack.accounts[9][1])
-    command = [sys.executable, "-m", "datahub.cli", "claim", "--hub", "http://127.0.0.1:9", "--chain",
-               marketplace.stack.chain_url, "--key-file", str(key)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "datahub.cli",
+        "claim",
+        "--hub",
+        "http://127.0.0.1:9",
+        "--chain",
+        marketplace.stack.chain_url,
+        "--key-file",
+        str(key),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "does not answer" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1 and "does not answer" in done.stderr and "Traceback" not in done.stderr
+    )
 
 
-def test_terms__of_a_settled_job__rebuild_the_same_job_id_on_chain(marketplace: Marketplace) -> None:
+def test_terms__of_a_settled_job__rebuild_the_same_job_id_on_chain(
+    marketplace: Marketplace,
+) -> None:
     m = marketplace
     quote = m.buyer.quote(m.ids, epsilon=0.1, purpose=PURPOSE, rounds=1)
     market = connect(m.stack.chain_url).contract("Market", quote.terms.market)
@@ -289,7 +327,9 @@ def test_terms__of_a_settled_job__rebuild_the_same_job_id_on_chain(marketplace: 
     assert JobTerms.from_json(quote.terms.to_json()) == quote.terms
 
 
-def test_walk__node_killed_in_the_middle__the_job_is_finished_and_charged_once(marketplace: Marketplace) -> None:
+def test_walk__node_killed_in_the_middle__the_job_is_finished_and_charged_once(
+    marketplace: Marketplace,
+) -> None:
     m = marketplace
     victim = m.hospitals[0]
     (entry,) = node_config.read(victim.folder).datasets
@@ -313,7 +353,9 @@ def test_walk__node_killed_in_the_middle__the_job_is_finished_and_charged_once(m
     assert training_steps() - before == 5
 
 
-def test_walk__hospital_offline_until_the_deadline__the_hub_refunds(marketplace: Marketplace) -> None:
+def test_walk__hospital_offline_until_the_deadline__the_hub_refunds(
+    marketplace: Marketplace,
+) -> None:
     m = marketplace
     absent = m.hospitals[-1]
     node = m.stack.processes.running.pop(f"node-{absent.folder.name}")

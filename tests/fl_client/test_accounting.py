@@ -1,4 +1,6 @@
-"""Epsilon against independent oracles: exact hockey-stick divergences and numerical integrals, not the accountant."""
+"""Epsilon against independent oracles: exact hockey-stick divergences and numerical integrals, not
+the accountant.
+"""
 
 import math
 import time
@@ -10,28 +12,34 @@ from hypothesis import strategies as st
 from opacus.accountants.analysis.rdp import get_privacy_spent
 from scipy.stats import norm
 
-from fl_client import accounting
-from fl_client.accounting import ORDERS, calibrate, epsilon, fits, how_many_fit, pld_epsilon
 from fl_client.errors import PlanError
-from fl_client.privacy import Charge
+from fl_client.privacy import accounting
+from fl_client.privacy.accounting import ORDERS, calibrate, epsilon, fits, how_many_fit, pld_epsilon
+from fl_client.privacy.plan import Charge
 
 DELTA = 1e-5
 # few distinct mechanisms, so that hypothesis spends its time on histories and not on cold series
 MECHANISMS = [(0.8, 0.02), (1.5, 0.1), (2.0, 1.0), (7.5, 0.5), (40.0, 1.0)]
 charges = st.builds(
-    lambda mechanism, steps: Charge(*mechanism, steps, "x"), st.sampled_from(MECHANISMS), st.integers(1, 500)
+    lambda mechanism, steps: Charge(*mechanism, steps, "x"),
+    st.sampled_from(MECHANISMS),
+    st.integers(1, 500),
 )
 histories = st.lists(charges, max_size=8)
 
 
 def _exact_gaussian_delta(eps: float, mu: float) -> float:
-    """Balle & Wang 2018, theorem 8: the exact delta of a Gaussian mechanism with sensitivity/sigma = mu."""
+    """Balle & Wang 2018, theorem 8: the exact delta of a Gaussian mechanism with sensitivity/sigma
+    = mu.
+    """
     return float(norm.cdf(mu / 2 - eps / mu) - math.exp(eps) * norm.cdf(-mu / 2 - eps / mu))
 
 
 @given(st.floats(0.5, 50.0), st.integers(1, 200), st.floats(1e-8, 1e-3))
 @settings(max_examples=60, deadline=None)
-def test_epsilon__full_batch__is_sound_and_near_the_exact_gaussian(sigma: float, steps: int, delta: float) -> None:
+def test_epsilon__full_batch__is_sound_and_near_the_exact_gaussian(
+    sigma: float, steps: int, delta: float
+) -> None:
     value = epsilon([Charge(sigma, 1.0, steps, "x")], delta)
     mu = math.sqrt(steps) / sigma  # `steps` Gaussian mechanisms are one with sigma / sqrt(steps)
     if value > 100:
@@ -43,7 +51,9 @@ def test_epsilon__full_batch__is_sound_and_near_the_exact_gaussian(sigma: float,
 
 @given(st.floats(0.5, 6.0), st.floats(0.001, 0.9))
 @settings(max_examples=25, deadline=None)
-def test_epsilon__one_subsampled_step__is_sound_for_adding_and_for_removing(sigma: float, rate: float) -> None:
+def test_epsilon__one_subsampled_step__is_sound_for_adding_and_for_removing(
+    sigma: float, rate: float
+) -> None:
     value = epsilon([Charge(sigma, rate, 1, "x")], DELTA)
     x = np.linspace(-12 * sigma, 1 + 12 * sigma, 200_001)
     without = norm.pdf(x, 0, sigma)
@@ -54,7 +64,9 @@ def test_epsilon__one_subsampled_step__is_sound_for_adding_and_for_removing(sigm
 
 
 @pytest.mark.parametrize(("sigma", "rate"), [(0.7, 0.01), (1.1, 0.25), (3.0, 0.6)])
-def test_rdp__orders_whole_and_fractional__equals_the_integral_that_defines_it(sigma: float, rate: float) -> None:
+def test_rdp__orders_whole_and_fractional__equals_the_integral_that_defines_it(
+    sigma: float, rate: float
+) -> None:
     ours = dict(zip(ORDERS, accounting._rdp_of_one_step(sigma, rate), strict=True))
     for order in (1.5, 2.5, 4.0, 10.9, 16):
         z = np.linspace(-20 * sigma, order + 20 * sigma, 400_001)
@@ -78,7 +90,9 @@ def test_epsilon__nothing__is_zero() -> None:
 
 @given(histories, charges)
 @settings(max_examples=60, deadline=None)
-def test_epsilon__one_more_charge__never_falls_and_never_costs_more_than_alone(history: list, new: Charge) -> None:
+def test_epsilon__one_more_charge__never_falls_and_never_costs_more_than_alone(
+    history: list, new: Charge
+) -> None:
     before, after = epsilon(history, DELTA), epsilon([*history, new], DELTA)
     assert after >= before
     assert after >= epsilon([new], DELTA)
@@ -86,17 +100,25 @@ def test_epsilon__one_more_charge__never_falls_and_never_costs_more_than_alone(h
 
 @given(histories, st.randoms())
 @settings(max_examples=60, deadline=None)
-def test_epsilon__shuffled_and_cut_in_pieces__is_the_same(history: list[Charge], random: object) -> None:
+def test_epsilon__shuffled_and_cut_in_pieces__is_the_same(
+    history: list[Charge], random: object
+) -> None:
     pieces = []
     for c in history:
         first = random.randint(0, c.steps)  # type: ignore[attr-defined]
-        pieces += [Charge(c.noise_multiplier, c.sampling_rate, n, "piece") for n in (first, c.steps - first) if n]
+        pieces += [
+            Charge(c.noise_multiplier, c.sampling_rate, n, "piece")
+            for n in (first, c.steps - first)
+            if n
+        ]
     random.shuffle(pieces)  # type: ignore[attr-defined]
     assert epsilon(pieces, DELTA) == pytest.approx(epsilon(history, DELTA), rel=1e-9)
 
 
 def test_epsilon__twenty_equal_jobs__compose_far_below_their_sum() -> None:
-    job = Charge(1.8945, 0.02, 500, "x")  # the job of the literature's table: RDP gives 1.090 for one, 5.53 for twenty
+    job = Charge(
+        1.8945, 0.02, 500, "x"
+    )  # the job of the literature's table: RDP gives 1.090 for one, 5.53 for twenty
     assert epsilon([job], DELTA) == pytest.approx(1.090, abs=0.005)
     assert epsilon([job] * 20, DELTA) == pytest.approx(5.53, abs=0.03)
 
@@ -109,14 +131,18 @@ def test_epsilon__delta_out_of_range__refuses(delta: float) -> None:
 
 @pytest.mark.parametrize("rate", [1e-9, 1e-6, 0.5, 1 - 1e-12, 1.0])
 @pytest.mark.parametrize("sigma", [1e-2, 0.3, 1e4, 1e6])
-def test_epsilon__corners_of_the_range__are_numbers_or_infinity_never_nan(sigma: float, rate: float) -> None:
+def test_epsilon__corners_of_the_range__are_numbers_or_infinity_never_nan(
+    sigma: float, rate: float
+) -> None:
     value = epsilon([Charge(sigma, rate, 100_000, "x")], DELTA)
     assert value >= 0.0
     if rate == 1.0 and sigma == 1e-2:
         assert value > 1e6
 
 
-def test_epsilon__series_fails_at_every_order__is_infinite_and_fits_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epsilon__series_fails_at_every_order__is_infinite_and_fits_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fail(**_: object) -> None:
         raise ValueError("math domain error")
 
@@ -160,7 +186,10 @@ def test_calibrate__any_target__costs_at_most_it_and_over_99_percent(
 ) -> None:
     noise, metric_noise = calibrate(target, delta, rate, steps, metric_steps, share)
     scores = Charge(metric_noise / metric_steps**0.5, 1.0, 1, "s")
-    cost = epsilon([Charge(noise, rate, steps, "t"), Charge(metric_noise, 1.0, metric_steps, "m"), scores], delta)
+    cost = epsilon(
+        [Charge(noise, rate, steps, "t"), Charge(metric_noise, 1.0, metric_steps, "m"), scores],
+        delta,
+    )
     assert cost <= target
     assert cost > 0.99 * target or noise == 0.3
 
@@ -189,20 +218,24 @@ def test_calibrate__share_out_of_range__refuses(share: float) -> None:
         calibrate(1.0, DELTA, 1.0, 60, 10, share)
 
 
-# -- how many more, and the figure beside it ---------------------------------------------------------------------------
+# -- how many more, and the figure beside it -------------------------------------------------------
 
 JOB = (Charge(1.8945, 0.02, 500, "training"),)
 
 
 @given(histories, st.lists(charges, min_size=1, max_size=3), st.floats(0.05, 20.0))
 @settings(max_examples=60, deadline=None)
-def test_how_many_fit__that_many_fit_and_one_more_does_not(history: list[Charge], new: list[Charge], limit: float) -> None:
+def test_how_many_fit__that_many_fit_and_one_more_does_not(
+    history: list[Charge], new: list[Charge], limit: float
+) -> None:
     count = how_many_fit(history, new, limit, DELTA)
     assert count == 0 or fits(history, new * count, limit, DELTA)
     assert not fits(history, new * (count + 1), limit, DELTA)
 
 
-def test_how_many_fit__small_jobs_in_a_budget_of_8__many_times_what_adding_epsilons_admits() -> None:
+def test_how_many_fit__small_jobs_in_a_budget_of_8__many_times_what_adding_epsilons_admits() -> (
+    None
+):
     alone = epsilon(JOB, DELTA)
     assert how_many_fit([], JOB, 8.0, DELTA) >= 37 > 4 * (8.0 // alone)
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from fl_client.accounting import calibrate
-from fl_client.audit import audit, disproved
 from fl_client.errors import PlanError
-from fl_client.training import ENGINES
+from fl_client.privacy.accounting import calibrate
+from fl_client.privacy.audit import audit, disproved
+from fl_client.privacy.training import ENGINES
 from tests.benchmarks.audit import FAULTS, planted
 
 DELTA = 1e-5
@@ -19,7 +19,9 @@ NOISE, _ = calibrate(1.0, DELTA, 1.0, 10, 1, 1e-3)
 
 
 def _audit(records: int = 1, confidence: float = 0.95, engine: str = "book-keeping"):
-    return audit(NOISE, 1.0, 10, DELTA, canaries=1000, records=records, confidence=confidence, engine=engine)
+    return audit(
+        NOISE, 1.0, 10, DELTA, canaries=1000, records=records, confidence=confidence, engine=engine
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -54,8 +56,9 @@ def test_disproved__fewer_right_or_more_delta__disproves_less(right: int, delta:
         assert found == 0.0
 
 
-def test_disproved__randomised_response_at_its_own_epsilon__is_convicted_as_seldom_as_promised() -> None:
-    # every coin told truly with probability e/(1+e): exactly 1-DP, so a conviction at 95 % is wrong in 5 of 100 runs
+def test_disproved__randomised_response_at_its_own_epsilon__is_seldom_convicted() -> None:
+    # every coin told truly with probability e/(1+e): exactly 1-DP, so a conviction at 95 % is wrong
+    # in 5 of 100 runs
     random = np.random.default_rng(0)
     right = random.binomial(500, math.e / (1 + math.e), 400)
     wrong = np.mean([disproved(500, 500, int(r), 0.0, 0.95) > 1.0 for r in right])

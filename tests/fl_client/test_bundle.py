@@ -1,10 +1,12 @@
-"""The Flower bundle carries metadata only, is the same everywhere, and Flower is the version we know."""
+"""The Flower bundle carries metadata only, is the same everywhere, and Flower is the version we
+know.
+"""
 
 import io
 import zipfile
 from importlib.metadata import version
 
-from fl_client.bundle import build_bundle, bundle_hash
+from fl_client.node.bundle import build_bundle, bundle_hash
 
 
 def test_bundle__contents__are_metadata_only() -> None:

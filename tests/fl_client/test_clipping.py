@@ -1,4 +1,6 @@
-"""Book-keeping beside Opacus's own hooks, in float64: the same clipped sums to 1e-10 on every kind of layer."""
+"""Book-keeping beside Opacus's own hooks, in float64: the same clipped sums to 1e-10 on every kind
+of layer.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from fl_client import clipping
-from fl_client.export import export_model
-from fl_client.graph import GraphModel, load_model
-from fl_client.training import LOSSES
+from fl_client.model.export import export_model
+from fl_client.model.graph import GraphModel, load_model
+from fl_client.privacy import clipping
+from fl_client.privacy.training import LOSSES
 from tests.benchmarks.dp_step import ViT, resnet
 from tests.fl_client.test_graph import MODULES
 
@@ -38,7 +40,9 @@ class Residual(nn.Module):
 
 
 class Patches(nn.Module):
-    """A small vision transformer's first steps: patches by a convolution, layer norm, linear over positions."""
+    """A small vision transformer's first steps: patches by a convolution, layer norm, linear over
+    positions.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,23 +70,42 @@ class Dilated(nn.Module):
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "linear": (lambda: nn.Linear(6, 1), (6,), "binary_cross_entropy"),
-    "mlp": (lambda: nn.Sequential(nn.Linear(13, 8), nn.ReLU(), nn.Linear(8, 1)), (13,), "squared_error"),
-    "no bias": (lambda: nn.Sequential(nn.Linear(7, 9, bias=False), nn.Tanh(), nn.Linear(9, 4)), (7,), "cross_entropy"),
+    "mlp": (
+        lambda: nn.Sequential(nn.Linear(13, 8), nn.ReLU(), nn.Linear(8, 1)),
+        (13,),
+        "squared_error",
+    ),
+    "no bias": (
+        lambda: nn.Sequential(nn.Linear(7, 9, bias=False), nn.Tanh(), nn.Linear(9, 4)),
+        (7,),
+        "cross_entropy",
+    ),
     "linear over few positions": (
-        lambda: nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Flatten(), nn.Linear(60, 4)), (3, 6), "cross_entropy",
+        lambda: nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Flatten(), nn.Linear(60, 4)),
+        (3, 6),
+        "cross_entropy",
     ),
     "linear over many positions": (
-        lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(90, 4)), (30, 2), "cross_entropy",
+        lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(90, 4)),
+        (30, 2),
+        "cross_entropy",
     ),
     "cnn": (
         lambda: nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.ReLU(), nn.MaxPool2d(2), Residual(8, 6, 2),
-            nn.Flatten(), nn.Linear(24, 4),
-        ), (3, 8, 8), "cross_entropy",
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.GroupNorm(4, 8),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            Residual(8, 6, 2),
+            nn.Flatten(),
+            nn.Linear(24, 4),
+        ),
+        (3, 8, 8),
+        "cross_entropy",
     ),
     "patches": (Patches, (3, 8, 8), "cross_entropy"),
     "dilated": (Dilated, (2, 9, 7), "cross_entropy"),
-}  # fmt: skip
+}
 WHOLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {  # as buyers bring them
     "resnet-18": (resnet, (3, 64, 64), "cross_entropy"),
     "vision transformer": (ViT, (3, 32, 32), "cross_entropy"),
@@ -92,13 +115,17 @@ LONG = 10**12  # steps of a job that compiling pays for, where there is a compil
 
 
 def built(name: str) -> tuple[nn.Module, GraphModel, Tensor, Tensor]:
-    """A module, its graph with the same numbers, both in float64, and records some of which are far out."""
+    """A module, its graph with the same numbers, both in float64, and records some of which are far
+    out.
+    """
     make, shape, loss = (CASES | WHOLE)[name]
     with torch.random.fork_rng():
         torch.manual_seed(3)
         module = make()
         graph = load_model(*export_model(module, torch.zeros(1, *shape))).double()
-        x = torch.randn(ROWS, *shape, dtype=torch.float64) * torch.logspace(-1, 1, ROWS).view(-1, *[1] * len(shape))
+        x = torch.randn(ROWS, *shape, dtype=torch.float64) * torch.logspace(-1, 1, ROWS).view(
+            -1, *[1] * len(shape)
+        )
         y = torch.randint(0, 4 if loss == "cross_entropy" else 2, (ROWS,)).double()
     return module.double(), graph, x, y
 
@@ -111,26 +138,39 @@ def batch_loss(loss: str, outputs: Tensor, y: Tensor) -> Tensor:
     return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], y)
 
 
-def ours(graph: GraphModel, name: str, x: Tensor, y: Tensor, mask: Tensor, clip: float) -> list[Tensor]:
+def ours(
+    graph: GraphModel, name: str, x: Tensor, y: Tensor, mask: Tensor, clip: float
+) -> list[Tensor]:
     values = [p.detach() for p in graph.parameters()]
     added = {node: zeros.double() for node, zeros in clipping.zeros_to_add(graph, x).items()}
     loss = LOSSES[(CASES | WHOLE)[name][2]]
-    return clipping.clipped_sum(graph, loss)(values, x, y, mask, torch.tensor(clip, dtype=torch.float64), added)
+    return clipping.clipped_sum(graph, loss)(
+        values, x, y, mask, torch.tensor(clip, dtype=torch.float64), added
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-@pytest.mark.parametrize(("name", "clip"), [*product(CASES, (0.01, 1.0, 1e6)), *product(WHOLE, (1.0,))])
+@pytest.mark.parametrize(
+    ("name", "clip"), [*product(CASES, (0.01, 1.0, 1e6)), *product(WHOLE, (1.0,))]
+)
 def test_clipped_sum__float64__equals_opacus_hooks_to_1e_10(name: str, clip: float) -> None:
     module, graph, x, y = built(name)
     hooked = GradSampleModule(module, loss_reduction="mean")
-    optimizer = DPOptimizer(torch.optim.SGD(hooked.parameters(), lr=0.0), noise_multiplier=0.0, max_grad_norm=clip,
-                            expected_batch_size=ROWS, loss_reduction="mean")  # fmt: skip
+    optimizer = DPOptimizer(
+        torch.optim.SGD(hooked.parameters(), lr=0.0),
+        noise_multiplier=0.0,
+        max_grad_norm=clip,
+        expected_batch_size=ROWS,
+        loss_reduction="mean",
+    )
     batch_loss((CASES | WHOLE)[name][2], hooked(x), y).backward()
     optimizer.clip_and_accumulate()
     theirs = {n: p.summed_grad for n, p in hooked._module.named_parameters()}
     sums = ours(graph, name, x, y, torch.ones(ROWS, dtype=torch.bool), clip)
     assert len(sums) == len(theirs)
-    largest = max(float(each.abs().max()) for each in theirs.values())  # the bias of attention's keys has gradient 0
+    largest = max(
+        float(each.abs().max()) for each in theirs.values()
+    )  # the bias of attention's keys has gradient 0
     for parameter, total in zip(graph.parameter_names, sums, strict=True):
         torch.testing.assert_close(total, theirs[parameter], rtol=1e-10, atol=1e-12 * largest)
 
@@ -140,7 +180,9 @@ def test_clipped_sum__float64__equals_opacus_hooks_to_1e_10(name: str, clip: flo
 def test_clipped_sum__one_row_alone_unclipped__is_its_gradient_by_autograd(
     name: str, kind: torch.dtype, tolerance: float
 ) -> None:
-    """Per-sample gradients of every architecture beside eager autograd, relative to the largest of all numbers."""
+    """Per-sample gradients of every architecture beside eager autograd, relative to the largest of
+    all numbers.
+    """
     make, shape = (MODULES[name], (32,)) if name in MODULES else (CASES | WHOLE)[name][:2]
     torch.manual_seed(3)
     module = make().eval()
@@ -152,10 +194,16 @@ def test_clipped_sum__one_row_alone_unclipped__is_its_gradient_by_autograd(
     added = {node: zeros.to(kind) for node, zeros in clipping.zeros_to_add(graph, x).items()}
     for row in range(3):
         mask, clip = torch.arange(3) == row, torch.tensor(1e30, dtype=kind)
-        sums = clipping.clipped_sum(graph, loss)(values, x, torch.ones(3, dtype=kind), mask, clip, added)
+        sums = clipping.clipped_sum(graph, loss)(
+            values, x, torch.ones(3, dtype=kind), mask, clip, added
+        )
         module.zero_grad()
         loss(module(x[row : row + 1])[0], 1.0).backward()
-        trained = [(n, p) for n, p in zip(graph.parameter_names, graph.parameters(), strict=True) if p.requires_grad]
+        trained = [
+            (n, p)
+            for n, p in zip(graph.parameter_names, graph.parameters(), strict=True)
+            if p.requires_grad
+        ]
         assert len(sums) == len(trained)
         eager = dict(module.named_parameters())
         largest = max(float(eager[n].grad.abs().max()) for n, _ in trained)
@@ -201,7 +249,12 @@ def test_summer__compiled__is_the_same_function(name: str) -> None:
     theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
     mask, clip = torch.arange(ROWS) != 4, torch.tensor(0.7)
     x[2] = torch.nan
-    torch.testing.assert_close(compiled.sum(theta, x, y, mask, clip), plain.sum(theta, x, y, mask, clip), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        compiled.sum(theta, x, y, mask, clip),
+        plain.sum(theta, x, y, mask, clip),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     if not compiled.compiled:
         pytest.skip("no C++ compiler here: traced was compared with traced")
 
@@ -210,7 +263,13 @@ def test_summer__compiled_for_patients_with_records__is_the_same_function() -> N
     _, graph, x, y = built("mlp")
     graph, people = graph.float(), ROWS // 2
     x = x.float()[: 2 * people].view(people, 2, -1)
-    y = torch.stack([y.float()[: 2 * people].view(people, 2), torch.tensor([[0.5, 0.5]] * (people - 1) + [[1.0, 0.0]])], 2)
+    y = torch.stack(
+        [
+            y.float()[: 2 * people].view(people, 2),
+            torch.tensor([[0.5, 0.5]] * (people - 1) + [[1.0, 0.0]]),
+        ],
+        2,
+    )
     theta = torch.cat([p.detach().reshape(-1) for p in graph.parameters()])
     sums = [
         clipping.Summer(graph, LOSSES["squared_error"], people, steps, 2).sum(
@@ -230,14 +289,17 @@ def test_summer__compiled_with_dropout__drops_others_each_time_and_every_sample_
     nobody = torch.zeros(8, dtype=torch.bool)
     kept = torch.stack(
         [  # the gradient by weight i is -2 * 2 where feature i was kept, 0 where it was dropped
-            run.sum(theta, x, torch.ones(8), nobody | (torch.arange(8) == row), torch.tensor(1e9)) / -4.0
+            run.sum(theta, x, torch.ones(8), nobody | (torch.arange(8) == row), torch.tensor(1e9))
+            / -4.0
             for row in range(8)
             for _ in range(25)
         ]
     )
     assert set(kept.unique().tolist()) == {0.0, 1.0}
     assert len(kept.unique(dim=0)) == 200
-    assert abs(kept.mean() - 0.5) < 5.4 * 0.5 / math.sqrt(kept.numel())  # an honest run fails once in 10^7
+    assert abs(kept.mean() - 0.5) < 5.4 * 0.5 / math.sqrt(
+        kept.numel()
+    )  # an honest run fails once in 10^7
 
 
 def test_summer__tensors_that_do_not_fit__refuses_them() -> None:
@@ -248,7 +310,14 @@ def test_summer__tensors_that_do_not_fit__refuses_them() -> None:
     fitting = [theta, x.float(), y.float(), torch.ones(ROWS, dtype=torch.bool), torch.tensor(0.7)]
     run.sum(*fitting)
     turned = x.float().t().contiguous().t()
-    for place, tensor in ((0, theta[:-1]), (1, x.float()[:-1]), (1, turned), (2, y), (3, torch.ones(ROWS)), (4, torch.ones(1))):
+    for place, tensor in (
+        (0, theta[:-1]),
+        (1, x.float()[:-1]),
+        (1, turned),
+        (2, y),
+        (3, torch.ones(ROWS)),
+        (4, torch.ones(1)),
+    ):
         with pytest.raises(ValueError, match="do not fit"):
             run.sum(*fitting[:place], tensor, *fitting[place + 1 :])
 
@@ -275,12 +344,16 @@ def test_summer__compiler_breaks_down__runs_traced_and_says_so(
     assert [m for m in caplog.messages if m] == ["not compiled, so slower: omp.h: no such file"]
 
 
-def test_summer__longer_job_of_the_same_model__is_compiled_then_and_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summer__longer_job_of_the_same_model__is_compiled_then_and_stays_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(clipping, "pays_from", lambda *_: 5)
     monkeypatch.setattr(clipping, "compiled", lambda graph, _: lambda *given: graph(*given))
     monkeypatch.setattr(clipping, "_SUMMERS", OrderedDict())
     graph = built("mlp")[1].float()
-    kinds = [clipping.summer(graph, LOSSES["squared_error"], ROWS, steps).compiled for steps in (4, 5, 4)]
+    kinds = [
+        clipping.summer(graph, LOSSES["squared_error"], ROWS, steps).compiled for steps in (4, 5, 4)
+    ]
     assert kinds == [False, True, True]
 
 
@@ -310,7 +383,9 @@ def test_compiled__gives_other_numbers__is_not_used_and_says_so(
     """A compiler's mistake must not become a gradient that is not clipped."""
     for wrong in (1.01, math.nan):
         monkeypatch.setattr(
-            torch._inductor, "standalone_compile", lambda graph, *_, wrong=wrong, **__: lambda *given: wrong * graph(*given)
+            torch._inductor,
+            "standalone_compile",
+            lambda graph, *_, wrong=wrong, **__: lambda *given: wrong * graph(*given),
         )
         example = (torch.ones(3), torch.ones(3))
         assert clipping.compiled(clipping.traced(lambda a, b: a + b, example), example) is None
@@ -331,16 +406,30 @@ def test_kept_nodes__a_weight_used_twice__gets_ordinary_gradients_and_the_right_
     torch.manual_seed(0)
     graph = load_model(*export_model(Tied(), torch.zeros(1, 5)))
     names = {n for pair in clipping._kept_nodes(graph).values() for n in pair}
-    assert {graph.parameter_names[i] for i in names if i is not None} == {"head.weight", "head.bias"}
+    assert {graph.parameter_names[i] for i in names if i is not None} == {
+        "head.weight",
+        "head.bias",
+    }
     x, y = torch.randn(6, 5), torch.zeros(6)
     keys = [key for key, _ in graph.named_parameters()]
     values = [p.detach() for p in graph.parameters()]
     loss = LOSSES["squared_error"]
-    whole = torch.func.grad(lambda v: sum(
-        loss(torch.func.functional_call(graph, dict(zip(keys, v, strict=True)), (row[None],))[0], t)
-        for row, t in zip(x, y, strict=True)))(values)  # fmt: skip
+    whole = torch.func.grad(
+        lambda v: sum(
+            loss(
+                torch.func.functional_call(graph, dict(zip(keys, v, strict=True)), (row[None],))[0],
+                t,
+            )
+            for row, t in zip(x, y, strict=True)
+        )
+    )(values)
     sums = clipping.clipped_sum(graph, loss)(
-        values, x, y, torch.ones(6, dtype=torch.bool), torch.tensor(1e9), clipping.zeros_to_add(graph, x)
+        values,
+        x,
+        y,
+        torch.ones(6, dtype=torch.bool),
+        torch.tensor(1e9),
+        clipping.zeros_to_add(graph, x),
     )
     for total, expected in zip(sums, whole, strict=True):
         torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-6)

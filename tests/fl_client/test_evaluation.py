@@ -1,4 +1,6 @@
-"""Private figures of a model: sensitivity of the table, noise, intervals that hold as often as they say."""
+"""Private figures of a model: sensitivity of the table, noise, intervals that hold as often as they
+say.
+"""
 
 import numpy as np
 import pytest
@@ -6,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from fl_client.evaluation import BINS, CELLS, figures, probabilities, released, table
-from fl_client.noise import SecureRandom
+from fl_client.privacy.evaluation import BINS, CELLS, figures, probabilities, released, table
+from fl_client.privacy.noise import SecureRandom
 
 
 def _cohort(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -18,10 +20,14 @@ def _cohort(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=30),
+    st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=30
+    ),
     st.integers(0, 5),
 )
-def test_table__one_patient_less__moves_by_at_most_one(rows: list[tuple[float, int, int]], gone: int) -> None:
+def test_table__one_patient_less__moves_by_at_most_one(
+    rows: list[tuple[float, int, int]], gone: int
+) -> None:
     scores, targets, whose = (np.array(column) for column in zip(*rows, strict=True))
     rest = whose != gone
     moved = table(scores, targets, whose) - table(scores[rest], targets[rest], whose[rest])
@@ -32,7 +38,13 @@ def test_table__one_patient_less__moves_by_at_most_one(rows: list[tuple[float, i
 def test_table__everyone_has_one_record__counts_them_all() -> None:
     scores, targets = np.array([0.0, 0.49, 0.5, 1.0]), np.array([0, 1, 0, 1.0])
     found = table(scores, targets)
-    assert found.sum() == 4 and found[0] == 1 and found[BINS + 3] == 1 and found[4] == 1 and found[-1] == 1
+    assert (
+        found.sum() == 4
+        and found[0] == 1
+        and found[BINS + 3] == 1
+        and found[4] == 1
+        and found[-1] == 1
+    )
 
 
 def test_released__many_times__has_the_noise_that_is_charged() -> None:
@@ -48,13 +60,17 @@ def test_figures__without_noise__agree_with_a_library() -> None:
     found = figures([table(scores, targets)], 1e-9)
     binned = np.minimum((scores * BINS).astype(int), BINS - 1)
     assert found["auc"]["value"] == pytest.approx(roc_auc_score(targets, binned), abs=1e-9)
-    assert found["accuracy"]["value"] == pytest.approx(((scores >= 0.5) == targets).mean(), abs=1e-9)
+    assert found["accuracy"]["value"] == pytest.approx(
+        ((scores >= 0.5) == targets).mean(), abs=1e-9
+    )
     for i, cell in enumerate(found["calibration"]):
         assert cell["rate"]["value"] == pytest.approx(targets[binned == i].mean(), abs=1e-9)
 
 
 @pytest.mark.parametrize(("nodes", "noise"), [(1, 20.0), (4, 10.0)])
-def test_figures__noised_again_and_again__the_interval_holds_the_truth_95_times_in_100(nodes: int, noise: float) -> None:
+def test_figures__noised_again_and_again__the_interval_holds_the_truth_95_times_in_100(
+    nodes: int, noise: float
+) -> None:
     parts = [table(*_cohort(1500, seed)) for seed in range(nodes)]
     truth = figures([np.sum(parts, axis=0)], 1e-9)
     random, trials = SecureRandom(), 600
@@ -81,5 +97,7 @@ def test_figures__more_noise_than_patients__says_nothing_rather_than_anything() 
         ("cross_entropy", np.array([[0.0, 0.0], [0.0, 1e4]]), [0.5, 1.0]),
     ],
 )
-def test_probabilities__every_loss__are_within_zero_and_one(loss: str, outputs: np.ndarray, expected: list[float]) -> None:
+def test_probabilities__every_loss__are_within_zero_and_one(
+    loss: str, outputs: np.ndarray, expected: list[float]
+) -> None:
     assert probabilities(outputs, loss) == pytest.approx(expected)

@@ -1,4 +1,6 @@
-"""The ledger never under-counts: random histories against a plain model, kill -9, races for the last budget."""
+"""The ledger never under-counts: random histories against a plain model, kill -9, races for the
+last budget.
+"""
 
 import contextlib
 import os
@@ -19,11 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fl_client import accounting
-from fl_client.accounting import epsilon
 from fl_client.errors import BudgetExceeded, LedgerError
-from fl_client.ledger import Ledger
-from fl_client.privacy import Charge
+from fl_client.privacy import accounting
+from fl_client.privacy.accounting import epsilon
+from fl_client.privacy.ledger import Ledger
+from fl_client.privacy.plan import Charge
 
 DELTA = 1e-5
 TRAIN, METRIC = Charge(30.0, 1.0, 2, "training"), Charge(60.0, 1.0, 1, "loss metric")
@@ -49,7 +51,7 @@ def _steps(charges: list[Charge]) -> Counter:
     return counted
 
 
-# -- one job from reservation to close -----------------------------------------------------------------------------
+# -- one job from reservation to close -------------------------------------------------------------
 
 
 def test_begin_round__reserved_job__moves_the_charge_from_reserved_to_spent(ledger: Ledger) -> None:
@@ -62,7 +64,9 @@ def test_begin_round__reserved_job__moves_the_charge_from_reserved_to_spent(ledg
     assert ledger.epsilon_spent("ward") == epsilon(ROUND, DELTA)
 
 
-def test_begin_round__answered_before__gives_the_stored_reply_without_a_charge(ledger: Ledger) -> None:
+def test_begin_round__answered_before__gives_the_stored_reply_without_a_charge(
+    ledger: Ledger,
+) -> None:
     ledger.reserve("ward", "job", job_of(3))
     ledger.begin_round("job", 1, b"model", ROUND)
     ledger.finish_round("job", 1, b"reply")
@@ -73,7 +77,9 @@ def test_begin_round__answered_before__gives_the_stored_reply_without_a_charge(l
     assert ledger.begin_round("job", 1, b"model", ROUND) == b"reply"
 
 
-def test_begin_round__begun_but_never_finished__is_asked_again_without_a_second_charge(ledger: Ledger) -> None:
+def test_begin_round__begun_but_never_finished__is_asked_again_without_a_second_charge(
+    ledger: Ledger,
+) -> None:
     ledger.reserve("ward", "job", job_of(3))
     for _ in range(3):
         assert ledger.begin_round("job", 1, b"model", ROUND) is None
@@ -91,9 +97,17 @@ def test_begin_round__other_input__refuses(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [(TRAIN, METRIC, METRIC), (Charge(30.0, 1.0, 3, "training"), METRIC), (TRAIN,), (METRIC, TRAIN)]
+    "more",
+    [
+        (TRAIN, METRIC, METRIC),
+        (Charge(30.0, 1.0, 3, "training"), METRIC),
+        (TRAIN,),
+        (METRIC, TRAIN),
+    ],
 )
-def test_begin_round__begun_before_with_other_charges__refuses(ledger: Ledger, more: tuple[Charge, ...]) -> None:
+def test_begin_round__begun_before_with_other_charges__refuses(
+    ledger: Ledger, more: tuple[Charge, ...]
+) -> None:
     ledger.reserve("ward", "job", job_of(3))
     ledger.begin_round("job", 1, b"model", ROUND)
     with pytest.raises(LedgerError, match="begun with other charges"):
@@ -110,7 +124,9 @@ def test_begin_round__begun_before_with_other_charges__refuses(ledger: Ledger, m
         (TRAIN, TRAIN, TRAIN, TRAIN),
     ],
 )
-def test_begin_round__more_than_reserved__refuses_and_charges_nothing(ledger: Ledger, charges: tuple) -> None:
+def test_begin_round__more_than_reserved__refuses_and_charges_nothing(
+    ledger: Ledger, charges: tuple
+) -> None:
     ledger.reserve("ward", "job", job_of(3))
     with pytest.raises(LedgerError, match=r"more .* than the job reserved"):
         ledger.begin_round("job", 1, b"model", (METRIC, *charges))
@@ -135,7 +151,9 @@ def test_begin_round__unknown_job_or_no_charge__refuses(ledger: Ledger) -> None:
         ledger.begin_round("job", 1, b"model", ())
 
 
-def test_finish_round__twice_or_never_begun__refuses_so_that_one_reply_leaves(ledger: Ledger) -> None:
+def test_finish_round__twice_or_never_begun__refuses_so_that_one_reply_leaves(
+    ledger: Ledger,
+) -> None:
     ledger.reserve("ward", "job", job_of(2))
     ledger.begin_round("job", 1, b"model", ROUND)
     ledger.finish_round("job", 1, b"reply")
@@ -145,7 +163,9 @@ def test_finish_round__twice_or_never_begun__refuses_so_that_one_reply_leaves(le
     assert ledger.reply("job", 1) == b"reply"
 
 
-def test_close_job__half_way__frees_what_was_never_begun_and_keeps_what_was_spent(ledger: Ledger) -> None:
+def test_close_job__half_way__frees_what_was_never_begun_and_keeps_what_was_spent(
+    ledger: Ledger,
+) -> None:
     ledger.reserve("ward", "job", job_of(3))
     ledger.begin_round("job", 1, b"model", ROUND)
     ledger.close_job("job")
@@ -170,10 +190,15 @@ def test_jobs__after_some_rounds__show_their_own_epsilon(ledger: Ledger) -> None
     second, first = ledger.jobs("ward")
     assert (first.job_id, first.rounds_answered, first.closed) == ("first", 1, True)
     assert first.epsilon == epsilon(ROUND, DELTA)
-    assert (second.job_id, second.rounds_answered, second.closed, second.epsilon) == ("second", 0, False, 0.0)
+    assert (second.job_id, second.rounds_answered, second.closed, second.epsilon) == (
+        "second",
+        0,
+        False,
+        0.0,
+    )
 
 
-# -- the budget ----------------------------------------------------------------------------------------------------
+# -- the budget ------------------------------------------------------------------------------------
 
 
 def test_reserve__does_not_fit__says_what_is_needed_spent_and_left(ledger: Ledger) -> None:
@@ -183,7 +208,9 @@ def test_reserve__does_not_fit__says_what_is_needed_spent_and_left(ledger: Ledge
     before = ledger.epsilon_committed("ward")
     alone = epsilon([Charge(1.0, 1.0, 5, "training")], DELTA)
     sentence = str(refused.value)
-    assert f"this job needs epsilon={alone:.3f} on top of {before:.3f} spent or reserved" in sentence
+    assert (
+        f"this job needs epsilon={alone:.3f} on top of {before:.3f} spent or reserved" in sentence
+    )
     assert f"the lifetime budget of 3 at delta=1e-05 leaves {3 - before:.3f}" in sentence
     assert [line.job_id for line in ledger.jobs("ward")] == ["job"]
 
@@ -199,7 +226,9 @@ def test_reserve__same_again__is_counted_once_and_a_different_one_refused(ledger
         ledger.reserve("other ward", "job", job_of(3))
 
 
-def test_reserve__same_again_after_some_rounds__does_not_refill_the_reservation(ledger: Ledger) -> None:
+def test_reserve__same_again_after_some_rounds__does_not_refill_the_reservation(
+    ledger: Ledger,
+) -> None:
     ledger.reserve("ward", "job", job_of(3))
     ledger.begin_round("job", 1, b"model", ROUND)
     ledger.reserve("ward", "job", job_of(3))
@@ -213,7 +242,9 @@ def test_reserve__nothing_or_unknown_patients__refuses(ledger: Ledger) -> None:
         ledger.reserve("nowhere", "job", job_of(1))
 
 
-def test_reserve__many_equal_jobs__compose_so_that_more_fit_than_the_sum_allows(ledger: Ledger) -> None:
+def test_reserve__many_equal_jobs__compose_so_that_more_fit_than_the_sum_allows(
+    ledger: Ledger,
+) -> None:
     one = (Charge(40.0, 1.0, 60, "training"),)
     alone, admitted = epsilon(one, DELTA), 0
     with contextlib.suppress(BudgetExceeded):
@@ -248,10 +279,18 @@ def test_open_patient_set__lowered_and_raised__keeps_the_history(ledger: Ledger)
 
 @pytest.mark.parametrize(
     ("limit", "delta", "named"),
-    [(0.0, 1e-5, "epsilon=0"), (float("nan"), 1e-5, "epsilon=nan"), (float("inf"), 1e-5, "epsilon=inf"),
-     (1.0, 0.0, "delta=0"), (1.0, 0.5, "delta=0.5"), (1.0, float("nan"), "delta=nan")],
-)  # fmt: skip
-def test_open_patient_set__number_out_of_range__refuses(ledger: Ledger, limit: float, delta: float, named: str) -> None:
+    [
+        (0.0, 1e-5, "epsilon=0"),
+        (float("nan"), 1e-5, "epsilon=nan"),
+        (float("inf"), 1e-5, "epsilon=inf"),
+        (1.0, 0.0, "delta=0"),
+        (1.0, 0.5, "delta=0.5"),
+        (1.0, float("nan"), "delta=nan"),
+    ],
+)
+def test_open_patient_set__number_out_of_range__refuses(
+    ledger: Ledger, limit: float, delta: float, named: str
+) -> None:
     with pytest.raises(LedgerError, match=named):
         ledger.open_patient_set("ward", limit, delta)
     assert ledger.budget("ward") == (3.0, DELTA)
@@ -265,20 +304,27 @@ def test_budget__two_patient_sets__do_not_touch_each_other(ledger: Ledger) -> No
     assert ledger.history("other ward") == [TRAIN]
 
 
-# -- the file ------------------------------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM spent", "UPDATE spent SET steps = 0", "DELETE FROM patient_set"])
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM spent", "UPDATE spent SET steps = 0", "DELETE FROM patient_set"]
+)
 def test_file__someone_edits_history__sqlite_refuses(ledger: Ledger, statement: str) -> None:
     ledger.charge("ward", TRAIN)
-    with contextlib.closing(sqlite3.connect(ledger.path)) as db, pytest.raises(sqlite3.IntegrityError):
+    with (
+        contextlib.closing(sqlite3.connect(ledger.path)) as db,
+        pytest.raises(sqlite3.IntegrityError),
+    ):
         db.execute("PRAGMA foreign_keys=ON")
         db.execute(statement)
     assert ledger.history("ward") == [TRAIN]
 
 
 def test_file__is_not_a_database__refuses_in_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "ledger.sqlite").write_bytes(b"not a database, but long enough to look like one " * 100)
+    (tmp_path / "ledger.sqlite").write_bytes(
+        b"not a database, but long enough to look like one " * 100
+    )
     with pytest.raises(LedgerError, match="the privacy ledger cannot be used"):
         Ledger(tmp_path / "ledger.sqlite")
 
@@ -293,7 +339,9 @@ def test_file__read_while_a_writer_is_at_work__answers_at_once(ledger: Ledger) -
         assert time.monotonic() - started < 5  # a blocked reader would wait 30 s
 
 
-def test_file__an_error_in_the_middle__leaves_nothing_half_done(ledger: Ledger, monkeypatch) -> None:
+def test_file__an_error_in_the_middle__leaves_nothing_half_done(
+    ledger: Ledger, monkeypatch
+) -> None:
     ledger.reserve("ward", "job", job_of(3))
     calls = []
 
@@ -302,14 +350,16 @@ def test_file__an_error_in_the_middle__leaves_nothing_half_done(ledger: Ledger, 
         if len(calls) == 2:
             raise MemoryError
 
-    monkeypatch.setattr("fl_client.ledger._insert_spent", fail_at_the_second)
+    monkeypatch.setattr("fl_client.privacy.ledger._insert_spent", fail_at_the_second)
     with pytest.raises(MemoryError):
         ledger.begin_round("job", 1, b"model", ROUND)
     assert ledger.reserved("ward") == list(job_of(3))
     assert ledger.rounds("job") == []
 
 
-def test_curves__a_new_process__takes_them_from_the_file_and_not_the_accountant(ledger: Ledger, monkeypatch) -> None:
+def test_curves__a_new_process__takes_them_from_the_file_and_not_the_accountant(
+    ledger: Ledger, monkeypatch
+) -> None:
     ledger.reserve("ward", "job", (Charge(9.25, 0.3, 7, "training"),))
     before = ledger.epsilon_committed("ward")
     monkeypatch.setattr(accounting, "_CURVES", {})
@@ -318,29 +368,45 @@ def test_curves__a_new_process__takes_them_from_the_file_and_not_the_accountant(
 
 
 @pytest.mark.parametrize("spoiled", ["short", "zero", "falling", "negative", "NaN"])
-def test_curves__cannot_be_right__are_computed_afresh(ledger: Ledger, monkeypatch, spoiled: str) -> None:
+def test_curves__cannot_be_right__are_computed_afresh(
+    ledger: Ledger, monkeypatch, spoiled: str
+) -> None:
     ledger.reserve("ward", "job", (Charge(9.5, 0.3, 7, "training"),))
     before = ledger.epsilon_committed("ward")
     rdp = np.frombuffer(accounting.curve(9.5, 0.3))
-    wrong = {"short": rdp[:-1], "zero": rdp * 0, "falling": rdp[::-1], "negative": -rdp, "NaN": rdp * np.nan}[spoiled]
+    wrong = {
+        "short": rdp[:-1],
+        "zero": rdp * 0,
+        "falling": rdp[::-1],
+        "negative": -rdp,
+        "NaN": rdp * np.nan,
+    }[spoiled]
     with sqlite3.connect(ledger.path) as db:
         db.execute("UPDATE curve SET rdp=?", (wrong.tobytes(),))
     monkeypatch.setattr(accounting, "_CURVES", {})
     assert Ledger(ledger.path).epsilon_committed("ward") == before
 
 
-# -- never under-counts --------------------------------------------------------------------------------------------
+# -- never under-counts ----------------------------------------------------------------------------
 
 JOBS = ("a", "b", "c")
 some_charges = st.lists(
-    st.builds(lambda m, steps: Charge(m[0], m[1], steps, m[2]), st.sampled_from(
-        [(30.0, 1.0, "training"), (60.0, 1.0, "loss metric"), (2.0, 0.01, "training")]), st.integers(1, 40)),
-    min_size=1, max_size=3,
-)  # fmt: skip
+    st.builds(
+        lambda m, steps: Charge(m[0], m[1], steps, m[2]),
+        st.sampled_from(
+            [(30.0, 1.0, "training"), (60.0, 1.0, "loss metric"), (2.0, 0.01, "training")]
+        ),
+        st.integers(1, 40),
+    ),
+    min_size=1,
+    max_size=3,
+)
 
 
 class AgainstAPlainModel(RuleBasedStateMachine):
-    """`released` is what a patient's data really went into: every round trained, whatever happened afterwards."""
+    """`released` is what a patient's data really went into: every round trained, whatever happened
+    afterwards.
+    """
 
     @initialize(limit=st.floats(0.5, 4.0))
     def start(self, limit: float) -> None:
@@ -365,9 +431,16 @@ class AgainstAPlainModel(RuleBasedStateMachine):
             self.ledger.reserve("ward", job, charges)
             self.reservations.setdefault(job, _steps(charges))
 
-    @rule(job=st.sampled_from(JOBS), number=st.integers(1, 3), model=st.sampled_from([b"x", b"y"]),
-          charges=some_charges, crash=st.booleans())  # fmt: skip
-    def one_round(self, job: str, number: int, model: bytes, charges: list[Charge], crash: bool) -> None:
+    @rule(
+        job=st.sampled_from(JOBS),
+        number=st.integers(1, 3),
+        model=st.sampled_from([b"x", b"y"]),
+        charges=some_charges,
+        crash=st.booleans(),
+    )
+    def one_round(
+        self, job: str, number: int, model: bytes, charges: list[Charge], crash: bool
+    ) -> None:
         known = self.rounds.get((job, number))
         try:
             answer = self.ledger.begin_round(job, number, model, charges)
@@ -410,7 +483,9 @@ class AgainstAPlainModel(RuleBasedStateMachine):
         assert self.ledger.epsilon_committed("ward") <= self.limit
         open_jobs: Counter = Counter()
         for job, steps in self.reservations.items():
-            begun = _steps([c for (j, _), (_, charges, _) in self.rounds.items() if j == job for c in charges])
+            begun = _steps(
+                [c for (j, _), (_, charges, _) in self.rounds.items() if j == job for c in charges]
+            )
             assert not begun - steps, "a job spent more than it reserved"
             if job not in self.closed:
                 open_jobs += steps - begun
@@ -447,15 +522,21 @@ class Mortal:
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.booleans()), min_size=4, max_size=12))
 @settings(max_examples=250, deadline=None)
-def test_death__at_thousands_of_random_statements__over_counts_at_most_the_round_in_flight(deaths: list) -> None:
+def test_death__at_thousands_of_random_statements__over_counts_at_most_the_round_in_flight(
+    deaths: list,
+) -> None:
     rounds, released, answered = 5, set(), {}
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").exists() else None) as folder:
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if Path("/dev/shm").exists() else None
+    ) as folder:
         path, own = Path(folder) / "ledger.sqlite", Ledger._connection
         for lives, after in [*deaths, (10**9, False)]:  # the last one lives
             left = [lives]
 
             @contextlib.contextmanager
-            def connection(self: Ledger, left: list = left, after: bool = after) -> Iterator[Mortal]:
+            def connection(
+                self: Ledger, left: list = left, after: bool = after
+            ) -> Iterator[Mortal]:
                 with own(self) as db:
                     yield Mortal(db, left, after)
 
@@ -475,16 +556,20 @@ def test_death__at_thousands_of_random_statements__over_counts_at_most_the_round
             seen = Ledger(path)
             counted = {row.number for row in seen.rounds("job")}
             assert released <= counted and len(counted - released) <= 1
-            assert _steps(seen.history("ward")) == _steps(list(job_of(len(counted))) if counted else [])
+            assert _steps(seen.history("ward")) == _steps(
+                list(job_of(len(counted))) if counted else []
+            )
             open_job = False
             with contextlib.suppress(LedgerError):  # it died before there was a budget
                 open_job = bool(seen.jobs("ward"))
             rest = rounds - len(counted)
-            assert _steps(seen.reserved("ward")) == _steps(list(job_of(rest)) if open_job and rest else [])
+            assert _steps(seen.reserved("ward")) == _steps(
+                list(job_of(rest)) if open_job and rest else []
+            )
         assert len(answered) == rounds
 
 
-# -- real processes ------------------------------------------------------------------------------------------------
+# -- real processes --------------------------------------------------------------------------------
 
 
 def _fork(work: Callable[[int], None]) -> tuple[int, int]:
@@ -509,7 +594,9 @@ def _said(read_end: int, already: bytes = b"") -> list[str]:
         return [line for line in (already + pipe.read()).decode().split("\n")[:-1] if line]
 
 
-def test_kill_9__at_fifty_random_moments__every_trained_round_is_charged_exactly_once(ledger: Ledger) -> None:
+def test_kill_9__at_fifty_random_moments__every_trained_round_is_charged_exactly_once(
+    ledger: Ledger,
+) -> None:
     ledger.open_patient_set("ward", 50.0, DELTA)
     ledger.reserve("ward", "job", job_of(1000))
     chance = random.Random(20261123)
@@ -520,7 +607,9 @@ def test_kill_9__at_fifty_random_moments__every_trained_round_is_charged_exactly
         for number in range(max(1, len(mine.rounds("job")) - 2), 1001):
             reply = mine.begin_round("job", number, b"model", ROUND)
             if reply is None:
-                os.write(out, f"trained {number}\n".encode())  # from here on, noise has been drawn on patients
+                os.write(
+                    out, f"trained {number}\n".encode()
+                )  # from here on, noise has been drawn on patients
                 reply = os.urandom(8)
                 mine.finish_round("job", number, reply)
             os.write(out, f"answered {number} {reply.hex()}\n".encode())
@@ -571,7 +660,10 @@ def test_reserve__two_processes_for_the_last_budget__one_wins(tmp_path: Path) ->
 
         children = [_fork(buyer), _fork(buyer)]
         assert [os.waitpid(pid, 0)[1] for pid, _ in children] == [0, 0]
-        assert sorted(word for _, read_end in children for word in _said(read_end)) == ["refused", "won"]
+        assert sorted(word for _, read_end in children for word in _said(read_end)) == [
+            "refused",
+            "won",
+        ]
         assert Ledger(path).reserved("ward") == list(last)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from fl_client import clipping
-from fl_client.noise import STEP, SecureRandom, gaussian, uniform
+from fl_client.privacy import clipping
+from fl_client.privacy.noise import STEP, SecureRandom, gaussian, uniform
 
 ALARM = 1e-7  # an honest run fails so often
 
@@ -26,6 +26,7 @@ def test_uniform__many__is_uniform_and_never_at_the_ends() -> None:
 def test_uniform__largest_and_smallest_words__stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     random = SecureRandom()
     for words, expected in ((b"\xff" * 8, 1 - STEP), (b"\0" * 8, STEP / 2)):
+
         def fill(zeros: bytes, held: bytearray, words: bytes = words) -> None:
             held[: len(zeros)] = words * (len(zeros) // 8)
 
@@ -57,7 +58,9 @@ def test_streams__two__share_nothing() -> None:
 @pytest.mark.parametrize("count", [2, 1000, 65_536])
 def test_gaussian__compiled__is_what_it_is_uncompiled(count: int) -> None:
     """A compiler with its own logarithm or sine would be a generator that nobody looked at."""
-    extremes = torch.tensor([0, -1, 2**53 - 1, 1], dtype=torch.int64)  # the radius' words, then the angle's
+    extremes = torch.tensor(
+        [0, -1, 2**53 - 1, 1], dtype=torch.int64
+    )  # the radius' words, then the angle's
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler here: nothing to compare")
     example = (SecureRandom().words(count),)

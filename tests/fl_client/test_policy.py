@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fl_client.errors import PolicyRefusal
-from fl_client.policy import Policy, Request, admit
+from fl_client.node.policy import Policy, Request, admit
 
 BUYER = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 POLICY = Policy((BUYER,), ("Research",), 2.0, 20)
@@ -21,7 +21,10 @@ def test_admit__within_every_rule__returns() -> None:
     ("change", "said"),
     [
         ({"buyer": "0x" + "1" * 40}, "buyer=0x1111"),
-        ({"purpose": "advertising"}, "purpose='advertising' is not allowed here; allowed: Research"),
+        (
+            {"purpose": "advertising"},
+            "purpose='advertising' is not allowed here; allowed: Research",
+        ),
         ({"delta": 1e-3}, "delta=0.001 is larger than the 1e-05"),
         ({"epsilon": 2.001}, "epsilon=2.001 is more than the 2"),
         ({"persons": 19}, "under this hospital's floor of 20"),

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fl_client import clipping, selfcheck
 from fl_client.errors import GraphRefused
-from fl_client.export import export_model
-from fl_client.graph import GraphModel, load_model
-from fl_client.training import ENGINES, LOSSES
+from fl_client.model.export import export_model
+from fl_client.model.graph import GraphModel, load_model
+from fl_client.privacy import clipping, selfcheck
+from fl_client.privacy.training import ENGINES, LOSSES
 from tests.fl_client.test_clipping import CASES
 
 WIDTH = 5
@@ -28,7 +28,9 @@ def linear() -> GraphModel:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_check__honest_model__passes_and_leaves_torchs_seed_alone(name: str, several: bool, engine: str) -> None:
+def test_check__honest_model__passes_and_leaves_torchs_seed_alone(
+    name: str, several: bool, engine: str
+) -> None:
     make, shape, loss = CASES[name]
     torch.manual_seed(3)
     model = load_model(*export_model(make(), torch.zeros(1, *shape)))
@@ -39,7 +41,9 @@ def test_check__honest_model__passes_and_leaves_torchs_seed_alone(name: str, sev
 
 @dataclass(frozen=True)
 class Planted:
-    """An engine for one linear layer without a bias, with a fault: x [B, D] -> its sum of "clipped" gradients [D]."""
+    """An engine for one linear layer without a bias, with a fault: x [B, D] -> its sum of "clipped"
+    gradients [D].
+    """
 
     fault: Callable[[Tensor, Tensor], Tensor]
 
@@ -62,17 +66,28 @@ def _clipped(each: Tensor) -> Tensor:
 
 
 FAULTS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
-    "mixes": (lambda x, mask: _clipped(x - torch.nan_to_num(x).mean(0))[mask].sum(0), "moves the gradient of record 1"),
-    "no clip": (lambda x, mask: torch.nan_to_num(x, posinf=0, neginf=0)[mask].sum(0), "moves the clipped sum by .* is allowed"),
+    "mixes": (
+        lambda x, mask: _clipped(x - torch.nan_to_num(x).mean(0))[mask].sum(0),
+        "moves the gradient of record 1",
+    ),
+    "no clip": (
+        lambda x, mask: torch.nan_to_num(x, posinf=0, neginf=0)[mask].sum(0),
+        "moves the clipped sum by .* is allowed",
+    ),
     "clips late": (lambda x, mask: _clipped(x)[mask].sum(0) * 3, "moves the clipped sum by"),
-    "no guard": (lambda x, mask: (x / x.norm(dim=1, keepdim=True).clamp(min=1.0))[mask].sum(0), "infinite or not a number"),
+    "no guard": (
+        lambda x, mask: (x / x.norm(dim=1, keepdim=True).clamp(min=1.0))[mask].sum(0),
+        "infinite or not a number",
+    ),
     "mean": (lambda x, mask: _clipped(x)[mask].mean(0) * 40, "moves the clipped sum by"),
 }
 
 
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_check__planted_fault__is_refused_by_name(fault: str, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check__planted_fault__is_refused_by_name(
+    fault: str, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, said = FAULTS[fault]
     monkeypatch.setitem(ENGINES, "book-keeping", lambda *_: Planted(engine))
     with pytest.raises(GraphRefused, match=f"self-check: .*{said}"):
@@ -81,16 +96,23 @@ def test_check__planted_fault__is_refused_by_name(fault: str, several: bool, mon
 
 # a patient's records, x [B, K, D]
 FAULTS_FOR_PATIENTS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
-    "clips records": (lambda x, mask: _clipped(x.flatten(0, 1)).view_as(x)[mask].sum((0, 1)), "moves the clipped sum by"),
+    "clips records": (
+        lambda x, mask: _clipped(x.flatten(0, 1)).view_as(x)[mask].sum((0, 1)),
+        "moves the clipped sum by",
+    ),
     "takes a neighbour's record": (
-        lambda x, mask: _clipped(torch.cat([x[:, :1], x[:, 1:].roll(1, 0)], 1).mean(1))[mask].sum(0),
+        lambda x, mask: _clipped(torch.cat([x[:, :1], x[:, 1:].roll(1, 0)], 1).mean(1))[mask].sum(
+            0
+        ),
         "moves the gradient of record 1",
     ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS_FOR_PATIENTS)
-def test_check__several_records_planted_fault__is_refused_by_name(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check__several_records_planted_fault__is_refused_by_name(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, said = FAULTS_FOR_PATIENTS[fault]
     monkeypatch.setitem(ENGINES, "book-keeping", lambda *_: PlantedForPatients(engine))
     with pytest.raises(GraphRefused, match=f"self-check: .*{said}"):
@@ -98,12 +120,18 @@ def test_check__several_records_planted_fault__is_refused_by_name(fault: str, mo
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_check__sound_engine_of_the_same_kind__passes(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENGINES, "book-keeping", lambda *_: Planted(lambda x, mask: _clipped(x)[mask].sum(0)))
+def test_check__sound_engine_of_the_same_kind__passes(
+    several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        ENGINES, "book-keeping", lambda *_: Planted(lambda x, mask: _clipped(x)[mask].sum(0))
+    )
     selfcheck.check(linear(), LOSSES["binary_cross_entropy"], several)
 
 
-def test_check__norms_left_out_of_the_real_engine__is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check__norms_left_out_of_the_real_engine__is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = clipping._matrix
 
     def without_norms(left: Tensor, right: Tensor) -> Any:
@@ -116,7 +144,9 @@ def test_check__norms_left_out_of_the_real_engine__is_refused(monkeypatch: pytes
         selfcheck.check(linear(), LOSSES["squared_error"])
 
 
-def test_check__graph_that_cannot_be_traced__is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check__graph_that_cannot_be_traced__is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("no rule\nand a long trace")
 
@@ -126,7 +156,12 @@ def test_check__graph_that_cannot_be_traced__is_refused_in_a_sentence(monkeypatc
 
 
 def test_check__dropout_under_hooks__is_refused_in_a_sentence() -> None:
-    model = load_model(*export_model(nn.Sequential(nn.Dropout(0.5), nn.Linear(WIDTH, 1)), torch.zeros(1, WIDTH)))
+    model = load_model(
+        *export_model(nn.Sequential(nn.Dropout(0.5), nn.Linear(WIDTH, 1)), torch.zeros(1, WIDTH))
+    )
     selfcheck.check(model, LOSSES["squared_error"])
-    with pytest.raises(GraphRefused, match=r"^node '.*': engine='hooks' of this hospital trains no dropout; leave it out$"):
+    with pytest.raises(
+        GraphRefused,
+        match=r"^node '.*': engine='hooks' of this hospital trains no dropout; leave it out$",
+    ):
         selfcheck.check(model, LOSSES["squared_error"], engine="hooks")

@@ -1,4 +1,6 @@
-"""The SuperNode's own rules: foreign bundles are refused, errors carry no data, refusals do not end the process."""
+"""The SuperNode's own rules: foreign bundles are refused, errors carry no data, refusals do not end
+the process.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import fleet_http_connection
 
-from fl_client.bundle import bundle_hash
-from fl_client.supernode import FOREIGN_BUNDLE, NoSession, answer
+from fl_client.node.bundle import bundle_hash
+from fl_client.node.supernode import FOREIGN_BUNDLE, NoSession, answer
 
 
 @pytest.fixture

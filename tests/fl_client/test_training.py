@@ -1,4 +1,6 @@
-"""The guarantee, measured: bounded influence of one patient, noise of the promised size, equality with Opacus."""
+"""The guarantee, measured: bounded influence of one patient, noise of the promised size, equality
+with Opacus.
+"""
 
 import math
 from collections import OrderedDict
@@ -17,15 +19,23 @@ from scipy.stats import binom, chi2, norm
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fl_client import clipping, training
 from fl_client.errors import GraphRefused
-from fl_client.export import export_model
-from fl_client.graph import GraphModel, load_model, parameters, predict
-from fl_client.models import build
-from fl_client.noise import SecureRandom
-from fl_client.privacy import PrivacyPlan
-from fl_client.training import ENGINES, LOSSES, MAX_RECORDS, RoundResult, check_loss, grouped, train_round
-from fl_client.weights import model_hash
+from fl_client.model.export import export_model
+from fl_client.model.families import build
+from fl_client.model.graph import GraphModel, load_model, parameters, predict
+from fl_client.model.weights import model_hash
+from fl_client.privacy import clipping, training
+from fl_client.privacy.noise import SecureRandom
+from fl_client.privacy.plan import PrivacyPlan
+from fl_client.privacy.training import (
+    ENGINES,
+    LOSSES,
+    MAX_RECORDS,
+    RoundResult,
+    check_loss,
+    grouped,
+    train_round,
+)
 
 PLAN = PrivacyPlan(
     noise_multiplier=1.5,
@@ -60,7 +70,9 @@ class HiddenUse(nn.Module):
         self.layer = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(torch.relu(self.layer(x)), 100 * self.layer.weight).sum(1, keepdim=True)
+        return nn.functional.linear(torch.relu(self.layer(x)), 100 * self.layer.weight).sum(
+            1, keepdim=True
+        )
 
 
 class Words(nn.Module):
@@ -96,7 +108,10 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "logistic_regression": (lambda: nn.Linear(WIDTH, 1), "binary_cross_entropy"),
     "linear_regression": (lambda: nn.Linear(WIDTH, 1), "squared_error"),
     "mlp": (lambda: build("mlp", WIDTH), "binary_cross_entropy"),
-    "classes": (lambda: nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, 3)), "cross_entropy"),
+    "classes": (
+        lambda: nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, 3)),
+        "cross_entropy",
+    ),
     "cnn": (lambda: build("cnn", **CNN, classes=3), "cross_entropy"),
     "mixing": (Mixing, "binary_cross_entropy"),
     "hidden_use": (HiddenUse, "squared_error"),
@@ -108,7 +123,8 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.fixture(scope="module")
 def models() -> dict[str, GraphModel]:
     return {
-        name: load_model(*export_model(_seeded(make), torch.zeros(1, WIDTH))) for name, (make, _) in MODULES.items()
+        name: load_model(*export_model(_seeded(make), torch.zeros(1, WIDTH)))
+        for name, (make, _) in MODULES.items()
     }
 
 
@@ -132,7 +148,9 @@ def no_noise(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def sample_gradients(model: GraphModel, x: Tensor, y: Tensor, loss: str) -> dict[str, Tensor]:
-    """An oracle of our own: per-sample gradients [n, *parameter shape] by parameter key, zeros where not finite."""
+    """An oracle of our own: per-sample gradients [n, *parameter shape] by parameter key, zeros
+    where not finite.
+    """
     tensors = {key: parameter.detach() for key, parameter in model.named_parameters()}
     if len(y) == 0:
         return {key: tensor.new_zeros((0, *tensor.shape)) for key, tensor in tensors.items()}
@@ -141,7 +159,9 @@ def sample_gradients(model: GraphModel, x: Tensor, y: Tensor, loss: str) -> dict
         return LOSSES[loss](functional_call(model, values, (sample[None],))[0], target)
 
     gradients = vmap(grad(of_one), in_dims=(None, 0, 0), randomness="different")(tensors, x, y)
-    finite = torch.stack([g.reshape(len(y), -1).isfinite().all(1) for g in gradients.values()]).all(0)
+    finite = torch.stack([g.reshape(len(y), -1).isfinite().all(1) for g in gradients.values()]).all(
+        0
+    )
     return {
         # where, not a product: 0 * NaN is NaN
         key: torch.where(finite.view(-1, *[1] * (g.dim() - 1)), g, torch.zeros_like(g))
@@ -151,21 +171,30 @@ def sample_gradients(model: GraphModel, x: Tensor, y: Tensor, loss: str) -> dict
 
 def people(n: int = N, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
     chance = np.random.default_rng(9)
-    return chance.normal(size=(n, WIDTH)).astype(np.float32), chance.integers(0, classes, n).astype(np.float32)
+    return chance.normal(size=(n, WIDTH)).astype(np.float32), chance.integers(0, classes, n).astype(
+        np.float32
+    )
 
 
-def one_round(model: GraphModel, x: np.ndarray, y: np.ndarray, loss: str, plan: PrivacyPlan = PLAN, **more) -> RoundResult:
+def one_round(
+    model: GraphModel, x: np.ndarray, y: np.ndarray, loss: str, plan: PrivacyPlan = PLAN, **more
+) -> RoundResult:
     given = {"steps": 1, "learning_rate": 1.0, "expected_persons": N, **more}
     return train_round(model, parameters(model), x, y, plan, loss=loss, **given)
 
 
 def step_of(model: GraphModel, result: RoundResult, persons: int = N) -> np.ndarray:
-    """The (noised) sum of clipped gradients that one step with learning rate 1 and q=1 took, as one vector."""
+    """The (noised) sum of clipped gradients that one step with learning rate 1 and q=1 took, as one
+    vector.
+    """
     start = parameters(model)
-    return np.concatenate([(start[k].astype(np.float64) - result.arrays[k]).ravel() for k in start]) * persons
+    return (
+        np.concatenate([(start[k].astype(np.float64) - result.arrays[k]).ravel() for k in start])
+        * persons
+    )
 
 
-# -- one patient's influence ---------------------------------------------------------------------------------------
+# -- one patient's influence -----------------------------------------------------------------------
 
 ADVERSARIES: dict[str, Callable[[np.ndarray, float], tuple[np.ndarray, float]]] = {
     "another patient": lambda x, y: (x[::-1], 1 - y),
@@ -210,7 +239,9 @@ def test_train_round__one_patient_replaced_added_or_removed__moves_the_sum_by_at
     evil_x[5], evil_y[5] = ADVERSARIES[adversary](x[5], float(y[5]))
     honest = step_of(model, one_round(model, x, y, loss, engine=mode))
     replaced = step_of(model, one_round(model, evil_x, evil_y, loss, engine=mode))
-    without = step_of(model, one_round(model, np.delete(x, 5, 0), np.delete(y, 5), loss, engine=mode))
+    without = step_of(
+        model, one_round(model, np.delete(x, 5, 0), np.delete(y, 5), loss, engine=mode)
+    )
     for step in (honest, replaced, without):
         assert np.isfinite(step).all()
     assert np.linalg.norm(replaced - honest) <= 2 * PLAN.clip_norm * ALMOST
@@ -219,17 +250,27 @@ def test_train_round__one_patient_replaced_added_or_removed__moves_the_sum_by_at
     assert no_noise, "the noise must have been drawn and switched off, or this measures nothing"
 
 
-@given(st.lists(st.floats(width=32), min_size=WIDTH, max_size=WIDTH), st.floats(width=32), st.floats(0.01, 100.0))
+@given(
+    st.lists(st.floats(width=32), min_size=WIDTH, max_size=WIDTH),
+    st.floats(width=32),
+    st.floats(0.01, 100.0),
+)
 @settings(max_examples=60, deadline=None)
-def test_sample_gradients__any_record_at_all__is_finite_and_clipped(values: list, label: float, clip: float) -> None:
+def test_sample_gradients__any_record_at_all__is_finite_and_clipped(
+    values: list, label: float, clip: float
+) -> None:
     model = _HYPOTHESIS_MODEL
     x, y = torch.tensor([values], dtype=torch.float32), torch.tensor([label], dtype=torch.float32)
     gradients = sample_gradients(model, x, y, "binary_cross_entropy")
     assert all(g.isfinite().all() for g in gradients.values())
     for key, parameter in model.named_parameters():
         parameter.grad_sample = gradients[key]
-    optimizer = DPOptimizer(torch.optim.SGD(model.parameters(), lr=0.0), noise_multiplier=0.0, max_grad_norm=clip,
-                            expected_batch_size=1)  # fmt: skip
+    optimizer = DPOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        noise_multiplier=0.0,
+        max_grad_norm=clip,
+        expected_batch_size=1,
+    )
     optimizer.clip_and_accumulate()
     total = torch.cat([p.summed_grad.reshape(-1).double() for p in model.parameters()])
     optimizer.zero_grad()
@@ -240,7 +281,9 @@ _HYPOTHESIS_MODEL = load_model(*export_model(build("mlp", WIDTH), torch.zeros(1,
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_sample_gradients__one_record_changed__leaves_every_other_gradient_bit_for_bit(models: dict, name: str) -> None:
+def test_sample_gradients__one_record_changed__leaves_every_other_gradient_bit_for_bit(
+    models: dict, name: str
+) -> None:
     model, loss = models[name], MODULES[name][1]
     x, y = map(torch.from_numpy, people())
     before = sample_gradients(model, x, y, loss)
@@ -252,7 +295,7 @@ def test_sample_gradients__one_record_changed__leaves_every_other_gradient_bit_f
             assert torch.equal(after[key][1:], gradients[1:])
 
 
-# -- several records of one patient --------------------------------------------------------------------------------
+# -- several records of one patient ----------------------------------------------------------------
 
 
 def _visits() -> np.ndarray:
@@ -262,10 +305,14 @@ def _visits() -> np.ndarray:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "squared_error"])
-def test_train_round__several_records__one_clipped_mean_per_patient(loss: str, engine: str, no_noise: list) -> None:
+def test_train_round__several_records__one_clipped_mean_per_patient(
+    loss: str, engine: str, no_noise: list
+) -> None:
     (x, y), whose = people(), _visits()
     model = load_model(*export_model(build("mlp", WIDTH), torch.zeros(1, WIDTH)))
-    result = one_round(model, x, y, loss, replace(PLAN, clip_norm=0.3), patients=whose, engine=engine)
+    result = one_round(
+        model, x, y, loss, replace(PLAN, clip_norm=0.3), patients=whose, engine=engine
+    )
     each = sample_gradients(model, torch.from_numpy(x), torch.from_numpy(y), loss)
     flat = torch.cat([g.reshape(N, -1) for g in each.values()], 1)
     means = torch.stack([flat[torch.from_numpy(whose == p)].mean(0) for p in range(8)])
@@ -290,8 +337,12 @@ def test_train_round__all_records_of_one_patient_replaced__moves_by_at_most_twic
     assert moved <= 2 * PLAN.clip_norm * ALMOST
     assert abs(before.loss_mean - after.loss_mean) * N <= PLAN.metric_clip * ALMOST
     gone = whose != which
-    without = one_round(model, x[gone], y[gone], "binary_cross_entropy", patients=whose[gone], engine=engine)
-    assert np.linalg.norm(step_of(model, before) - step_of(model, without)) <= PLAN.clip_norm * ALMOST
+    without = one_round(
+        model, x[gone], y[gone], "binary_cross_entropy", patients=whose[gone], engine=engine
+    )
+    assert (
+        np.linalg.norm(step_of(model, before) - step_of(model, without)) <= PLAN.clip_norm * ALMOST
+    )
 
 
 def test_grouped__more_records_than_are_looked_at__weights_of_each_patient_sum_to_one() -> None:
@@ -300,11 +351,13 @@ def test_grouped__more_records_than_are_looked_at__weights_of_each_patient_sum_t
     features, targets = grouped(x, y, whose)
     assert features.shape == (2, MAX_RECORDS, 1) and targets.shape == (2, MAX_RECORDS, 2)
     np.testing.assert_allclose(targets[:, :, 1].sum(1), 1, rtol=1e-6)
-    assert set(features[1].ravel()) == {MAX_RECORDS + 9.0, MAX_RECORDS + 10.0}, "nobody else's records"
+    assert set(features[1].ravel()) == {MAX_RECORDS + 9.0, MAX_RECORDS + 10.0}, (
+        "nobody else's records"
+    )
     assert (targets[1, 2:, 1] == 0).all()
 
 
-# -- noise ---------------------------------------------------------------------------------------------------------
+# -- noise -----------------------------------------------------------------------------------------
 
 
 def _wide() -> GraphModel:
@@ -312,7 +365,9 @@ def _wide() -> GraphModel:
 
 
 def _assert_std(values: np.ndarray, sd: float) -> None:
-    """A chi-square test of the variance that an honest run fails once in 10^7 times, and a normal one of the mean."""
+    """A chi-square test of the variance that an honest run fails once in 10^7 times, and a normal
+    one of the mean.
+    """
     n = values.size
     low, high = chi2.ppf([5e-8, 1 - 5e-8], n)
     assert low < float((values**2).sum() / sd**2) < high
@@ -320,7 +375,9 @@ def _assert_std(values: np.ndarray, sd: float) -> None:
 
 
 @pytest.mark.parametrize("mode", [*ENGINES, "compiled"], indirect=True)
-@pytest.mark.parametrize(("sigma", "clip", "rate"), [(0.3, 1.0, 1.0), (1.5, 0.5, 0.1), (8.0, 3.0, 1e-6)])
+@pytest.mark.parametrize(
+    ("sigma", "clip", "rate"), [(0.3, 1.0, 1.0), (1.5, 0.5, 0.1), (8.0, 3.0, 1e-6)]
+)
 def test_train_round__nobody_there__adds_noise_of_exactly_sigma_times_clip(
     mode: str, sigma: float, clip: float, rate: float
 ) -> None:
@@ -332,11 +389,18 @@ def test_train_round__nobody_there__adds_noise_of_exactly_sigma_times_clip(
 
 
 @pytest.mark.parametrize("n", [1, 7, 64])
-def test_train_round__more_or_fewer_people__noise_and_divisor_stay_the_same(n: int, no_noise: list) -> None:
+def test_train_round__more_or_fewer_people__noise_and_divisor_stay_the_same(
+    n: int, no_noise: list
+) -> None:
     model = _wide()
     x, y = np.zeros((n, 20_000), np.float32), np.ones(n, np.float32)
-    result = one_round(model, x, y, "binary_cross_entropy", replace(PLAN, sampling_rate=0.5), expected_persons=64)
-    assert set(no_noise) == {PLAN.noise_multiplier * PLAN.clip_norm, PLAN.metric_noise_multiplier * PLAN.metric_clip}
+    result = one_round(
+        model, x, y, "binary_cross_entropy", replace(PLAN, sampling_rate=0.5), expected_persons=64
+    )
+    assert set(no_noise) == {
+        PLAN.noise_multiplier * PLAN.clip_norm,
+        PLAN.metric_noise_multiplier * PLAN.metric_clip,
+    }
     # zero features leave the bias's gradient of -1/2 each; it is divided by 0.5 * 64 whatever n is
     drawn = result.arrays["bias"][0] * 32 / 0.5
     assert drawn == pytest.approx(round(drawn), abs=1e-3)
@@ -350,7 +414,9 @@ def test_train_round__several_steps__each_adds_its_own_noise() -> None:
     _assert_std(step_of(model, result), PLAN.noise_multiplier * math.sqrt(9))
 
 
-def test_train_round__with_people__adds_the_noise_on_top_of_their_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_round__with_people__adds_the_noise_on_top_of_their_sum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = _wide()
     x = np.random.default_rng(2).normal(size=(30, 20_000)).astype(np.float32)
     y = (x[:, 0] > 0).astype(np.float32)
@@ -362,7 +428,9 @@ def test_train_round__with_people__adds_the_noise_on_top_of_their_sum(monkeypatc
     _assert_std(noised - exact, PLAN.noise_multiplier * PLAN.clip_norm)
 
 
-def test_train_round__torch_seeded_by_the_caller__draws_other_noise_and_leaves_the_seed_alone(models: dict) -> None:
+def test_train_round__torch_seeded_by_the_caller__draws_other_noise_and_leaves_the_seed_alone(
+    models: dict,
+) -> None:
     model = models["mlp"]
     hashes = set()
     for _ in range(3):
@@ -374,7 +442,9 @@ def test_train_round__torch_seeded_by_the_caller__draws_other_noise_and_leaves_t
     assert len(hashes) == 3
 
 
-def test_train_round__dropout__masks_do_not_follow_from_torchs_constant_seed(no_noise: list) -> None:
+def test_train_round__dropout__masks_do_not_follow_from_torchs_constant_seed(
+    no_noise: list,
+) -> None:
     module = nn.Sequential(nn.Linear(WIDTH, 64), nn.Dropout(0.5), nn.Linear(64, 1))
     model = load_model(*export_model(_seeded(lambda: module), torch.zeros(1, WIDTH)))
     hashes = set()
@@ -393,7 +463,7 @@ def test_sample_gradients__dropout__every_patient_has_a_mask_of_their_own() -> N
     assert len({tuple((row != 0).reshape(-1).tolist()) for row in weight}) > 4
 
 
-# -- sampling ------------------------------------------------------------------------------------------------------
+# -- sampling --------------------------------------------------------------------------------------
 
 
 def test_drawn__rate_one__is_everybody_every_time() -> None:
@@ -413,7 +483,9 @@ def test_drawn__rate_below_one__draws_each_patient_independently() -> None:
     assert ((low <= drawn.sum(0)) & (drawn.sum(0) <= high)).all(), "every patient at the rate"
     sizes = drawn.sum(1)
     dispersion = ((sizes - n * rate) ** 2).sum() / (n * rate * (1 - rate))
-    assert chi2.ppf(1e-9, steps) < dispersion < chi2.ppf(1 - 1e-9, steps), "binomial sizes: not shuffled, not fixed"
+    assert chi2.ppf(1e-9, steps) < dispersion < chi2.ppf(1 - 1e-9, steps), (
+        "binomial sizes: not shuffled, not fixed"
+    )
     pairs = drawn.T @ drawn
     together = pairs[np.triu_indices(n, 1)]
     low, high = binom.ppf([1e-9, 1 - 1e-9], steps, rate**2)
@@ -426,9 +498,15 @@ def test_drawn__nobody__is_empty_batches_and_two_runs_differ() -> None:
     assert len({tuple(SecureRandom().drawn(100, 0.5).tolist()) for _ in range(3)}) == 3
 
 
-# -- equality with Opacus's own engine -----------------------------------------------------------------------------
+# -- equality with Opacus's own engine -------------------------------------------------------------
 
-WITH_HOOKS = ("logistic_regression", "linear_regression", "mlp", "classes", "cnn")  # hooks get the other two wrong
+WITH_HOOKS = (
+    "logistic_regression",
+    "linear_regression",
+    "mlp",
+    "classes",
+    "cnn",
+)  # hooks get the other two wrong
 
 
 def _batch_loss(loss: str, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -449,7 +527,9 @@ def test_sample_gradients__equal_opacus_hooks(models: dict, name: str) -> None:
     ours = sample_gradients(models[name], x, y, loss)
     keys = dict(zip(models[name].parameter_names, ours.values(), strict=True))
     for parameter_name, parameter in hooked._module.named_parameters():
-        torch.testing.assert_close(keys[parameter_name], parameter.grad_sample, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            keys[parameter_name], parameter.grad_sample, rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -461,13 +541,20 @@ def test_train_round__noise_off__equals_five_steps_of_opacus(
     make, loss = MODULES[name]
     x, y = people(classes=3 if loss == "cross_entropy" else 2)
     hooked = GradSampleModule(_seeded(make), loss_reduction="mean")
-    optimizer = DPOptimizer(torch.optim.SGD(hooked.parameters(), lr=0.05), noise_multiplier=0.0, max_grad_norm=clip,
-                            expected_batch_size=N, loss_reduction="mean")  # fmt: skip
+    optimizer = DPOptimizer(
+        torch.optim.SGD(hooked.parameters(), lr=0.05),
+        noise_multiplier=0.0,
+        max_grad_norm=clip,
+        expected_batch_size=N,
+        loss_reduction="mean",
+    )
     for _ in range(5):
         optimizer.zero_grad()
         _batch_loss(loss, hooked(torch.from_numpy(x)), torch.from_numpy(y)).backward()
         optimizer.step()
-    ours = one_round(models[name], x, y, loss, replace(PLAN, clip_norm=clip), steps=5, learning_rate=0.05)
+    ours = one_round(
+        models[name], x, y, loss, replace(PLAN, clip_norm=clip), steps=5, learning_rate=0.05
+    )
     for parameter_name, parameter in hooked._module.named_parameters():
         expected = parameter.detach().numpy()
         np.testing.assert_allclose(ours.arrays[parameter_name], expected, rtol=1e-3, atol=2e-5)
@@ -497,16 +584,22 @@ def test_train_round__chunks__add_the_noise_once(monkeypatch: pytest.MonkeyPatch
     _assert_std(weights[1:], PLAN.noise_multiplier)
 
 
-# -- the loss metric -----------------------------------------------------------------------------------------------
+# -- the loss metric -------------------------------------------------------------------------------
 
 
-def test_loss_mean__noise_off__is_the_mean_clipped_loss_of_the_incoming_model(models: dict, no_noise: list) -> None:
+def test_loss_mean__noise_off__is_the_mean_clipped_loss_of_the_incoming_model(
+    models: dict, no_noise: list
+) -> None:
     x, y = people()
     x[3] *= 50  # beyond the clip
     result = one_round(models["mlp"], x, y, "binary_cross_entropy", learning_rate=100.0)
     outputs = torch.from_numpy(predict(models["mlp"], x))[:, 0]
-    losses = nn.functional.binary_cross_entropy_with_logits(outputs, torch.from_numpy(y), reduction="none")
-    assert result.loss_mean == pytest.approx(float(losses.clamp(0, PLAN.metric_clip).mean()), rel=1e-5)
+    losses = nn.functional.binary_cross_entropy_with_logits(
+        outputs, torch.from_numpy(y), reduction="none"
+    )
+    assert result.loss_mean == pytest.approx(
+        float(losses.clamp(0, PLAN.metric_clip).mean()), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("adversary", ADVERSARIES)
@@ -518,26 +611,41 @@ def test_loss_mean__one_patient_added__moves_the_sum_by_at_most_the_clip(
     x, y = people()
     without = one_round(model, x, y, loss).loss_mean * N
     evil_x, evil_y = ADVERSARIES[adversary](x[5], float(y[5]))
-    with_one = one_round(model, np.vstack([x, evil_x]).astype(np.float32), np.append(y, evil_y).astype(np.float32), loss)
+    with_one = one_round(
+        model,
+        np.vstack([x, evil_x]).astype(np.float32),
+        np.append(y, evil_y).astype(np.float32),
+        loss,
+    )
     assert math.isfinite(with_one.loss_mean)
     assert -1e-6 <= with_one.loss_mean * N - without <= PLAN.metric_clip * ALMOST
 
 
 def test_loss_mean__not_a_number__counts_as_the_clip(models: dict, no_noise: list) -> None:
-    nobody = one_round(models["mlp"], np.zeros((0, WIDTH), np.float32), np.zeros(0, np.float32), "binary_cross_entropy")
+    nobody = one_round(
+        models["mlp"],
+        np.zeros((0, WIDTH), np.float32),
+        np.zeros(0, np.float32),
+        "binary_cross_entropy",
+    )
     assert nobody.loss_mean == 0.0
     one = np.full((1, WIDTH), np.nan, np.float32), np.zeros(1, np.float32)
-    assert one_round(models["mlp"], *one, "binary_cross_entropy").loss_mean * N == pytest.approx(PLAN.metric_clip)
+    assert one_round(models["mlp"], *one, "binary_cross_entropy").loss_mean * N == pytest.approx(
+        PLAN.metric_clip
+    )
 
 
 def test_loss_mean__many_releases__has_noise_of_the_promised_size(models: dict) -> None:
     model, source = models["logistic_regression"], SecureRandom()
     x, y = torch.zeros(0, WIDTH), torch.zeros(0)
-    released = [training._noised_loss(model, x, y, PLAN, "binary_cross_entropy", N, source) for _ in range(3000)]
+    released = [
+        training._noised_loss(model, x, y, PLAN, "binary_cross_entropy", N, source)
+        for _ in range(3000)
+    ]
     _assert_std(np.array(released) * N, PLAN.metric_noise_multiplier * PLAN.metric_clip)
 
 
-# -- what goes in and out ------------------------------------------------------------------------------------------
+# -- what goes in and out --------------------------------------------------------------------------
 
 
 def test_train_round__any_job__leaves_the_model_that_it_was_given(models: dict) -> None:
@@ -556,7 +664,9 @@ def test_train_round__enough_patients__learns() -> None:
     model = load_model(*export_model(build("logistic_regression", 4), torch.zeros(1, 4)))
     for rate in (1.0, 0.2):
         plan = replace(PLAN, sampling_rate=rate)
-        result = one_round(model, x, y, "binary_cross_entropy", plan, steps=40, expected_persons=2000)
+        result = one_round(
+            model, x, y, "binary_cross_entropy", plan, steps=40, expected_persons=2000
+        )
         weights = {k: torch.from_numpy(v) for k, v in result.arrays.items()}
         right = ((x @ weights["weight"].numpy()[0] + weights["bias"].numpy() > 0) == y).mean()
         assert right > 0.93
@@ -565,7 +675,11 @@ def test_train_round__enough_patients__learns() -> None:
 @pytest.mark.parametrize(
     ("name", "loss", "sentence"),
     [
-        ("mlp", "hinge", "loss='hinge' must be one of binary_cross_entropy, cross_entropy, squared_error"),
+        (
+            "mlp",
+            "hinge",
+            "loss='hinge' must be one of binary_cross_entropy, cross_entropy, squared_error",
+        ),
         ("mlp", "cross_entropy", "2 or more, for cross_entropy"),
         ("classes", "binary_cross_entropy", "must be one number for binary_cross_entropy"),
         ("cnn", "squared_error", "must be one number for squared_error"),
@@ -586,7 +700,16 @@ def test_check_loss__every_loss__fits_some_model(models: dict) -> None:
         check_loss(models[name], loss)
 
 
-@pytest.mark.parametrize(("x_shape", "y_shape"), [((5, WIDTH + 1), (5,)), ((5, WIDTH), (4,)), ((5, WIDTH), (5, 1))])
-def test_train_round__rows_do_not_fit_the_model__refuses(models: dict, x_shape: tuple, y_shape: tuple) -> None:
+@pytest.mark.parametrize(
+    ("x_shape", "y_shape"), [((5, WIDTH + 1), (5,)), ((5, WIDTH), (4,)), ((5, WIDTH), (5, 1))]
+)
+def test_train_round__rows_do_not_fit_the_model__refuses(
+    models: dict, x_shape: tuple, y_shape: tuple
+) -> None:
     with pytest.raises(GraphRefused, match=r"features .* and targets .* must be"):
-        one_round(models["mlp"], np.zeros(x_shape, np.float32), np.zeros(y_shape, np.float32), "binary_cross_entropy")
+        one_round(
+            models["mlp"],
+            np.zeros(x_shape, np.float32),
+            np.zeros(y_shape, np.float32),
+            "binary_cross_entropy",
+        )

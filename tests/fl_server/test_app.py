@@ -15,8 +15,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from datatokens.terms import rejection_message, sign
 from fl_client import protocol
-from fl_client.evaluation import CELLS
-from fl_client.weights import from_safetensors, model_hash, to_safetensors
+from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
+from fl_client.privacy.evaluation import CELLS
 from fl_server.app import JobFolder, conduct
 from fl_server.errors import RunFailed
 from tests.conftest import NODE_KEYS, spec, terms
@@ -33,7 +33,9 @@ Script = Callable[[int, str, ConfigRecord], dict[str, Any] | Error | None]
 
 
 def folder(tmp_path: Path, **changes: Any) -> JobFolder:
-    job = terms(spec(persons={1: 64, 2: 32, 3: 16, 4: 16}), **changes)  # weights that float32 holds exactly
+    job = terms(
+        spec(persons={1: 64, 2: 32, 3: 16, 4: 16}), **changes
+    )  # weights that float32 holds exactly
     nodes = {line.node: i + 1 for i, line in enumerate(job.datasets)}
     (tmp_path / "terms.json").write_bytes(job.to_json())
     (tmp_path / "graph.json").write_bytes(b"{}")
@@ -58,7 +60,12 @@ def honest(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any]:
         }
     if kind == protocol.EVALUATE:
         scores = [float(10 * dataset_id)] * CELLS
-        answer |= {"scores": scores, "epsilon-job": 1.25, "epsilon-lifetime": 2.25, "delta-lifetime": 1e-5}
+        answer |= {
+            "scores": scores,
+            "epsilon-job": 1.25,
+            "epsilon-lifetime": 2.25,
+            "delta-lifetime": 1e-5,
+        }
     return answer
 
 
@@ -69,7 +76,9 @@ def conductor(script: Script) -> Any:
         replies = {}
         for dataset_id, message in messages.items():
             message.metadata.__dict__["_message_id"] = "1"
-            answer = script(dataset_id, message.metadata.message_type, message.content[protocol.JOB])
+            answer = script(
+                dataset_id, message.metadata.message_type, message.content[protocol.JOB]
+            )
             if isinstance(answer, Error):
                 replies[dataset_id] = Message(answer, reply_to=message)
             elif answer is not None:
@@ -96,14 +105,21 @@ def test_conduct__four_honest_nodes__attested_with_the_weighted_mean(tmp_path: P
     assert (tmp_path / "result.sealed").exists()
 
 
-def test_conduct__final_model_looked_at__tables_figures_and_epsilons_are_in_the_report(tmp_path: Path) -> None:
+def test_conduct__final_model_looked_at__tables_figures_and_epsilons_are_in_the_report(
+    tmp_path: Path,
+) -> None:
     conduct(folder(tmp_path), conductor(honest))
     report = json.loads((tmp_path / "report.json").read_text())
-    assert all(line["scores"] == [10.0 * line["dataset_id"]] * CELLS for line in report["hospitals"])
+    assert all(
+        line["scores"] == [10.0 * line["dataset_id"]] * CELLS for line in report["hospitals"]
+    )
     assert {line["epsilon_job"] for line in report["hospitals"]} == {1.25}
-    # equal counts everywhere: half is right, and ranks say nothing; noise of 4 hospitals x 16 / sqrt(3 rounds) on 16 cells of 100
+    # equal counts everywhere: half is right, and ranks say nothing; noise of 4 hospitals x 16 /
+    # sqrt(3 rounds) on 16 cells of 100
     assert report["evaluation"]["accuracy"]["value"] == report["evaluation"]["auc"]["value"] == 0.5
-    assert report["evaluation"]["accuracy"]["high"] == pytest.approx(0.5 + 1.959964 * 32 / 3**0.5 * 2 / 1600, abs=1e-6)
+    assert report["evaluation"]["accuracy"]["high"] == pytest.approx(
+        0.5 + 1.959964 * 32 / 3**0.5 * 2 / 1600, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +133,9 @@ def test_conduct__final_model_looked_at__tables_figures_and_epsilons_are_in_the_
         {"epsilon-job": "low"},
     ],
 )
-def test_conduct__one_node_without_a_table__worked_all_the_same(tmp_path: Path, broken: dict[str, Any] | None) -> None:
+def test_conduct__one_node_without_a_table__worked_all_the_same(
+    tmp_path: Path, broken: dict[str, Any] | None
+) -> None:
     asked = []
 
     def script(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any] | None:
@@ -155,15 +173,23 @@ def test_conduct__enough_signed_refusals__refused_and_the_others_released(tmp_pa
 
     conduct(job, conductor(script))
     node = str(Account.from_key(NODE_KEYS[1]).address)
-    assert outcome(job)["state"] == "refused" and outcome(job)["rejections"][node]["reason"] == "no budget"
+    assert (
+        outcome(job)["state"] == "refused"
+        and outcome(job)["rejections"][node]["reason"] == "no budget"
+    )
     assert sorted(released) == [1, 3, 4]
     assert not (tmp_path / "result.sealed").exists()
 
 
-def test_conduct__a_node_that_does_not_answer_admission__fails_without_a_refusal(tmp_path: Path) -> None:
+def test_conduct__a_node_that_does_not_answer_admission__fails_without_a_refusal(
+    tmp_path: Path,
+) -> None:
     job = folder(tmp_path, quorum=4)
     with pytest.raises(RunFailed, match="admission: 3 hospitals accepted, the quorum is 4"):
-        conduct(job, conductor(lambda d, k, r: None if d == 3 and k == protocol.ADMIT else honest(d, k, r)))
+        conduct(
+            job,
+            conductor(lambda d, k, r: None if d == 3 and k == protocol.ADMIT else honest(d, k, r)),
+        )
 
 
 def nonsense(**changes: Any) -> Script:
@@ -185,7 +211,9 @@ def nonsense(**changes: Any) -> Script:
         lambda d, k, r: {"odd": 1} if d == 1 and k == protocol.ROUND else honest(d, k, r),
     ],
 )
-def test_conduct__one_node_sends_nonsense__is_dropped_and_the_quorum_goes_on(tmp_path: Path, script: Script) -> None:
+def test_conduct__one_node_sends_nonsense__is_dropped_and_the_quorum_goes_on(
+    tmp_path: Path, script: Script
+) -> None:
     job = folder(tmp_path)  # quorum 3 of 4
     conduct(job, conductor(script))
     report = json.loads((tmp_path / "report.json").read_text())

@@ -5,12 +5,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fl_client.weights import model_hash
+from fl_client.model.weights import model_hash
 from fl_server.errors import ResultError
 from fl_server.results import Result, seal, unseal
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
-PUBLIC = X25519PrivateKey.from_private_bytes(KEY).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
+PUBLIC = (
+    X25519PrivateKey.from_private_bytes(KEY)
+    .public_key()
+    .public_bytes(Encoding.Raw, PublicFormat.Raw)
+    .hex()
+)
 ARRAYS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
 RESULT = Result(ARRAYS, b"{}", b'{"a":1}')
 

@@ -1,4 +1,6 @@
-"""The gate before the SuperLink: hospitals reach the fleet routes, everything else is the operator's."""
+"""The gate before the SuperLink: hospitals reach the fleet routes, everything else is the
+operator's.
+"""
 
 from pathlib import Path
 
@@ -28,7 +30,9 @@ TOKEN = {TOKEN_HEADER.encode(): b"secret"}
         ("/v1/control/start-run", TOKEN, "", False),
     ],
 )
-def test_gate__path_token_and_client__decide(path: str, headers: dict, client: str, allowed: bool) -> None:
+def test_gate__path_token_and_client__decide(
+    path: str, headers: dict, client: str, allowed: bool
+) -> None:
     assert GATE.allows(path, headers, client) is allowed
 
 

@@ -1,0 +1,71 @@
+"""What every part of the front desk works with: configuration, database, and its own views of chain
+and SuperLink.
+
+Knows nothing of HTTP and takes no decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, event
+from sqlmodel import Session, SQLModel, create_engine
+
+from datahub.config import HubConfig
+from datatokens.bindings.escrow import Escrow
+from datatokens.bindings.registry import Registry
+from datatokens.bindings.revenue import Revenue
+from datatokens.chain.connection import Chain, connect
+from fl_server.runs import SuperLink
+from fl_server.superlink import operator_token
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The open connections of one hub process."""
+
+    config: HubConfig
+    engine: Engine
+    chain: Chain
+    registry: Registry
+    escrow: Escrow
+    revenue: Revenue
+    superlink: SuperLink
+
+    def session(self) -> Session:
+        """A database session; rows stay readable after commit."""
+        return Session(self.engine, expire_on_commit=False)
+
+
+def open_database(url: str) -> Engine:
+    """The engine, with tables made. SQLite is put into WAL mode so that pages never wait for the
+    reconcile loop.
+    """
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _wal(connection: object, _record: object) -> None:
+            connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[attr-defined]
+            connection.execute("PRAGMA busy_timeout=10000")  # type: ignore[attr-defined]
+
+    SQLModel.metadata.create_all(engine)
+    return engine
+
+
+def open_desk(config: HubConfig) -> Desk:
+    """Connect to everything. Raises ChainUnreachable; the SuperLink may come up later."""
+    chain = connect(config.chain, key=config.operator_key)
+    return Desk(
+        config=config,
+        engine=open_database(config.database),
+        chain=chain,
+        registry=Registry(chain, config.registry),
+        escrow=Escrow(chain, config.market),
+        revenue=Revenue(chain, config.market),
+        superlink=SuperLink(
+            config.superlink,
+            config.superlink_folder / "ca.crt",
+            operator_token(config.superlink_folder),
+        ),
+    )

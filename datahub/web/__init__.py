@@ -1,0 +1,1 @@
+"""The hub's door: the API and the pages."""

@@ -1,0 +1,275 @@
+"""The hub's HTTP door: JSON under /api, pages elsewhere. Maps errors to statuses; decides nothing.
+
+Every answer to a user's mistake is {"error": "one sentence"}. Amounts travel as integers in base
+units.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+
+from datahub.errors import BadRequest, HubError
+from datahub.market import catalogue, jobs, orders
+from datahub.market.desk import Desk
+from datahub.web import pages
+from datatokens.errors import BankError, TermsError
+from datatokens.terms import DisputeTerms
+from fl_server.errors import TheatreError
+
+MAX_BODY_BYTES = 192 * 1024 * 1024
+
+
+def _desk(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+DeskDep = Annotated[Desk, Depends(_desk)]
+
+
+class Body(BaseModel):
+    """A request body: unknown fields are refused by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class NodeIn(Body):
+    """A node key and its SuperNode's public key, which the node registry must have bound to each
+    other.
+    """
+
+    node: str
+    supernode_public_key: str = Field(max_length=2000)
+
+
+class ContributorsIn(Body):
+    """A dataset's contributor list for one epoch: [[account, weight], ...] in the order of the
+    tree's leaves.
+    """
+
+    epoch: int = Field(ge=1)
+    entries: list[Annotated[tuple[str, StrictInt], Field(strict=False)]]  # JSON has lists only
+
+
+class DisputeIn(Body):
+    """How a disagreement is decided; see datatokens.terms.DisputeTerms."""
+
+    window_s: int
+    arbiter: str
+    bond_units: int
+    silent_bps: int
+
+
+class OrderIn(Body):
+    """What a buyer wants. Graph and weights are base64 (fl_client.model.export.export_model makes
+    them).
+    """
+
+    buyer: str
+    buyer_public_key: str
+    datasets: list[int] = Field(min_length=1, max_length=64)
+    vouchers: list[int] = []
+    compute_minutes: int = Field(default=10, ge=1, le=10_000)
+    dispute: DisputeIn | None = None
+    graph: str
+    weights: str
+    loss: str = "binary_cross_entropy"
+    epsilon: float = Field(gt=0, le=100)
+    delta: float = Field(gt=0, le=0.01)
+    rounds: int = 10
+    local_steps: int = 1
+    learning_rate: float = 1.0
+    clip_norm: float = 1.0
+    reward_units: int = 0
+    purpose: str
+    deadline_s: int = 3600
+    quorum: int | None = None
+
+
+class JobIn(Body):
+    """The exact terms document that was paid for."""
+
+    terms: str
+
+
+def _dispute(given: DisputeIn | None) -> DisputeTerms | None:
+    try:
+        return DisputeTerms(**given.model_dump()) if given else None
+    except TermsError as error:
+        raise BadRequest(str(error)) from error
+
+
+def _base64(name: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequest(f"{name} must be base64") from error
+
+
+def _say(request: Request, sentence: str, status: int) -> Response:
+    """An error as JSON under /api, as a page elsewhere."""
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": sentence}, status_code=status)
+    return pages.error(request, sentence, status)
+
+
+def create_app(desk: Desk, *, reconcile: bool = True) -> FastAPI:
+    """The application over open connections; with `reconcile` it also drives jobs."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        catalogue.sync(desk)
+        loop = jobs.Reconciler(desk) if reconcile else None
+        if loop:
+            loop.start()
+        yield
+        if loop:
+            loop.stopping.set()
+            loop.join(timeout=10)
+
+    app = FastAPI(
+        title="datahub",
+        version="0.1.0",
+        description="Buy one training job over many hospitals; raw data never leaves them.",
+        # Swagger's page loads scripts from elsewhere; /openapi.json is the document itself
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.desk = desk
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    app.include_router(pages.router)
+
+    @app.exception_handler(HubError)
+    async def _hub_error(request: Request, error: HubError) -> Response:
+        return _say(request, str(error), error.status)
+
+    @app.exception_handler(BankError)
+    @app.exception_handler(TheatreError)
+    async def _outside_error(request: Request, error: Exception) -> Response:
+        return _say(request, str(error), 503)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        given = first.get("input")
+        shown = "" if isinstance(given, dict | list) else f"={str(given)[:80]!r}"
+        return JSONResponse({"error": f"{where}{shown}: {first['msg']}"}, status_code=422)
+
+    @app.middleware("http")
+    async def _limits(request: Request, call_next: Any) -> Response:
+        length = request.headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            return JSONResponse(
+                {"error": f"a body may have {MAX_BODY_BYTES} bytes"}, status_code=413
+            )
+        response: Response = await call_next(request)
+        response.headers["x-content-type-options"] = "nosniff"
+        response.headers["referrer-policy"] = "no-referrer"
+        response.headers["content-security-policy"] = "default-src 'self'; frame-ancestors 'none'"
+        return response
+
+    @app.get("/health")
+    def health(desk: DeskDep) -> dict[str, Any]:
+        return {"status": "ok", "block_time": desk.chain.now()}
+
+    @app.get("/api/network")
+    def network(desk: DeskDep) -> dict[str, Any]:
+        """What a node or a buyer needs to connect; compare the addresses with those in your
+        contract.
+        """
+        config = desk.config
+        return {
+            "chain_id": config.chain_id,
+            "registry": config.registry,
+            "market": config.market,
+            "payment_token": config.payment_token,
+            "superlink": config.superlink,
+            "ca_certificate": (config.superlink_folder / "ca.crt").read_text(),
+            "fee_bps": config.fee_bps,
+        }
+
+    @app.get("/api/datasets")
+    def datasets(desk: DeskDep) -> list[dict[str, Any]]:
+        catalogue.sync(desk)
+        return catalogue.listing(desk)
+
+    @app.put("/api/datasets/{dataset_id}/manifest")
+    def put_manifest(dataset_id: int, document: dict[str, Any], desk: DeskDep) -> dict[str, Any]:
+        catalogue.put_manifest(desk, dataset_id, document)
+        return {"dataset_id": dataset_id}
+
+    @app.put("/api/datasets/{dataset_id}/contributors")
+    def put_contributors(dataset_id: int, body: ContributorsIn, desk: DeskDep) -> dict[str, Any]:
+        catalogue.put_contributors(desk, dataset_id, body.epoch, body.entries)
+        return {"dataset_id": dataset_id, "epoch": body.epoch, "contributors": len(body.entries)}
+
+    @app.get("/api/hospitals/{node}")
+    def hospital(node: str, desk: DeskDep) -> dict[str, Any]:
+        return catalogue.hospital(desk, node)
+
+    @app.post("/api/nodes")
+    def register_node(body: NodeIn, desk: DeskDep) -> dict[str, Any]:
+        supernode_id = catalogue.register_node(desk, body.node, body.supernode_public_key)
+        return {"supernode_id": str(supernode_id)}
+
+    @app.post("/api/quotes")
+    def quote(body: OrderIn, desk: DeskDep) -> dict[str, Any]:
+        given = body.model_dump() | {
+            "datasets": tuple(body.datasets),
+            "vouchers": tuple(body.vouchers),
+            "dispute": _dispute(body.dispute),
+            "graph": _base64("graph", body.graph),
+            "weights": _base64("weights", body.weights),
+        }
+        return orders.as_json(*orders.quote(desk, orders.Order(**given)))
+
+    @app.post("/api/jobs", status_code=201)
+    def submit(body: JobIn, desk: DeskDep) -> dict[str, Any]:
+        return jobs.describe(desk, jobs.submit(desk, body.terms.encode()))
+
+    @app.get("/api/jobs")
+    def list_jobs(desk: DeskDep) -> list[dict[str, Any]]:
+        return jobs.recent(desk)
+
+    @app.get("/api/jobs/{job_id}")
+    def job(job_id: str, desk: DeskDep) -> dict[str, Any]:
+        return jobs.describe(desk, jobs.job_row(desk, job_id))
+
+    @app.get("/api/jobs/{job_id}/terms")
+    def job_terms(job_id: str, desk: DeskDep) -> Response:
+        """The canonical JSON whose hash the job's id is; whoever has it can refund, dispute or
+        settle.
+        """
+        return Response(jobs.job_row(desk, job_id).terms, media_type="application/json")
+
+    @app.get("/api/jobs/{job_id}/report")
+    def report(job_id: str, desk: DeskDep) -> Response:
+        """The canonical JSON whose SHA-256 is on-chain."""
+        raw = jobs.result_file(desk, jobs.job_row(desk, job_id), "report.json")
+        return Response(raw, media_type="application/json")
+
+    @app.get("/api/jobs/{job_id}/result")
+    def result(job_id: str, desk: DeskDep) -> Response:
+        """Model and report, sealed to the buyer's key: of no use to anybody else."""
+        raw = jobs.result_file(desk, jobs.job_row(desk, job_id), "result.sealed")
+        return Response(raw, media_type="application/octet-stream")
+
+    @app.get("/api/claims/{account}")
+    def claims(account: str, desk: DeskDep) -> list[dict[str, Any]]:
+        return [asdict(claim) for claim in catalogue.claims_of(desk, account)]
+
+    return app

@@ -1,0 +1,1 @@
+"""A hospital's tables: schema, manifest, how rows become numbers."""

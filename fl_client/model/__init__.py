@@ -1,0 +1,1 @@
+"""The model as data: the format and its checks, export, the built-in families, weights."""

@@ -1,0 +1,467 @@
+"""The model as data: a JSON graph of allowed operations plus safetensors, made by export.py,
+interpreted at a node.
+
+A buyer's file is never executed, unpickled or compiled: the node parses JSON strictly, looks every
+operation up in a table, dry-runs the graph on fake tensors to bound its memory, and interprets it.
+Knows nothing of privacy or jobs.
+
+Format, version 1:
+    {"format": "datahub-graph", "version": 1, "input": {"name": str, "shape": [features...]},
+     "parameters": {node name: parameter name}, "nodes": [[name, operation, [arguments]], ...],
+     "output": name,
+     "frozen": [parameter names]}
+An argument is {"node": name} of an earlier node, a number, true/false, null, or a list of these.
+The graph is the one of a single sample (batch size 1): what it computes for one patient cannot
+depend on another. "frozen" may be left out; what it names is used as it came and gets no gradient.
+An LSTM or GRU is written out step by step, an embedding is a lookup of the input, cut into its
+table's range.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import grad, vmap
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fl_client.errors import GraphRefused
+from fl_client.model.weights import from_safetensors
+
+# a refusal is one sentence: torch would write a stack trace into the node's log for every shape
+# that does not fit
+logging.getLogger("torch._subclasses.fake_tensor").disabled = True
+
+FORMAT, VERSION = "datahub-graph", 1
+MAX_GRAPH_BYTES = 1024 * 1024
+MAX_NODES = 5000
+MAX_PARAMETERS = 50_000_000
+MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 50_000_000  # of one intermediate value of one sample
+MAX_TOTAL_ELEMENTS = 200_000_000  # of all intermediate values of one sample together: 800 MB
+MAX_INPUT_ELEMENTS = 4_000_000
+MAX_INTEGER = MAX_ELEMENTS
+MAX_OPERATIONS = (
+    10**11
+)  # multiplications and additions of one sample's forward pass (ResNet-18 at 224 x 224: 4e9)
+PREDICT_ELEMENTS = 64_000_000  # intermediate values held at once by `predict`: 256 MB
+
+# Every operation was read with these questions: can it name a file, an object or code; does it
+# change its input; does it keep state; can it see more than its arguments; does vmap treat samples
+# apart (tests/fl_client/test_graph.py asks the last two of every one)? Extend by the same review.
+_REVIEWED = (
+    "linear.default matmul.default conv1d.default conv2d.default group_norm.default "
+    "layer_norm.default "
+    "relu.default gelu.default silu.default elu.default leaky_relu.default hardtanh.default "
+    "hardswish.default "
+    "mish.default softplus.default sigmoid.default tanh.default softmax.int log_softmax.int "
+    "scaled_dot_product_attention.default dropout.default max_pool1d.default max_pool2d.default "
+    "avg_pool1d.default avg_pool2d.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default "
+    "add.Tensor sub.Tensor mul.Tensor div.Tensor neg.default exp.default sqrt.default abs.default "
+    "pow.Tensor_Scalar clamp.default mean.dim sum.dim_IntList cat.default stack.default "
+    "flatten.using_ints "
+    "unflatten.int view.default reshape.default contiguous.default permute.default transpose.int "
+    "unsqueeze.default squeeze.dim expand.default select.int slice.Tensor"
+)
+
+
+def _lookup(table: Tensor, index: Tensor, padding_index: int | None = None) -> Tensor:
+    """Rows of `table` [rows, width] by numbers [...]; the row of padding, if one is named, gets no
+    gradient.
+
+    A node's inputs are float32, so they are cut to whole numbers and into the table's range, and
+    what is not a number is
+    row 0. A wrong index can so neither stop a round nor read on.
+    """
+    whole = index.nan_to_num(0.0, float(len(table)), 0.0).clamp(0, len(table) - 1).to(torch.int64)
+    return functional.embedding(whole, table, padding_index)
+
+
+OPERATIONS: Mapping[str, Any] = {
+    **{
+        name: getattr(getattr(torch.ops.aten, name.split(".")[0]), name.split(".")[1])
+        for name in _REVIEWED.split()
+    },
+    "embedding.clamped": _lookup,  # the only one that is our own
+}
+NO_STATISTICS = "use GroupNorm or LayerNorm: batch statistics mix patients"
+NO_LOOPS = "use LSTM or GRU, or write its cells out with Linear and tanh"
+INSTEAD = {
+    "batch_norm": NO_STATISTICS,
+    "native_batch_norm": NO_STATISTICS,
+    "_native_batch_norm_legit_functional": NO_STATISTICS,
+    "rnn_tanh": NO_LOOPS,
+    "rnn_relu": NO_LOOPS,
+    "embedding": "look up the model's own input or a part of it, as in embedding(x.long())",
+}
+_POOLS = {"max_pool1d.default", "max_pool2d.default", "avg_pool1d.default", "avg_pool2d.default"}
+MAX_DEPTH = 12  # an honest graph has 7
+_BRACKET = re.compile(rb"[\[\]{}]")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
+
+
+def unknown(operation: str) -> str:
+    """The sentence that refuses an operation and says what to use instead."""
+    base = operation.split(".")[0]
+    hint = INSTEAD.get(base, "see fl_client.model.graph.OPERATIONS for what is allowed")
+    if base.endswith("_") and not base.startswith("_"):
+        hint = f"it changes its input in place; use {base.rstrip('_')} (inplace=False)"
+    return f"operation {operation[:80]!r} is not allowed: {hint}"
+
+
+class GraphModel(nn.Module):
+    """A checked graph with its parameters. `forward` takes [1, features...] and interprets node by
+    node.
+
+    input_shape      features..., without the batch dimension
+    output_shape     of one sample: () or (outputs,)
+    elements         numbers that one forward pass of one sample makes
+    parameter_names  as in the weights file
+    """
+
+    def __init__(self, graph: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
+        super().__init__()
+        self.input_shape: tuple[int, ...] = tuple(graph["input"]["shape"])
+        self.parameter_names: tuple[str, ...] = tuple(graph["parameters"].values())
+        self.output_shape: tuple[int, ...] = ()
+        self.elements = 0
+        self._input = graph["input"]["name"]
+        self._keys = {node: f"p{i}" for i, node in enumerate(graph["parameters"])}
+        self._nodes = [tuple(node) for node in graph["nodes"]]
+        self._output = graph["output"]
+        frozen = set(graph.get("frozen", ()))
+        for key, name in zip(self._keys.values(), self.parameter_names, strict=True):
+            self.register_parameter(
+                key, nn.Parameter(torch.from_numpy(arrays[name].copy()), name not in frozen)
+            )
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """The graph's output for one sample; dropout is at work only in training mode (`train()`,
+        `eval()`).
+        """
+        values = {node: getattr(self, key) for node, key in self._keys.items()}
+        values[self._input] = sample
+        for name, operation, arguments in self._nodes:
+            given = [_resolve(argument, values) for argument in arguments]
+            values[name] = OPERATIONS[operation](
+                *(given if self.training else _without_dropout(operation, given))
+            )
+        output: Tensor = values[self._output]
+        return output
+
+
+def _resolve(argument: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(argument, dict):
+        return values[argument["node"]]
+    return [_resolve(item, values) for item in argument] if isinstance(argument, list) else argument
+
+
+def _without_dropout(operation: str, given: list[Any]) -> list[Any]:
+    if operation == "dropout.default":
+        return [*given[:2], False]
+    if operation == "scaled_dot_product_attention.default" and len(given) > 4:
+        return [*given[:4], 0.0, *given[5:]]
+    return given
+
+
+def parameters(model: GraphModel) -> dict[str, np.ndarray]:
+    """Parameter name -> float32 array (copies)."""
+    keys = model._keys.values()
+    return {
+        name: getattr(model, key).detach().cpu().numpy().copy()
+        for name, key in zip(model.parameter_names, keys, strict=True)
+    }
+
+
+def with_parameters(model: GraphModel, arrays: Mapping[str, np.ndarray]) -> GraphModel:
+    """A model of the same graph with these parameters; `model` stays as it is.
+
+    Raises GraphRefused if names or shapes differ, or a number is not finite.
+    """
+    if set(arrays) != set(model.parameter_names):
+        raise GraphRefused(f"parameters must be {sorted(model.parameter_names)}")
+    fresh: dict[str, nn.Parameter | None] = {}
+    for key, name in zip(model._keys.values(), model.parameter_names, strict=True):
+        array = np.array(arrays[name], dtype=np.float32, order="C")
+        wanted = tuple(getattr(model, key).shape)
+        if array.shape != wanted or not np.isfinite(array).all():
+            raise GraphRefused(f"parameter {name!r} must hold finite numbers of shape {wanted}")
+        fresh[key] = nn.Parameter(torch.from_numpy(array), getattr(model, key).requires_grad)
+    twin = copy.copy(model)
+    twin._parameters = fresh  # the checked graph is shared, the parameters are not
+    return twin
+
+
+def load_model(graph: bytes, weights: bytes) -> GraphModel:
+    """The model in two hostile files, checked and dry-run. Raises GraphRefused with one sentence;
+    runs none of it.
+    """
+    spec = _parse(graph)
+    arrays = from_safetensors(weights)
+    names = list(spec["parameters"].values())
+    if set(names) != set(arrays) or len(set(names)) != len(names):
+        raise GraphRefused(
+            "weights must hold exactly the parameters that the graph names, each once"
+        )
+    for name, array in arrays.items():
+        if array.size == 0 or array.ndim > MAX_DIMENSIONS:
+            raise GraphRefused(
+                f"parameter {name!r}: shape {array.shape[:9]} is empty or deeper than "
+                f"{MAX_DIMENSIONS}"
+            )
+    total = sum(array.size for array in arrays.values())
+    if total > MAX_PARAMETERS:
+        raise GraphRefused(f"{total} parameters are more than {MAX_PARAMETERS}")
+    model = GraphModel(spec, arrays)
+    _dry_run(model, spec)
+    return model
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    if len(raw) > MAX_GRAPH_BYTES:
+        raise GraphRefused(f"a graph of {len(raw)} bytes is larger than {MAX_GRAPH_BYTES}")
+    if raw[:2] == b"PK" or raw[:1] == b"\x80":
+        raise GraphRefused(
+            "a graph must be JSON; this is a zip or pickle file, which is never opened"
+        )
+    _check_depth(raw)
+    try:
+        spec = json.loads(raw.decode(), parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise GraphRefused(f"the graph is not JSON: {str(error)[:100]}") from error
+    fields = {"format", "version", "input", "parameters", "nodes", "output"}
+    if not isinstance(spec, dict) or set(spec) - {"frozen"} != fields:
+        raise GraphRefused(f"the graph must be an object with exactly the fields {sorted(fields)}")
+    if spec["format"] != FORMAT or spec["version"] != VERSION or type(spec["version"]) is not int:
+        found = f"format={repr(spec['format'])[:80]} version={repr(spec['version'])[:80]}"
+        raise GraphRefused(f"{found} must be {FORMAT!r} {VERSION}")
+    known = _check_input(spec["input"]) | _check_parameters(spec["parameters"])
+    _check_frozen(spec.get("frozen", []), set(spec["parameters"].values()))
+    if spec["input"]["name"] in spec["parameters"]:
+        raise GraphRefused("the input has the name of a parameter")
+    if not isinstance(spec["nodes"], list) or not 1 <= len(spec["nodes"]) <= MAX_NODES:
+        raise GraphRefused(f"nodes must be a list of 1 to {MAX_NODES}")
+    for node in spec["nodes"]:
+        if not (
+            isinstance(node, list)
+            and len(node) == 3
+            and _is_name(node[0])
+            and isinstance(node[2], list)
+        ):
+            raise GraphRefused(f"node {repr(node)[:80]} must be [name, operation, [arguments]]")
+        name, operation, arguments = node
+        if not isinstance(operation, str) or operation not in OPERATIONS:
+            raise GraphRefused(unknown(str(operation)[:80]))
+        for argument in arguments:
+            _check_argument(argument, known, name, 0)
+        if name in known:
+            raise GraphRefused(f"node {name!r} is defined twice")
+        known.add(name)
+    if not isinstance(spec["output"], str) or spec["output"] not in known:
+        raise GraphRefused("the output must be one of the nodes")
+    return spec
+
+
+def _check_depth(raw: bytes) -> None:
+    """Before json.loads, whose recursion overruns the C stack where an imported library has raised
+    Python's limit.
+    """
+    depth = 0
+    for found in _BRACKET.finditer(_STRING.sub(b"", raw)):
+        depth += 1 if found.group() in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise GraphRefused(f"the graph is not JSON of at most {MAX_DEPTH} levels")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a field is there twice")
+    return dict(pairs)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def _check_input(value: Any) -> set[str]:
+    if (
+        not isinstance(value, dict)
+        or set(value) != {"name", "shape"}
+        or not _is_name(value["name"])
+    ):
+        raise GraphRefused(
+            f"input={repr(value)[:80]} must be a name (letters, digits, _ and .) and a shape"
+        )
+    shape = value["shape"]
+    if (
+        not isinstance(shape, list)
+        or not 1 <= len(shape) < MAX_DIMENSIONS
+        or any(type(d) is not int or not 1 <= d <= MAX_INPUT_ELEMENTS for d in shape)
+        or math.prod(shape) > MAX_INPUT_ELEMENTS
+    ):
+        raise GraphRefused(
+            f"input.shape={repr(shape)[:80]} must be 1 to 7 numbers; their product at most "
+            f"{MAX_INPUT_ELEMENTS}"
+        )
+    return {value["name"]}
+
+
+def _check_parameters(value: Any) -> set[str]:
+    if (
+        not isinstance(value, dict)
+        or not value
+        or not all(_is_name(k) and _is_name(v) for k, v in value.items())
+    ):
+        raise GraphRefused(
+            "parameters must map node names to names of letters, digits, _ and ., at least one"
+        )
+    return set(value)
+
+
+def _check_frozen(value: Any, names: set[str]) -> None:
+    if not isinstance(value, list) or not all(isinstance(n, str) and n in names for n in value):
+        raise GraphRefused(f"frozen={repr(value)[:80]} must be a list of parameter names")
+    if len(set(value)) != len(value) or set(value) == names:
+        raise GraphRefused("frozen must name each parameter once, and leave at least one to train")
+
+
+def _check_argument(argument: Any, known: set[str], where: str, depth: int) -> None:
+    if isinstance(argument, dict):
+        if (
+            set(argument) != {"node"}
+            or not isinstance(argument["node"], str)
+            or argument["node"] not in known
+        ):
+            raise GraphRefused(
+                f"node {where[:80]!r} refers to something that is not defined before it"
+            )
+    elif isinstance(argument, list):
+        if depth > 3 or len(argument) > 10_000:
+            raise GraphRefused(f"node {where[:80]!r}: a list is too deep or too long")
+        for item in argument:
+            _check_argument(item, known, where, depth + 1)
+    elif type(argument) is int:
+        if abs(argument) > MAX_INTEGER and argument != 2**63 - 1:  # slice's "to the end"
+            raise GraphRefused(f"node {where[:80]!r}: {argument} is out of range")
+    elif type(argument) is float:
+        if not math.isfinite(argument):
+            raise GraphRefused(f"node {where[:80]!r}: a number is not finite")
+    elif argument is not None and type(argument) is not bool:
+        raise GraphRefused(
+            f"node {where[:80]!r}: an argument of type {type(argument).__name__} is not allowed"
+        )
+
+
+def _dry_run(model: GraphModel, spec: Mapping[str, Any]) -> None:
+    """Forward and per-sample gradients on fake tensors: nothing is computed, however large it
+    claims to be.
+
+    Fills in `model.output_shape` and `model.elements`.
+    """
+    shapes = {node: tuple(getattr(model, key).shape) for node, key in model._keys.items()}
+    with (
+        FakeTensorMode(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # as in training: the fused kernels have no rule for vmap
+        fake: dict[str, Tensor] = {node: torch.empty(shape) for node, shape in shapes.items()}
+        sample = torch.empty((1, *model.input_shape))
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            output = _dry_forward(model, {**fake, model._input: sample}, counter)
+        if output.dim() < 1 or output.dim() > 2 or output.shape[0] != 1 or output.numel() == 0:
+            raise GraphRefused(
+                f"the output has shape {tuple(output.shape)}; [1] or [1, outputs] is needed"
+            )
+        model.output_shape = tuple(output.shape[1:])
+
+        def of_one(values: dict[str, Tensor], one: Tensor) -> Tensor:
+            every = {**values, model._input: one[None]}
+            for name, operation, arguments in spec["nodes"]:
+                every[name] = OPERATIONS[operation](
+                    *(_resolve(argument, every) for argument in arguments)
+                )
+            return every[spec["output"]].sum()
+
+        try:
+            vmap(grad(of_one), in_dims=(None, 0), randomness="different")(
+                fake, torch.empty((2, *model.input_shape))
+            )
+        except Exception as error:  # torch raises many kinds; all mean the same here
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise GraphRefused(f"the model has no per-sample gradient: {first[:200]}") from error
+
+
+def _dry_forward(model: GraphModel, values: dict[str, Any], counter: FlopCounterMode) -> Tensor:
+    pooled = 0
+    for name, operation, arguments in model._nodes:
+        try:
+            result = OPERATIONS[operation](*(_resolve(argument, values) for argument in arguments))
+        except Exception as error:  # torch raises many kinds on nonsense; all mean the same here
+            raise GraphRefused(f"node {name!r} ({operation}) does not fit its arguments") from error
+        if (
+            not isinstance(result, Tensor)
+            or result.dtype != torch.float32
+            or result.dim() > MAX_DIMENSIONS
+        ):
+            raise GraphRefused(
+                f"node {name!r} ({operation}) does not give one float32 tensor of at most 8 "
+                "dimensions"
+            )
+        model.elements += result.numel()
+        if result.numel() > MAX_ELEMENTS or model.elements > MAX_TOTAL_ELEMENTS:
+            raise GraphRefused(
+                f"node {name!r} needs {result.numel()} numbers, {model.elements} with those "
+                "before it; "
+                f"{MAX_ELEMENTS} and {MAX_TOTAL_ELEMENTS} are allowed"
+            )
+        if operation in _POOLS:  # the counter counts none of these
+            pooled += result.numel() * _window(operation, arguments[1])
+        if (work := counter.get_total_flops() + pooled) > MAX_OPERATIONS:
+            raise GraphRefused(
+                f"node {name!r}: one sample takes {work:.0e} operations, over {MAX_OPERATIONS:.0e}"
+            )
+        values[name] = result
+    output: Tensor = values[model._output]
+    return output
+
+
+def _window(operation: str, size: Any) -> int:
+    sizes = size if isinstance(size, list) else [size]
+    return int(sizes[0] ** (2 if "2d" in operation else 1) if len(sizes) == 1 else math.prod(sizes))
+
+
+def predict(model: GraphModel, features: np.ndarray) -> np.ndarray:
+    """Outputs [n, ...] of the model for features [n, ...], one sample at a time under vmap, without
+    dropout.
+    """
+    quiet = copy.copy(model).eval()
+    batch = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
+    if tuple(batch.shape[1:]) != model.input_shape:
+        raise GraphRefused(
+            f"features have shape {tuple(batch.shape[1:])}; the model takes {model.input_shape}"
+        )
+    if len(batch) == 0:
+        return np.zeros((0, *model.output_shape), dtype=np.float32)
+    of_many = vmap(lambda sample: quiet(sample[None])[0])
+    with torch.no_grad():
+        parts = [
+            of_many(part)
+            for part in torch.split(batch, max(1, PREDICT_ELEMENTS // max(1, model.elements)))
+        ]
+    outputs: np.ndarray = torch.cat(parts).numpy()
+    return outputs

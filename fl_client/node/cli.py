@@ -1,0 +1,336 @@
+"""The hospital's commands: init, add-dataset, start, status. Maps errors to exit codes; decides
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from datatokens.chain.connection import connect
+from datatokens.deploy import verify
+from fl_client.data.schemas import PLATFORM_MINIMUM_PERSONS, Schema
+from fl_client.errors import ConfigError, DatasetError
+from fl_client.node import config as node_config
+
+node = typer.Typer(help="A hospital's data node.", no_args_is_help=True)
+console = Console()
+MAX_OVERLAP_HOURS = 24 * 90
+
+Folder = Annotated[Path, typer.Argument(help="The node's folder.")]
+
+
+@node.command()
+def init(
+    folder: Folder,
+    name: Annotated[str, typer.Option(help="The hospital's name as the catalogue shows it.")],
+    hub: Annotated[str, typer.Option(help="URL of the hub.")],
+    chain: Annotated[str, typer.Option(help="URL of your own chain connection (JSON-RPC).")],
+) -> None:
+    """Make a node: its keys and node.toml. Compare the contract addresses it prints with those in
+    your contract.
+    """
+    from fl_client.node.listing import hub_request
+
+    network = hub_request(hub, "GET", "/api/network")
+    verify(connect(chain), network["registry"], network["market"])
+    made = node_config.create(folder, name=name, hub=hub, chain=chain, network=network)
+    console.print(f"node {name!r} in {folder}: node key {made.node_address}")
+    console.print(
+        f"registry {made.registry}, market {made.market}: their code is that of this version of "
+        "datahub"
+    )
+    console.print(
+        f"next: datahub node add-dataset {folder} --file TABLE.csv --schema SCHEMA.json ..."
+    )
+
+
+@node.command("add-dataset")
+def add_dataset(
+    folder: Folder,
+    file: Annotated[Path, typer.Option(help="CSV file with a header row.")],
+    schema: Annotated[
+        Path, typer.Option(help="Schema JSON: features with public constants, target.")
+    ],
+    name: Annotated[str, typer.Option(help="The dataset's name.")],
+    price_units: Annotated[
+        int, typer.Option(help="Price of one job, base units of the payment token.")
+    ],
+    contributors: Annotated[Path, typer.Option(help="CSV file with the header account,weight.")],
+    owner_key_file: Annotated[
+        Path, typer.Option(help="File with the owner's private key; used once, not copied.")
+    ],
+    description: Annotated[str, typer.Option(help="What the catalogue says about it.")] = "",
+    contributor_bps: Annotated[int, typer.Option(help="Contributors' part, of 10000.")] = 5000,
+    lifetime_epsilon: Annotated[
+        float, typer.Option(help="What all jobs together may ever cost a patient.")
+    ] = 8.0,
+    delta: Annotated[float, typer.Option(help="Delta at which epsilon is counted.")] = 1e-5,
+    minimum_persons: Annotated[
+        int, typer.Option(help="Never train on fewer patients.")
+    ] = PLATFORM_MINIMUM_PERSONS,
+    compute_rate_units: Annotated[
+        int, typer.Option(help="Price of every started minute of training, base units.")
+    ] = 0,
+    patient_column: Annotated[
+        str,
+        typer.Option(
+            help="Column that tells patients apart. Without it privacy protects single records."
+        ),
+    ] = "",
+) -> None:
+    """List a table as a dataset. The table stays; a noised count and the schema become public."""
+    from fl_client.node.listing import Listing, list_dataset, read_contributors
+
+    try:
+        parsed = Schema.from_dict(json.loads(schema.read_text()))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"schema: {schema} is not a readable JSON file: {error}") from error
+    listing = Listing(
+        name,
+        description,
+        price_units,
+        contributor_bps,
+        lifetime_epsilon,
+        delta,
+        minimum_persons,
+        compute_rate_units=compute_rate_units,
+        patient_column=patient_column,
+    )
+    entry = list_dataset(
+        node_config.read(folder),
+        owner_key_file.read_text().strip(),
+        file,
+        parsed,
+        listing,
+        read_contributors(contributors),
+    )
+    console.print(
+        f"dataset {entry.dataset_id} is listed with about {entry.manifest.persons} "
+        f"{entry.manifest.unit}s (noised)"
+    )
+    if not patient_column:
+        console.print(
+            "privacy protects each record; if patients have several, name --patient-column and "
+            "list it again"
+        )
+    console.print(f"next: datahub node start {folder}")
+
+
+@node.command("rotate-key")
+def rotate_key_(
+    folder: Folder,
+    owner_key_file: Annotated[
+        Path, typer.Option(help="File with the owner's private key; used once, not copied.")
+    ],
+    overlap_hours: Annotated[
+        float, typer.Option(help="How long the old key may still accept jobs quoted with it.")
+    ] = 24,
+    stolen: Annotated[
+        bool, typer.Option("--stolen", help="Revoke the old key at once, and what it accepted.")
+    ] = False,
+) -> None:
+    """Give the node a new signing key, and all its datasets that key. Restart the node
+    afterwards.
+    """
+    from fl_client.node.listing import rotate_key
+
+    if not 0 <= overlap_hours <= MAX_OVERLAP_HOURS:
+        raise ConfigError(f"overlap_hours={overlap_hours:g} must be from 0 to {MAX_OVERLAP_HOURS}")
+    new = rotate_key(
+        node_config.read(folder),
+        owner_key_file.read_text().strip(),
+        round(overlap_hours * 3600),
+        stolen,
+    )
+    console.print(
+        f"the node key is {new} now; the one before is "
+        f"{'revoked' if stolen else 'kept for its jobs'}"
+    )
+    console.print(f"next: restart it: datahub node start {folder}")
+
+
+@node.command()
+def offer(
+    folder: Folder,
+    owner_key_file: Annotated[
+        Path, typer.Option(help="File with the owner's private key; used once, not copied.")
+    ],
+    hardware: Annotated[str, typer.Option(help="The machine in words, up to 256 bytes.")],
+    minute_units: Annotated[
+        int, typer.Option(help="Usual price of a minute of training, base units.")
+    ] = 0,
+) -> None:
+    """Say on-chain what machine this hospital trains on, and what it usually costs. Each dataset's
+    own rate decides.
+    """
+    from datatokens.bindings.nodes import NodeRegistry
+    from fl_client.node.listing import enrol
+
+    configuration = node_config.read(folder)
+    owner = connect(configuration.chain, owner_key_file.read_text().strip())
+    hospital_id = enrol(configuration, owner)
+    nodes = NodeRegistry(owner, configuration.registry)
+    nodes.set_offer(hospital_id, configuration.payment_token, minute_units, hardware)
+    console.print(f"hospital {hospital_id} offers: {hardware}")
+
+
+@node.command()
+def start(folder: Folder) -> None:
+    """Serve the node's datasets until stopped. Dials out only; listens on no port."""
+    from fl_client.node.admission import DataRoom, make_app
+    from fl_client.node.listing import register_node
+    from fl_client.node.supernode import serve
+
+    form = "%(asctime)s %(name)s %(levelname)s %(message)s"
+    logging.basicConfig(
+        level=logging.INFO, format=form, force=True
+    )  # Flower has set up its own by now
+    for noisy in ("httpx", "httpcore", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    configuration = node_config.read(folder)
+    if not configuration.datasets:
+        raise ConfigError(
+            f"{folder} has no dataset yet; list one with: datahub node add-dataset {folder} ..."
+        )
+    chain = connect(configuration.chain)
+    if chain.chain_id != configuration.chain_id:
+        raise ConfigError(
+            f"chain_id={configuration.chain_id} in node.toml, but {configuration.chain} is "
+            f"{chain.chain_id}"
+        )
+    verify(chain, configuration.registry, configuration.market)
+    room = DataRoom(configuration, chain)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    register_node(configuration)
+    log = logging.getLogger("datahub.node")
+    serve(
+        make_app(room),
+        superlink=configuration.superlink,
+        ca_file=configuration.ca_file,
+        key=configuration.supernode_key,
+        stop=stop,
+        on_connected=lambda node_id: log.info(
+            "%s is connected as SuperNode %s", configuration.name, node_id
+        ),
+    )
+
+
+@node.command("audit")
+def audit_(
+    epsilon: Annotated[
+        float, typer.Option(help="What to claim, at delta, for the whole of the steps.")
+    ] = 1.0,
+    delta: Annotated[float, typer.Option(help="Delta.")] = 1e-5,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 10,
+    sampling_rate: Annotated[
+        float, typer.Option(help="Chance of each patient to be in a step.")
+    ] = 1.0,
+    canaries: Annotated[int, typer.Option(help="Made-up patients; more find more.")] = 5000,
+    engine: Annotated[
+        str, typer.Option(help="book-keeping, or hooks: the one that node.toml names.")
+    ] = "book-keeping",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Attack this machine's engine on made-up patients and see whether epsilon holds. Touches no
+    table; exit status 1 if not.
+    """
+    from fl_client.privacy.accounting import calibrate
+    from fl_client.privacy.audit import audit
+
+    noise, _ = calibrate(epsilon, delta, sampling_rate, steps, 1, 1e-3)
+    found = [
+        audit(noise, sampling_rate, steps, delta, canaries=canaries, records=records, engine=engine)
+        for records in (1, 3)
+    ]
+    if as_json:
+        typer.echo(json.dumps([{**asdict(a), "convicted": a.convicted} for a in found]))
+    else:
+        table = Table(
+            "records of each",
+            "guessed right",
+            "epsilon disproved",
+            "epsilon claimed",
+            "verdict",
+            box=None,
+        )
+        for records, one in zip((1, 3), found, strict=True):
+            verdict = "BROKEN" if one.convicted else "not disproved"
+            table.add_row(
+                str(records),
+                f"{one.right} of {one.guesses}",
+                f"{one.epsilon_disproved:.2f}",
+                f"{one.epsilon_claimed:.2f}",
+                verdict,
+            )
+        console.print(table)
+        console.print(
+            f"{found[0].canaries} made-up patients, confidence {found[0].confidence:.0%}; an audit "
+            "can only convict"
+        )
+    if any(one.convicted for one in found):
+        raise typer.Exit(1)
+
+
+@node.command()
+def status(
+    folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """What each dataset has spent of its lifetime epsilon, and for which jobs.
+
+    "if pre-declared" is the tighter figure that would hold had all jobs been fixed in advance;
+    nothing is admitted by it.
+    """
+    from fl_client.privacy.accounting import pld_epsilon
+    from fl_client.privacy.ledger import Ledger
+
+    configuration = node_config.read(folder)
+    ledger = Ledger(folder / "ledger.sqlite")
+    lines: list[dict[str, Any]] = []
+    for entry in configuration.datasets:
+        limit, delta = ledger.budget(entry.patient_set)
+        lines.append(
+            {
+                "dataset_id": entry.dataset_id,
+                "name": entry.manifest.name,
+                "epsilon_spent": ledger.epsilon_spent(entry.patient_set),
+                "epsilon_committed": ledger.epsilon_committed(entry.patient_set),
+                "epsilon_pld": pld_epsilon(ledger.history(entry.patient_set), delta),
+                "jobs_left": ledger.jobs_left(entry.patient_set),
+                "epsilon_lifetime": limit,
+                "delta": delta,
+                "jobs": [vars(job) for job in ledger.jobs(entry.patient_set)],
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(lines))
+        return
+    table = Table(title=configuration.name)
+    columns = (
+        "dataset|epsilon spent|if pre-declared|with reserved|lifetime|delta|jobs|more like the last"
+    )
+    for column in columns.split("|"):
+        table.add_column(column)
+    for line in lines:
+        table.add_row(
+            f"{line['dataset_id']} {line['name']}",
+            f"{line['epsilon_spent']:.3f}",
+            f"{line['epsilon_pld']:.3f}",
+            f"{line['epsilon_committed']:.3f}",
+            f"{line['epsilon_lifetime']:g}",
+            f"{line['delta']:g}",
+            str(len(line["jobs"])),
+            "" if line["jobs_left"] is None else str(line["jobs_left"]),
+        )
+    console.print(table)

@@ -1,0 +1,274 @@
+"""A node's folder: node.toml, its two keys, its ledger, its admitted jobs. Read once, every error
+at once.
+
+Knows nothing of what the values are used for. A node has three keys: the owner's (cold, lists
+datasets, not kept here unless the owner says so), the node key (signs acceptances, refusals,
+attestations) and the SuperNode key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from eth_account import Account
+
+from datatokens.errors import TermsError
+from datatokens.terms import address, whole
+from fl_client.data.schemas import PLATFORM_MINIMUM_PERSONS, Manifest
+from fl_client.errors import ConfigError, DatasetError
+from fl_client.node.policy import Policy
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One listed dataset of the node: its id on-chain, where its table is, the manifest that was
+    published.
+    """
+
+    dataset_id: int
+    file: Path
+    patient_set: str
+    manifest: Manifest
+    patient_column: str = ""
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """Everything a node process needs, checked."""
+
+    folder: Path
+    name: str
+    hub: str
+    chain: str
+    chain_id: int
+    registry: str
+    market: str
+    payment_token: str
+    superlink: str
+    engine: str
+    policy: Policy
+    datasets: tuple[DatasetEntry, ...]
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificate authority of the SuperLink's operator."""
+        return self.folder / "superlink-ca.crt"
+
+    @property
+    def node_key(self) -> bytes:
+        """The secp256k1 key that signs for this node."""
+        return bytes.fromhex((self.folder / "keys" / "node.key").read_text().strip())
+
+    @property
+    def node_address(self) -> str:
+        """The address of the node key."""
+        return str(Account.from_key(self.node_key).address)
+
+    @property
+    def node_keys(self) -> dict[str, bytes]:
+        """Address -> key: the one that signs now, and those before it, which finish the jobs that
+        they accepted.
+        """
+        past = [
+            bytes.fromhex(path.read_text().strip())
+            for path in sorted((self.folder / "keys").glob("node-0x*.key"))
+        ]
+        return {str(Account.from_key(key).address): key for key in (self.node_key, *past)}
+
+    @property
+    def supernode_key(self) -> ec.EllipticCurvePrivateKey:
+        """The key that authenticates towards the SuperLink."""
+        raw = (self.folder / "keys" / "supernode.key").read_bytes()
+        key = serialization.load_pem_private_key(raw, None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigError(f"{self.folder}/keys/supernode.key is not an elliptic curve key")
+        return key
+
+    @property
+    def supernode_public_key(self) -> bytes:
+        """PEM SubjectPublicKeyInfo, as the SuperLink registers it."""
+        return self.supernode_key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+
+    def dataset(self, dataset_id: int) -> DatasetEntry | None:
+        """The dataset with this id, if this node serves it."""
+        return next((entry for entry in self.datasets if entry.dataset_id == dataset_id), None)
+
+
+TEMPLATE = """\
+# The node of one hospital. Everything here can be read and changed by the hospital;
+# restart the node after a change.
+name = {name}
+hub = {hub}                # where datasets are shown; its word counts for nothing
+chain = {chain}            # your own chain connection: payment is checked here
+chain_id = {chain_id}
+registry = {registry}      # compare these three addresses with the ones your contract names
+market = {market}
+payment_token = {payment_token}
+superlink = {superlink}    # what this node dials besides the two above; it opens no port
+engine = "book-keeping"    # or "hooks": gradients by Opacus itself, slower, without dropout
+
+[policy]
+buyers = ["*"]                     # addresses that may buy, or "*"
+purposes = ["*"]                   # allowed purposes, or "*"
+max_epsilon_per_job = 4.5          # the most one job may cost
+minimum_persons = {minimum}  # refuse while a dataset has fewer patients (at least {minimum})
+arbiters = []  # addresses trusted to rule on disputes; others' dispute windows are refused
+"""
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write `content` readable by this user only, from the first byte on; refuses to overwrite."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise ConfigError(f"{path} exists already; a key is never overwritten") from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
+def create(folder: Path, *, name: str, hub: str, chain: str, network: dict[str, Any]) -> NodeConfig:
+    """Make a node's folder: keys, node.toml from what the hub says of the network, the SuperLink's
+    CA.
+    """
+    if (folder / "node.toml").exists():
+        raise ConfigError(f"{folder} holds a node already; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {
+        k: network[k] for k in ("chain_id", "registry", "market", "payment_token", "superlink")
+    }
+    values |= {"name": name, "hub": hub, "chain": chain}
+    text = TEMPLATE.format(
+        **{k: json.dumps(v) for k, v in values.items()}, minimum=PLATFORM_MINIMUM_PERSONS
+    )
+    write_private(folder / "keys" / "node.key", Account.create().key.hex().encode())
+    supernode = ec.generate_private_key(ec.SECP384R1())
+    pem = supernode.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    write_private(folder / "keys" / "supernode.key", pem)
+    (folder / "superlink-ca.crt").write_text(network["ca_certificate"])
+    (folder / "node.toml").write_text(text)
+    return read(folder)
+
+
+def next_node_key(folder: Path) -> bytes:
+    """The key that will follow the node key; made once, so that a rotation that was cut off goes on
+    with it.
+    """
+    path = folder / "keys" / "next.key"
+    if not path.exists():
+        write_private(path, Account.create().key.hex().encode())
+    return bytes.fromhex(path.read_text().strip())
+
+
+def promote_next_key(folder: Path, old: str) -> NodeConfig:
+    """Put the next key in the place of `old` (its address), which is kept for the jobs that it has
+    accepted.
+    """
+    keys = folder / "keys"
+    kept = keys / f"node-{old}.key"
+    if not kept.exists():
+        os.link(keys / "node.key", kept)
+    (keys / "next.key").replace(keys / "node.key")
+    return read(folder)
+
+
+def add_dataset(folder: Path, entry: DatasetEntry) -> None:
+    """Write a listed dataset into the folder: datasets/<id>.json."""
+    path = folder / "datasets" / f"{entry.dataset_id}.json"
+    path.parent.mkdir(exist_ok=True)
+    content = {
+        "file": str(entry.file),
+        "patient_set": entry.patient_set,
+        "patient_column": entry.patient_column,
+        "manifest": entry.manifest.as_dict(),
+    }
+    path.write_text(json.dumps(content, indent=2))
+
+
+def read(folder: Path) -> NodeConfig:
+    """The node in `folder`. Raises ConfigError listing everything that is missing or wrong."""
+    try:
+        raw = tomllib.loads((folder / "node.toml").read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder} holds no node.toml; make one with: datahub node init {folder}"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{folder}/node.toml is not TOML: {error}") from error
+    problems: list[str] = []
+
+    def field(name: str, check: Any) -> Any:
+        try:
+            return check(name, raw[name])
+        except KeyError:
+            problems.append(f"{name} is missing")
+        except (TermsError, ConfigError) as error:
+            problems.append(str(error))
+
+    values = {name: field(name, _text) for name in ("name", "hub", "chain", "superlink")}
+    values |= {name: field(name, address) for name in ("registry", "market", "payment_token")}
+    raw.setdefault("engine", "book-keeping")
+    values["engine"] = field("engine", _engine)
+    values["chain_id"] = field("chain_id", lambda n, v: whole(n, v, 1, 2**64 - 1))
+    policy = field("policy", lambda _, value: _policy(value))
+    datasets = []
+    for path in sorted((folder / "datasets").glob("*.json")):
+        try:
+            entry = json.loads(path.read_text())
+            manifest = Manifest.from_dict(entry["manifest"])
+            column = _column(entry.get("patient_column", ""))
+            datasets.append(
+                DatasetEntry(
+                    int(path.stem), Path(entry["file"]), entry["patient_set"], manifest, column
+                )
+            )
+        except (DatasetError, ConfigError, KeyError, ValueError) as error:
+            problems.append(f"{path.name}: {error}")
+    if problems:
+        raise ConfigError(f"{folder}/node.toml: " + "; ".join(problems))
+    return NodeConfig(folder=folder, policy=policy, datasets=tuple(datasets), **values)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name}={value!r} must be text")
+    return value
+
+
+def _engine(name: str, value: object) -> str:
+    if value not in ("book-keeping", "hooks"):
+        raise ConfigError(f"{name}={value!r} must be book-keeping or hooks")
+    return str(value)
+
+
+def _column(value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"patient_column={value!r} must be a column's name, or empty")
+    return value
+
+
+def _policy(value: Any) -> Policy:
+    try:
+        buyers = tuple(b if b == "*" else address("policy.buyers", b) for b in value["buyers"])
+        purposes = tuple(_text("policy.purposes", p) for p in value["purposes"])
+        epsilon = value["max_epsilon_per_job"]
+        minimum = whole(
+            "policy.minimum_persons", value["minimum_persons"], PLATFORM_MINIMUM_PERSONS, 10**9
+        )
+        arbiters = tuple(address("policy.arbiters", a) for a in value.get("arbiters", []))
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"policy: look at {error}") from error
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1000:
+        raise ConfigError(f"policy.max_epsilon_per_job={epsilon!r} must be a number above 0")
+    return Policy(buyers, purposes, float(epsilon), minimum, arbiters)

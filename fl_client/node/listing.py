@@ -1,0 +1,284 @@
+"""What a hospital does once: list a dataset on-chain, publish its manifest and contributors,
+register its node.
+
+Runs on the hospital's machine with the owner's key, which is used here and not kept. Only public
+documents leave: the manifest (whose person count is noised and charged to the ledger) and the
+contributors' addresses and weights.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from eth_account import Account
+
+from datatokens.bindings.escrow import Escrow, Status
+from datatokens.bindings.nodes import KeyState, NodeRegistry, public_point
+from datatokens.bindings.registry import Registry
+from datatokens.bindings.revenue import Revenue
+from datatokens.chain.connection import Chain, connect
+from datatokens.errors import TermsError
+from datatokens.merkle import MAX_WEIGHT, Tree
+from datatokens.terms import JobTerms, address, privacy_charged, sign, whole
+from fl_client.data.schemas import PLATFORM_MINIMUM_PERSONS, Manifest, Schema, check_cohort, load
+from fl_client.errors import ConfigError, DatasetError
+from fl_client.node.config import (
+    DatasetEntry,
+    NodeConfig,
+    add_dataset,
+    next_node_key,
+    promote_next_key,
+)
+from fl_client.privacy.ledger import Ledger
+from fl_client.privacy.noise import SecureRandom
+from fl_client.privacy.plan import Charge
+
+COUNT_NOISE = 5.0  # sd of the released person count; sensitivity 1, so also its noise multiplier
+
+
+@dataclass(frozen=True)
+class Listing:
+    """How a dataset is offered. price_units per job; contributor_bps of 10000 go to
+    contributors.
+    """
+
+    name: str
+    description: str
+    price_units: int
+    contributor_bps: int
+    lifetime_epsilon: float
+    delta: float
+    minimum_persons: int = PLATFORM_MINIMUM_PERSONS
+    symbol: str = "DT"
+    compute_rate_units: int = 0  # for every started minute of training
+    patient_column: str = ""  # tells patients apart; without it a record is what privacy protects
+
+
+def hub_request(hub: str, method: str, path: str, body: Any = None) -> Any:
+    """One call of the hub's API. Raises ConfigError with the hub's own sentence."""
+    try:
+        answer = httpx.request(method, hub.rstrip("/") + path, json=body, timeout=60)
+    except httpx.HTTPError as error:
+        raise ConfigError(f"the hub at {hub} does not answer: {error}") from error
+    if answer.is_error:
+        try:
+            sentence = answer.json()["error"]
+        except (ValueError, KeyError, TypeError):
+            sentence = answer.text[:200]
+        raise ConfigError(f"the hub refused: {sentence}")
+    return answer.json()
+
+
+def read_contributors(path: Path) -> list[tuple[str, int]]:
+    """[(address, weight), ...] from a CSV file with the header account,weight. Raises DatasetError
+    naming the line.
+    """
+    entries: list[tuple[str, int]] = []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != ["account", "weight"]:
+            raise DatasetError(f"{path.name}: the header must be account,weight")
+        for row in reader:
+            try:
+                entries.append(
+                    (
+                        address("account", row["account"]),
+                        whole("weight", int(row["weight"]), 1, MAX_WEIGHT),
+                    )
+                )
+            except (TermsError, ValueError, TypeError) as error:
+                raise DatasetError(f"{path.name} line {reader.line_num}: {error}") from error
+    if not entries or len({account for account, _ in entries}) != len(entries):
+        raise DatasetError(
+            f"{path.name}: there must be at least one contributor, each account once"
+        )
+    return entries
+
+
+def list_dataset(
+    config: NodeConfig,
+    owner_key: str,
+    file: Path,
+    schema: Schema,
+    listing: Listing,
+    contributors: Sequence[tuple[str, int]],
+) -> DatasetEntry:
+    """List `file` as a dataset owned by `owner_key`. Raises NodeError or BankError; the table never
+    leaves.
+    """
+    records = load(file, schema, listing.patient_column)
+    check_cohort(records.persons, listing.minimum_persons)
+    key = records.patient_set
+    ledger = Ledger(config.folder / "ledger.sqlite")
+    ledger.open_patient_set(key, listing.lifetime_epsilon, listing.delta)
+    manifest = Manifest(
+        hospital=config.name,
+        name=listing.name,
+        description=listing.description,
+        persons=_released_count(
+            config.folder, ledger, key, records.persons, listing.minimum_persons
+        ),
+        minimum_persons=listing.minimum_persons,
+        lifetime_epsilon=listing.lifetime_epsilon,
+        delta=listing.delta,
+        schema=schema,
+        compute_rate_units=listing.compute_rate_units,
+        unit="patient" if listing.patient_column else "record",
+    )
+    chain = connect(config.chain, owner_key)
+    enrol(config, chain)
+    registry = Registry(chain, config.registry)
+    dataset_id = registry.list_dataset(
+        config.node_address,
+        listing.price_units,
+        listing.contributor_bps,
+        manifest.hash,
+        f"{config.hub}/api/datasets",
+        listing.symbol,
+    )
+    # what is attested after each job is rounded up in the same way, so that a budget used to the
+    # end is kept
+    epsilon_micro, delta_pico = privacy_charged(listing.lifetime_epsilon, listing.delta)
+    registry.set_privacy_budget(dataset_id, epsilon_micro, delta_pico * 10**6)
+    entry = DatasetEntry(dataset_id, file.resolve(), key, manifest, listing.patient_column)
+    add_dataset(config.folder, entry)
+    hub_request(config.hub, "PUT", f"/api/datasets/{dataset_id}/manifest", manifest.as_dict())
+    post_contributors(config, owner_key, dataset_id, contributors)
+    return entry
+
+
+def post_contributors(
+    config: NodeConfig, owner_key: str, dataset_id: int, contributors: Sequence[tuple[str, int]]
+) -> int:
+    """Post a contributor tree on-chain and its list to the hub, so that everybody can check and
+    claim; the epoch.
+
+    The first list is live at once; a later one must be activated after its dispute window
+    (Revenue.activate_contributors).
+    """
+    revenue = Revenue(connect(config.chain, owner_key), config.market)
+    epoch = revenue.next_epoch(dataset_id)
+    tree = Tree(dataset_id, epoch, contributors)
+    uri = f"{config.hub}/api/datasets/{dataset_id}/contributors"
+    posted = revenue.post_contributors(dataset_id, tree.root, uri)
+    if posted != epoch:
+        raise ConfigError(
+            f"dataset {dataset_id}: another list was posted at the same moment; post this one again"
+        )
+    body = {"epoch": epoch, "entries": [[account, weight] for account, weight in contributors]}
+    hub_request(config.hub, "PUT", f"/api/datasets/{dataset_id}/contributors", body)
+    return epoch
+
+
+def _released_count(folder: Path, ledger: Ledger, key: str, persons: int, minimum: int) -> int:
+    """The noised count, drawn once per patient set and charged before it is drawn; the same ever
+    after.
+    """
+    path = folder / "datasets" / f"count-{key[:32]}.txt"
+    if path.exists():
+        return int(path.read_text())
+    ledger.charge(key, Charge(COUNT_NOISE, 1.0, 1, "released count"))
+    noise = SecureRandom().normal(1, COUNT_NOISE)
+    released = max(minimum, PLATFORM_MINIMUM_PERSONS, round(persons + float(noise[0])))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(str(released))
+    return released
+
+
+def enrol(config: NodeConfig, owner: Chain) -> int:
+    """Have this node's key and its SuperNode in the node registry; the hospital's id. Does only
+    what is missing.
+
+    A key that nobody has registered becomes the first of a new hospital of the owner's. Raises
+    ConfigError for a key
+    that is another owner's, or that may not serve any more.
+    """
+    nodes, key = NodeRegistry(owner, config.registry), config.node_address
+    status = nodes.status(key)
+    hospital_id = status.hospital_id
+    if status.state is KeyState.UNKNOWN:
+        hospital_id = nodes.register(f"{config.hub}/api/hospitals/{key}")
+        nodes.add_key(
+            hospital_id,
+            key,
+            sign(nodes.consent_message(hospital_id, str(owner.address)), config.node_key),
+        )
+    elif status.state is not KeyState.ACTIVE:
+        raise ConfigError(
+            f"the node key {key} is {status.state}; make a new one: datahub node rotate-key "
+            f"{config.folder}"
+        )
+    elif status.owner != owner.address:
+        raise ConfigError(
+            f"the node key {key} serves hospital {hospital_id} of {status.owner}, not of "
+            f"{owner.address}"
+        )
+    bind_supernode(config, nodes)
+    return hospital_id
+
+
+def bind_supernode(config: NodeConfig, nodes: NodeRegistry) -> None:
+    """Have the node key vouch on-chain for the key that this machine dials in with."""
+    key, point = config.node_address, public_point(config.supernode_public_key)
+    if not nodes.vouches(key, point):
+        nodes.bind_supernode(key, point, sign(nodes.supernode_message(key, point), config.node_key))
+
+
+def rotate_key(config: NodeConfig, owner_key: str, overlap_s: int, stolen: bool) -> str:
+    """Give the node a new key and every dataset of its own that key; the new key's address.
+
+    The old key accepts for `overlap_s` seconds more the jobs that were quoted with it, and attests
+    those that it has
+    accepted whenever they end. A stolen one is revoked at once, and its acceptances are taken back.
+    The new key is in
+    the folder before it is registered; run again after an interruption, this goes on where it was.
+    """
+    chain = connect(config.chain, owner_key)
+    nodes, registry, old = (
+        NodeRegistry(chain, config.registry),
+        Registry(chain, config.registry),
+        config.node_address,
+    )
+    key = next_node_key(config.folder)
+    new = str(Account.from_key(key).address)
+    if nodes.status(new).state is KeyState.UNKNOWN:
+        consent = sign(nodes.consent_message(enrol(config, chain), str(chain.address)), key)
+        nodes.rotate_key(old, new, 0 if stolen else overlap_s, consent)
+    if stolen and nodes.status(old).state is not KeyState.REVOKED:
+        nodes.revoke_key(old)
+    config = promote_next_key(config.folder, old)
+    for entry in config.datasets:
+        if registry.dataset(entry.dataset_id).node != new:
+            registry.set_node(entry.dataset_id, new)
+    if stolen:
+        _take_back(config, chain, old)
+    bind_supernode(config, nodes)
+    return new
+
+
+def _take_back(config: NodeConfig, chain: Chain, key: str) -> None:
+    """Take back what a revoked key has accepted and not attested yet."""
+    escrow = Escrow(chain, config.market)
+    for path in sorted((config.folder / "jobs").glob("*/terms.json")):
+        terms = JobTerms.from_json(path.read_bytes())
+        found = escrow.job(terms.job_id)
+        if found.status is Status.FUNDED and any(
+            line.node == key and found.accepted >> i & 1 for i, line in enumerate(terms.datasets)
+        ):
+            escrow.revoke_acceptances(terms, [key])
+
+
+def register_node(config: NodeConfig) -> int:
+    """Tell the hub which key this node's SuperNode dials in with, as the node registry has it;
+    Flower's node id.
+    """
+    body = {
+        "node": config.node_address,
+        "supernode_public_key": config.supernode_public_key.decode(),
+    }
+    return int(hub_request(config.hub, "POST", "/api/nodes", body)["supernode_id"])

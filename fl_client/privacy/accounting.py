@@ -1,0 +1,264 @@
+"""From mechanisms to epsilon: the only file that names an accountant. Knows nothing of jobs or
+datasets.
+
+Renyi differential privacy by Opacus (Mironov 2017, 1702.07476; subsampled Gaussian: Mironov,
+Talwar, Zhang 2019, 1908.10530), composed by adding over the whole history. Buyers choose their
+plans after having seen earlier results; adding RDP per order and comparing with the budget is a
+valid filter for such adaptive choices (Feldman & Zrnic 2021, 2008.11193), which adding epsilons
+tightly (PLD, PRV) is not. Neighbours: add or remove one patient.
+
+Importing this file costs about two seconds, because importing any part of Opacus imports torch.
+
+>>> round(epsilon([Charge(1.0, 0.01, 1000, "doc")], 1e-5), 1)
+2.1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+
+import numpy as np
+from opacus.accountants.analysis.rdp import compute_rdp
+
+from fl_client.errors import PlanError
+from fl_client.privacy.plan import METRICS, Charge
+
+# Opacus stops at 63, which floors epsilon near 0.1 at delta 1e-5; a lifetime of small charges needs
+# higher orders. 1024 is its last order: binom(1024, 512) is the largest that a double holds.
+_HIGH = (80, 96, 128, 192, 256, 384, 512, 768, 1024)
+ORDERS = (*(1 + x / 10.0 for x in range(1, 100)), *range(11, 64), *_HIGH)
+_ORDERS = np.array(ORDERS)
+
+# Above this noise the series of the fractional orders takes seconds, and whole orders
+# give the same epsilon to 1 % as long as it is under 10.
+SLOW_SERIES_NOISE = 30.0
+
+MIN_NOISE, MAX_NOISE = 0.3, 1e4  # what a PrivacyPlan allows
+MAX_METRIC_NOISE = 1e5
+
+
+_CURVES: dict[tuple[float, float], np.ndarray] = {}
+# what a stored curve depends on; another version's is not used
+CURVES = hashlib.sha256(
+    f"{ORDERS} {SLOW_SERIES_NOISE} opacus {version('opacus')}".encode()
+).hexdigest()[:16]
+
+
+def _rdp_of_one_step(noise_multiplier: float, sampling_rate: float) -> np.ndarray:
+    key = (noise_multiplier, sampling_rate)
+    if key not in _CURVES:
+        _CURVES[key] = np.array(
+            [_rdp_at(order, noise_multiplier, sampling_rate) for order in ORDERS]
+        )
+    return _CURVES[key]
+
+
+def curve(noise_multiplier: float, sampling_rate: float) -> bytes:
+    """RDP of one step at every order, for a ledger to keep: a subsampled mechanism takes up to half
+    a second to compute.
+    """
+    return _rdp_of_one_step(noise_multiplier, sampling_rate).astype("<f8").tobytes()
+
+
+def remember(noise_multiplier: float, sampling_rate: float, raw: bytes) -> None:
+    """Take a kept curve of this version (CURVES) for granted; one that cannot be right is computed
+    afresh.
+    """
+    rdp = np.frombuffer(raw, "<f8")
+    finite = rdp[np.isfinite(rdp)]
+    # RDP is above 0 and grows with the order (van Erven & Harremoes 2014, theorem 3)
+    if (
+        len(rdp) == len(ORDERS)
+        and len(finite) > 0
+        and finite.min() > 0
+        and not (np.diff(finite) < -1e-9 * finite[1:]).any()
+    ):
+        _CURVES.setdefault((noise_multiplier, sampling_rate), rdp)
+
+
+def _rdp_at(order: float, noise_multiplier: float, sampling_rate: float) -> float:
+    """RDP at one order; infinity, which leaves the order out, where it costs too much or fails
+    numerically.
+    """
+    if sampling_rate < 1 and noise_multiplier > SLOW_SERIES_NOISE and not float(order).is_integer():
+        return math.inf
+    try:
+        with np.errstate(all="ignore"):  # a result that is not finite is caught below
+            value = float(
+                compute_rdp(
+                    q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=[order]
+                )[0]
+            )
+    except (ValueError, OverflowError, ZeroDivisionError):
+        return math.inf
+    return max(value, 0.0) if math.isfinite(value) else math.inf
+
+
+def _rdp(charges: Iterable[Charge]) -> np.ndarray:
+    total = np.zeros(len(ORDERS))
+    for charge in charges:
+        total += charge.steps * _rdp_of_one_step(charge.noise_multiplier, charge.sampling_rate)
+    return total
+
+
+def _epsilon_of(rdp: np.ndarray, delta: float) -> float:
+    """The smallest epsilon over the orders: Balle et al. 2020 (1905.09982), theorem 21. Infinite if
+    no order holds.
+    """
+    bound = rdp + np.log1p(-1 / _ORDERS) - (math.log(delta) + np.log(_ORDERS)) / (_ORDERS - 1)
+    return max(0.0, float(bound.min()))
+
+
+def epsilon(charges: Iterable[Charge], delta: float) -> float:
+    """Epsilon at `delta` of everything in `charges` together, in any order; 0 for nothing.
+
+    Raises PlanError for a delta that is not between 0 and 1.
+    """
+    if not 0 < delta < 1:
+        raise PlanError(f"delta={delta!r} must be between 0 and 1")
+    rdp = _rdp(charges)
+    return _epsilon_of(rdp, delta) if rdp.any() else 0.0
+
+
+def fits(history: Iterable[Charge], new: Iterable[Charge], limit: float, delta: float) -> bool:
+    """Whether `new` may follow `history` under the lifetime budget (`limit`, `delta`): the RDP
+    filter.
+    """
+    return epsilon([*history, *new], delta) <= limit
+
+
+def how_many_fit(
+    history: Iterable[Charge], new: Iterable[Charge], limit: float, delta: float
+) -> int:
+    """How many jobs of the charges `new` may still follow `history`, one after the other, under
+    (`limit`, `delta`).
+
+    RDP adds up, so at each order the number is a quotient, and the best order counts. Exact: that
+    many pass `fits`
+    together, and one more does not. Raises PlanError for a job that costs nothing.
+    """
+    spent, each = _rdp(history), _rdp(new)
+    if not each.any():
+        raise PlanError("a job without charges always fits; name what it would cost")
+    if not 0 < delta < 1:
+        raise PlanError(f"delta={delta!r} must be between 0 and 1")
+    # theorem 21 of Balle et al. solved for n; an order that left the sum as infinity gives minus
+    # infinity or NaN
+    with np.errstate(all="ignore"):
+        room = (
+            limit
+            - np.log1p(-1 / _ORDERS)
+            + (math.log(delta) + np.log(_ORDERS)) / (_ORDERS - 1)
+            - spent
+        )
+        quotients = room / each
+    count = max(0, math.floor(np.nanmax(np.where(np.isfinite(quotients), quotients, -1.0))) + 1)
+    while (
+        count and not _epsilon_of(spent + count * each, delta) <= limit
+    ):  # floor and rounding may be one off
+        count -= 1
+    return int(count)
+
+
+def pld_epsilon(charges: Iterable[Charge], delta: float) -> float:
+    """Epsilon of the same history by privacy loss distributions (Google's dp-accounting), for
+    people to look at.
+
+    Tighter than `epsilon`, but a bound only for plans that were all fixed in advance. Buyers choose
+    after they have
+    seen results, so nothing is ever admitted by this figure. Poisson sampling, add or remove one;
+    from above, on a grid
+    of 1e-3. Raises PlanError as `epsilon`.
+    """
+    if not 0 < delta < 1:
+        raise PlanError(f"delta={delta!r} must be between 0 and 1")
+    together: dict[tuple[float, float], int] = {}
+    for charge in charges:
+        mechanism = (charge.noise_multiplier, charge.sampling_rate)
+        together[mechanism] = together.get(mechanism, 0) + charge.steps
+    if not together:
+        return 0.0
+    from dp_accounting import dp_event  # half a second, which only those who look pay
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    for (noise, rate), steps in together.items():
+        event = dp_event.GaussianDpEvent(noise)
+        accountant.compose(
+            event if rate == 1.0 else dp_event.PoissonSampledDpEvent(rate, event), steps
+        )
+    return float(accountant.get_epsilon(delta))
+
+
+def calibrate(
+    target: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    metric_steps: int,
+    metric_share: float = 0.05,
+) -> tuple[float, float]:
+    """(noise_multiplier, metric_noise_multiplier) that together cost at most `target` epsilon and
+    over 99 % of it.
+
+    `metric_share` is the metrics' part of rho, where rho is what the whole budget would be if it
+    were spent on
+    unsubsampled Gaussian mechanisms (rho = 1/(2 sigma^2) each and adds up). Only when the least
+    noise that a plan
+    allows (0.3) costs less than 99 % of the target, less is spent. Raises PlanError for an argument
+    out of range, or
+    if no noise multiplier that a plan allows is enough.
+    """
+    if not (math.isfinite(target) and 0 < target <= 100):
+        raise PlanError(f"epsilon={target!r} must be above 0 and at most 100")
+    if not 0 < metric_share < 1:
+        raise PlanError(f"metric_share={metric_share!r} must be between 0 and 1")
+    too_small = PlanError(
+        f"epsilon={target:g} at delta={delta:g} is too small for {steps} steps and {metric_steps} "
+        "metrics: "
+        f"even a noise multiplier of {MAX_NOISE:g} costs more"
+    )
+
+    def gaussian_cost(sigma: float) -> float:
+        return epsilon([Charge(sigma, 1.0, 1, "whole budget")], delta)
+
+    whole = _least_noise(gaussian_cost, target, 1e-2, 0.9999)
+    if math.isinf(whole):
+        raise too_small
+    # half of the share for the losses, half for the one table of scores at the end
+    metric_noise = min(
+        max(whole * math.sqrt(2 * metric_steps / metric_share), MIN_NOISE), MAX_METRIC_NOISE
+    )
+    metrics = [
+        Charge(metric_noise, 1.0, metric_steps, METRICS),
+        Charge(metric_noise / math.sqrt(metric_steps), 1.0, 1, METRICS),
+    ]
+
+    def cost(sigma: float) -> float:
+        return epsilon([Charge(sigma, sampling_rate, steps, "training"), *metrics], delta)
+
+    noise = _least_noise(cost, target, MIN_NOISE, 0.998)
+    if math.isinf(noise):
+        raise too_small
+    return noise, metric_noise
+
+
+def _least_noise(cost: Callable[[float], float], target: float, low: float, enough: float) -> float:
+    """A noise multiplier from `low` up whose cost is from enough*target to target.
+
+    `low` itself if that costs less; infinity if even MAX_NOISE costs more than the target.
+    """
+    if cost(low) <= target:
+        return low
+    high = low
+    while cost(high) > target:
+        if high >= MAX_NOISE:
+            return math.inf
+        low, high = high, min(2 * high, MAX_NOISE)
+    while cost(high) < enough * target and high / low > 1 + 1e-12:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if cost(middle) > target else (low, middle)
+    return high
