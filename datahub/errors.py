@@ -1,5 +1,5 @@
-"""What the front desk refuses. Each maps to one HTTP status and one exit code, in app.py and cli.py
-only.
+"""What the front desk refuses. Each maps to one HTTP status and one exit code, in web/api.py and
+cli.py only.
 
 * HubError
   - NotFound        404  no such dataset, node or job

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from datatokens.bindings.storefront import MAX_PLATFORM_BPS
-from datatokens.chain.connection import Chain, artifact
+from datatokens.chain.artifacts import artifact
+from datatokens.chain.connection import Chain
 from datatokens.errors import BankError
 from datatokens.terms import address, whole
 

@@ -1,8 +1,8 @@
 """Job terms: one canonical JSON document, its hash, its on-chain struct, and the EIP-712 words
 signed about it.
 
-Knows nothing of connections (see chain.py) and nothing of what `spec` says about training: that is
-for the nodes.
+Knows nothing of connections (chain/connection.py) and nothing of what `spec` says about training:
+that is for the nodes.
 
 The buyer's whole promise is one JSON document. Its SHA-256 is the `specHash` of the on-chain
 struct, and the job id is a hash over that struct, the contract and the chain. So one changed byte

@@ -40,6 +40,7 @@ ONLY_IN = {
 PURE = [
     "datatokens/payouts.py",
     "datatokens/merkle.py",
+    "datatokens/refusals.py",
     "datatokens/terms.py",
     "fl_client/privacy/plan.py",
     "fl_client/node/policy.py",

@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from datahub.cli import app
-from datatokens.chain.connection import SENTENCES
+from datatokens.refusals import SENTENCES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

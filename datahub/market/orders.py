@@ -1,7 +1,7 @@
 """From what a buyer wants to job terms with a price: the quote. Knows nothing of runs; sends
 nothing.
 
-A quote is only a proposal: the buyer checks it (sdk.py) and pays for the terms as they stand.
+A quote is only a proposal: the buyer checks it (buyer/sdk.py) and pays for the terms as they stand.
 Defaults are the ones that won on tables of hundreds to thousands of patients: everybody in every
 round (q = 1), few rounds, clip 1.
 """
@@ -33,7 +33,7 @@ MAX_MODEL_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Order:
-    """What a buyer asks for; every field has been given or has the default shown in app.py."""
+    """What a buyer asks for; every field has been given or has the default shown in web/api.py."""
 
     buyer: str
     buyer_public_key: str

@@ -1,8 +1,8 @@
 """The chain inside the embedded chain: py-evm, its waiting transactions and its SQLite file, in
 JSON-RPC values.
 
-Knows nothing of HTTP (devchain.py serves it) and nothing of contracts. What a caller was told is on
-disk before the caller is told: a block, its receipts and its logs are one SQLite transaction.
+Knows nothing of HTTP (rpc_server.py serves it) and nothing of contracts. What a caller was told is
+on disk before the caller is told: a block, its receipts and its logs are one SQLite transaction.
 """
 
 from __future__ import annotations

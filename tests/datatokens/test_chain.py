@@ -1,4 +1,4 @@
-"""The connection: refusals as sentences, fees, nonces between processes, answers lost on the way,
+"""The connection: fees, nonces between processes, answers lost on the way,
 logs in ranges.
 """
 
@@ -15,74 +15,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from bank_world import World
-from eth_abi.abi import encode
 from eth_account import Account
-from eth_utils.crypto import keccak
 
 from datatokens.bindings.registry import Token
 from datatokens.chain import connection as chain_module
-from datatokens.chain.connection import SENTENCES, artifact, connect, decode_revert
+from datatokens.chain.connection import connect
 from datatokens.chain.rpc_server import accounts, anvil_binary, running_anvil
 from datatokens.errors import BankError, ChainUnreachable, NodeRefused, TransactionRefused
-
-INTERFACES = Path(chain_module.__file__).parents[1] / "contracts" / "interfaces"
-CONTRACTS = ["DatasetRegistry", "Datatoken", "Market", "NodeRegistry", "Storefront", "TestUSD"]
-
-
-def errors_of(contract: str) -> dict[str, dict[str, Any]]:
-    return {item["name"]: item for item in artifact(contract)["abi"] if item["type"] == "error"}
-
-
-# -- sentences -------------------------------------------------------------------------------------
-
-
-def test_sentences__every_error_of_the_interfaces__has_one() -> None:
-    sources = [path.read_text() for path in INTERFACES.glob("*.sol")]
-    declared = {
-        name for source in sources for name in re.findall(r"^\s*error (\w+)", source, re.MULTILINE)
-    }
-    assert len(declared) > 20
-    assert declared - set(SENTENCES) == set()
-
-
-@pytest.mark.parametrize("name", sorted(SENTENCES))
-def test_sentences__filled_with_the_errors_own_arguments__leave_nothing_open(name: str) -> None:
-    (item,) = {
-        json.dumps(errors_of(c)[name]): errors_of(c)[name]
-        for c in CONTRACTS
-        if name in errors_of(c)
-    }.values()
-    types = [i["type"] for i in item["inputs"]]
-    example: dict[str, Any] = {
-        "address": accounts()[0][0],
-        "bytes32": b"\x01" * 32,
-        "string": "word",
-    }
-    values = [example.get(t, 1) for t in types]
-    data = keccak(text=f"{name}({','.join(types)})")[:4] + encode(types, values)
-    refused = decode_revert(data)
-    assert refused.name == name
-    assert list(refused.args_by_name.values()) == values
-    assert not str(refused).startswith(f"{name}(")  # that would be the fallback
-    assert "{" not in str(refused)
-
-
-def test_decode__no_data_text_unknown_or_cut_short__still_a_sentence() -> None:
-    assert str(decode_revert(b"")) == "the contract refused without a reason"
-    assert (
-        str(decode_revert(keccak(text="Error(string)")[:4] + encode(["string"], ["too late"])))
-        == "too late"
-    )
-    assert str(decode_revert(b"\x01\x02\x03\x04")) == "the contract refused: 0x01020304"
-    cut = decode_revert(keccak(text="NotBuyer(address,address)")[:4] + b"\x00" * 10)
-    assert (cut.name, cut.args_by_name) == ("NotBuyer", {})
-
 
 # -- connecting ------------------------------------------------------------------------------------
 

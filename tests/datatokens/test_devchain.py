@@ -21,7 +21,7 @@ from eth_utils.abi import function_signature_to_4byte_selector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datatokens.chain.connection import artifact
+from datatokens.chain.artifacts import artifact
 from datatokens.chain.devchain import CHAIN_ID, DevChain, RpcError
 from datatokens.chain.rpc_server import MAX_BODY_BYTES, accounts, running_devchain, serve
 
