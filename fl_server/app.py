@@ -21,9 +21,8 @@ from typing import Any
 
 import flwr.superlink.grid.http_grid as http_grid
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
 
 from datatokens.terms import JobTerms
 from fl_client import protocol
@@ -31,6 +30,7 @@ from fl_client.errors import GraphRefused
 from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
 from fl_client.privacy.evaluation import CELLS
 from fl_client.protocol import JobSpec
+from fl_server.aggregation import weighted_mean
 from fl_server.errors import RunFailed
 from fl_server.report import Part, Round, build, loss_interval95
 from fl_server.results import Result, seal
@@ -122,27 +122,25 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
     if active is None:
         return
     arrays = from_safetensors(job.weights)
-    strategy = FedAvg(weighted_by_key="persons")
     rounds: list[Round] = []
     parts: dict[int, Part] = {}
     tail: list[dict[str, np.ndarray]] = []
     for number in range(1, spec.rounds + 1):
         started = time.monotonic()
         replies = ask(_messages(job, active, protocol.ROUND, arrays, round=number), ROUND_TIMEOUT_S)
-        good: dict[int, Message] = {}
+        good: dict[int, Update] = {}
         for dataset_id in active:
-            problem = _problem(replies.get(dataset_id), arrays)
-            if problem:
-                job.progress("dropped", dataset_id=dataset_id, round=number, reason=problem)
+            update = _update(replies.get(dataset_id), arrays)
+            if isinstance(update, str):
+                job.progress("dropped", dataset_id=dataset_id, round=number, reason=update)
             else:
-                good[dataset_id] = replies[dataset_id]
+                good[dataset_id] = update
         active = list(good)
         if len(active) < terms.quorum:
             raise RunFailed(
                 f"round {number}: {len(active)} hospitals answered, the quorum is {terms.quorum}"
             )
-        for dataset_id, reply in good.items():
-            said = reply.content[protocol.ANSWER]
+        for dataset_id, (said, _) in good.items():
             before = parts[dataset_id].training_seconds if dataset_id in parts else 0.0
             parts[dataset_id] = Part(
                 dataset_id,
@@ -154,8 +152,12 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
                 said["device"],
                 said["unit"],
             )
-        slowest = max(r.content[protocol.ANSWER]["training-seconds"] for r in good.values())
-        arrays, loss = _average(strategy, number, spec, good)
+        slowest = max(said["training-seconds"] for said, _ in good.values())
+        # by what the terms say, not by what a reply claims; by id, as float sums must repeat
+        persons = [spec.persons[dataset_id] for dataset_id in sorted(good)]
+        arrays = weighted_mean([good[dataset_id][1] for dataset_id in sorted(good)], persons)
+        losses = [good[dataset_id][0]["loss"] for dataset_id in sorted(good)]
+        loss = sum(n * one for n, one in zip(persons, losses, strict=True)) / sum(persons)
         tail = [*tail, arrays][-spec.average_last :]
         rounds.append(Round(number, loss, loss_interval95(spec, active)))
         job.progress(
@@ -335,15 +337,20 @@ ROUND_FIELDS = {
 }
 
 
-def _problem(reply: Message | None, current: Mapping[str, np.ndarray]) -> str:
-    """Why a round's reply cannot be used; '' if it can. What a node sends is checked like anything
-    from a wire.
+Update = tuple[ConfigRecord, dict[str, np.ndarray]]  # what a reply says, and its parameters
+
+
+def _update(reply: Message | None, current: Mapping[str, np.ndarray]) -> Update | str:
+    """A round's reply, decoded once; or why it cannot be used. What a node sends is checked like
+    anything from a wire.
     """
     answer = _answer(reply)
     if reply is None or not answer["accepted"]:
         return str(answer["reason"]) or "refused without a reason"
     record = reply.content[protocol.ANSWER]
-    if any(type(record.get(k)) is not t for k, t in ROUND_FIELDS.items()):
+    if not isinstance(record, ConfigRecord) or any(
+        type(record.get(k)) is not t for k, t in ROUND_FIELDS.items()
+    ):
         return "an answer that is not understood"
     if not all(math.isfinite(record[k]) for k, t in ROUND_FIELDS.items() if t is float):
         return "a metric is not finite"
@@ -353,24 +360,4 @@ def _problem(reply: Message | None, current: Mapping[str, np.ndarray]) -> str:
         return str(error)
     if {n: a.shape for n, a in given.items()} != {n: a.shape for n, a in current.items()}:
         return "parameters of other names or shapes"
-    return ""
-
-
-def _average(
-    strategy: FedAvg, number: int, spec: JobSpec, replies: Mapping[int, Message]
-) -> tuple[dict[str, np.ndarray], float]:
-    """FedAvg weighted by the released counts in the terms (not by what a reply claims); arrays and
-    mean loss.
-    """
-    for dataset_id, reply in replies.items():
-        said = reply.content[protocol.ANSWER]
-        arrays = {name: Array(array) for name, array in from_safetensors(said["model"]).items()}
-        metrics = MetricRecord({"persons": spec.persons[dataset_id], "loss": said["loss"]})
-        reply.content = RecordDict({"model": ArrayRecord(arrays), "metrics": metrics})
-    ordered = [
-        replies[dataset_id] for dataset_id in sorted(replies)
-    ]  # float sums must repeat bit for bit
-    averaged, metrics = strategy.aggregate_train(number, ordered)
-    if averaged is None or metrics is None:
-        raise RunFailed(f"round {number}: the replies could not be averaged")
-    return {n: a.numpy().astype(np.float32) for n, a in averaged.items()}, float(metrics["loss"])
+    return record, given

@@ -46,6 +46,7 @@ PURE = [
     "fl_client/node/policy.py",
     "fl_client/node/attestation.py",
     "fl_client/privacy/evaluation.py",
+    "fl_server/aggregation.py",
     "fl_server/report.py",
     "datahub/market/domain.py",
 ]

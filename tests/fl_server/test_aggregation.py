@@ -1,0 +1,63 @@
+"""The weighted mean: exact where float64 is, the same in every run, refused where it makes no
+sense."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_server.aggregation import weighted_mean
+
+
+def test_weighted_mean__three_hospitals__by_their_released_counts() -> None:
+    updates = [{"w": np.full((2, 2), v, np.float32), "b": np.float32([v])} for v in (1, 2, 4)]
+    mean = weighted_mean(updates, [2, 1, 1])
+    assert mean["w"].dtype == mean["b"].dtype == np.float32 and list(mean) == ["w", "b"]
+    assert (mean["w"] == 2.0).all() and mean["b"] == 2.0
+
+
+def test_weighted_mean__one_hospital__gives_back_its_update_bit_for_bit() -> None:
+    update = {"w": np.random.default_rng(0).normal(size=1000).astype(np.float32)}
+    assert (weighted_mean([update], [7])["w"] == update["w"]).all()
+
+
+def test_weighted_mean__a_scalar_parameter__keeps_its_shape() -> None:
+    mean = weighted_mean([{"s": np.float32(1)}, {"s": np.float32(3)}], [1, 1])  # type: ignore[dict-item]
+    assert mean["s"].shape == () and mean["s"] == 2.0
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1e6, 1e6, width=32), st.integers(1, 10**9)), min_size=1, max_size=64
+    )
+)
+def test_weighted_mean__any_values_and_counts__within_one_rounding_of_the_exact_mean(
+    pairs: list[tuple[float, int]],
+) -> None:
+    mean = weighted_mean([{"w": np.float32([v])} for v, _ in pairs], [n for _, n in pairs])["w"][0]
+    exact = sum(Fraction(v) * n for v, n in pairs) / sum(n for _, n in pairs)
+    largest = max(abs(v) for v, _ in pairs)
+    assert abs(Fraction(float(mean)) - exact) <= abs(exact) * Fraction(2**-23) + Fraction(
+        largest * 2**-45
+    ) + Fraction(2**-149)
+
+
+@pytest.mark.parametrize(
+    ("updates", "weights"),
+    [
+        ([], []),
+        ([{"w": np.zeros(2)}], [0]),
+        ([{"w": np.zeros(2)}], [1, 1]),
+        ([{"w": np.zeros(2)}, {"v": np.zeros(2)}], [1, 1]),
+        ([{"w": np.zeros(2)}, {"w": np.zeros(3)}], [1, 1]),
+    ],
+)
+def test_weighted_mean__no_updates_or_such_as_do_not_fit__refuses(
+    updates: list[dict[str, np.ndarray]], weights: list[int]
+) -> None:
+    with pytest.raises(ValueError, match=r"weight above 0|differ in names"):
+        weighted_mean(updates, weights)
