@@ -3,9 +3,12 @@ datasets.
 
 Renyi differential privacy by Opacus (Mironov 2017, 1702.07476; subsampled Gaussian: Mironov,
 Talwar, Zhang 2019, 1908.10530), composed by adding over the whole history. Buyers choose their
-plans after having seen earlier results; adding RDP per order and comparing with the budget is a
+plans after having seen earlier results; adding RDP at one order and comparing with the budget is a
 valid filter for such adaptive choices (Feldman & Zrnic 2021, 2008.11193), which adding epsilons
-tightly (PLD, PRV) is not. Neighbours: add or remove one patient.
+tightly (PLD, PRV) is not. That theorem is for one order, fixed beforehand. A lifetime that is to
+be judged by the best of several orders pays for the choice (`lifetime_epsilon`): each order gets
+its own part of delta, and the chances that any of them fails add up. Neighbours: add or remove one
+patient.
 
 Importing this file costs about two seconds, because importing any part of Opacus imports torch.
 
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 
@@ -31,6 +35,13 @@ from fl_client.privacy.plan import METRICS, Charge
 _HIGH = (80, 96, 128, 192, 256, 384, 512, 768, 1024)
 ORDERS = (*(1 + x / 10.0 for x in range(1, 100)), *range(11, 64), *_HIGH)
 _ORDERS = np.array(ORDERS)
+
+# The orders that a lifetime is judged by: few, because each takes a part of delta.
+LIFETIME_ORDERS = (1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 63, 96, 128, 256, 512, 1024)
+
+# The chance, for each step of each mechanism, that not every drawn patient finds a slot (slots.py).
+# It is taken from delta.
+OVERFLOW = 2.0**-60
 
 # Above this noise the series of the fractional orders takes seconds, and whole orders
 # give the same epsilon to 1 % as long as it is under 10.
@@ -104,63 +115,118 @@ def _rdp(charges: Iterable[Charge]) -> np.ndarray:
     return total
 
 
-def _epsilon_of(rdp: np.ndarray, delta: float) -> float:
+def _epsilon_of(rdp: np.ndarray, log_delta: np.ndarray | float) -> float:
     """The smallest epsilon over the orders: Balle et al. 2020 (1905.09982), theorem 21. Infinite if
-    no order holds.
+    no order holds. `log_delta` may be one for each order.
     """
-    bound = rdp + np.log1p(-1 / _ORDERS) - (math.log(delta) + np.log(_ORDERS)) / (_ORDERS - 1)
+    bound = rdp + np.log1p(-1 / _ORDERS) - (log_delta + np.log(_ORDERS)) / (_ORDERS - 1)
     return max(0.0, float(bound.min()))
 
 
-def epsilon(charges: Iterable[Charge], delta: float) -> float:
-    """Epsilon at `delta` of everything in `charges` together, in any order; 0 for nothing.
-
-    Raises PlanError for a delta that is not between 0 and 1.
-    """
+def _delta_left(charges: Iterable[Charge], delta: float) -> float:
+    """What the slots leave of delta; 0 or less if nothing. Raises PlanError for a wrong delta."""
     if not 0 < delta < 1:
         raise PlanError(f"delta={delta!r} must be between 0 and 1")
-    rdp = _rdp(charges)
-    return _epsilon_of(rdp, delta) if rdp.any() else 0.0
+    return delta - OVERFLOW * sum(charge.steps for charge in charges)
 
 
-def fits(history: Iterable[Charge], new: Iterable[Charge], limit: float, delta: float) -> bool:
-    """Whether `new` may follow `history` under the lifetime budget (`limit`, `delta`): the RDP
-    filter.
+def epsilon(charges: Iterable[Charge], delta: float) -> float:
+    """Epsilon at `delta` of everything in `charges` together, all of it fixed beforehand; 0 for
+    nothing.
+
+    The best order may be chosen afterwards, as nothing depends on results: one job's figure. For a
+    history of jobs see `lifetime_epsilon`. Raises PlanError for a delta not between 0 and 1.
     """
-    return epsilon([*history, *new], delta) <= limit
+    charges = list(charges)
+    left = _delta_left(charges, delta)
+    if not charges:
+        return 0.0
+    return _epsilon_of(_rdp(charges), math.log(left)) if left > 0 else math.inf
+
+
+def best_order(limit: float, delta: float) -> float:
+    """The order at which most fits into the budget (`limit`, `delta`): which of LIFETIME_ORDERS
+    lets a Gaussian mechanism (RDP rho * order) spend the largest rho.
+
+    A ledger names it when a budget is opened and keeps it: chosen after results it would not count.
+    Raises PlanError for a number out of range.
+    """
+    if not (limit > 0 and 0 < delta < 1):
+        raise PlanError(f"limit={limit!r} must be above 0 and delta={delta!r} between 0 and 1")
+    orders = np.array(LIFETIME_ORDERS)
+    cost = np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
+    return float(orders[np.argmax((limit - cost) / orders)])
+
+
+def _log_parts(order: float) -> np.ndarray:
+    """Log of each order's part of delta: most for `order`, a quarter of that for its neighbours in
+    LIFETIME_ORDERS, a quarter of that for theirs; all parts add up to 1, other orders have none.
+    """
+    if order not in LIFETIME_ORDERS:
+        raise PlanError(f"order={order!r} must be one of {LIFETIME_ORDERS}")
+    distances = np.abs(np.arange(len(LIFETIME_ORDERS)) - LIFETIME_ORDERS.index(order))
+    parts = np.zeros(len(ORDERS))
+    parts[np.searchsorted(_ORDERS, LIFETIME_ORDERS)] = 0.25**distances / (0.25**distances).sum()
+    with np.errstate(divide="ignore"):
+        return np.log(parts)
+
+
+def lifetime_epsilon(charges: Iterable[Charge], delta: float, order: float) -> float:
+    """Epsilon at `delta` of a history whose jobs were chosen one after the other, by people who had
+    seen what came before; 0 for nothing. `order` is `best_order` of the budget when it was opened.
+
+    For every order a, the history stopped where its RDP at a passes what a's part d_a of delta
+    allows is (limit, d_a)-private (Feldman & Zrnic 2021, theorem 3.1). A history in which some
+    order is within its part is one of these, and E[(1 - e^(limit - loss))+] over it is at most the
+    sum of all d_a = delta. Raises PlanError for a delta not between 0 and 1 or another order.
+    """
+    charges = list(charges)
+    left = _delta_left(charges, delta)
+    parts = _log_parts(order)
+    if not charges:
+        return 0.0
+    return _epsilon_of(_rdp(charges), math.log(left) + parts) if left > 0 else math.inf
+
+
+def fits(
+    history: Iterable[Charge], new: Iterable[Charge], limit: float, delta: float, order: float
+) -> bool:
+    """Whether `new` may follow `history` under the lifetime budget (`limit`, `delta`): the RDP
+    filter of `lifetime_epsilon`.
+    """
+    return lifetime_epsilon([*history, *new], delta, order) <= limit
 
 
 def how_many_fit(
-    history: Iterable[Charge], new: Iterable[Charge], limit: float, delta: float
+    history: Iterable[Charge], new: Iterable[Charge], limit: float, delta: float, order: float
 ) -> int:
     """How many jobs of the charges `new` may still follow `history`, one after the other, under
     (`limit`, `delta`).
 
     RDP adds up, so at each order the number is a quotient, and the best order counts. Exact: that
-    many pass `fits`
-    together, and one more does not. Raises PlanError for a job that costs nothing.
+    many pass `fits` together, and one more does not. Raises PlanError for a job that costs nothing.
     """
-    spent, each = _rdp(history), _rdp(new)
-    if not each.any():
+    history, new = list(history), list(new)
+    if not new:
         raise PlanError("a job without charges always fits; name what it would cost")
-    if not 0 < delta < 1:
-        raise PlanError(f"delta={delta!r} must be between 0 and 1")
+    spent, each, parts = _rdp(history), _rdp(new), _log_parts(order)
     # theorem 21 of Balle et al. solved for n; an order that left the sum as infinity gives minus
     # infinity or NaN
     with np.errstate(all="ignore"):
+        log_delta = math.log(max(_delta_left(history, delta), 1e-300)) + parts
         room = (
-            limit
-            - np.log1p(-1 / _ORDERS)
-            + (math.log(delta) + np.log(_ORDERS)) / (_ORDERS - 1)
-            - spent
+            limit - np.log1p(-1 / _ORDERS) + (log_delta + np.log(_ORDERS)) / (_ORDERS - 1) - spent
         )
         quotients = room / each
-    count = max(0, math.floor(np.nanmax(np.where(np.isfinite(quotients), quotients, -1.0))) + 1)
-    while (
-        count and not _epsilon_of(spent + count * each, delta) <= limit
-    ):  # floor and rounding may be one off
-        count -= 1
-    return int(count)
+    most = math.floor(np.nanmax(np.where(np.isfinite(quotients), quotients, -1.0))) + 1
+    # what the slots take of delta, and rounding, may make it fewer
+    steps = sum(charge.steps for charge in new)
+
+    def too_many(count: int) -> bool:
+        left = _delta_left(history, delta) - OVERFLOW * steps * count
+        return left <= 0 or _epsilon_of(spent + count * each, math.log(left) + parts) > limit
+
+    return max(0, bisect_left(range(1, max(0, most) + 1), True, key=too_many))
 
 
 def pld_epsilon(charges: Iterable[Charge], delta: float) -> float:
@@ -168,10 +234,8 @@ def pld_epsilon(charges: Iterable[Charge], delta: float) -> float:
     people to look at.
 
     Tighter than `epsilon`, but a bound only for plans that were all fixed in advance. Buyers choose
-    after they have
-    seen results, so nothing is ever admitted by this figure. Poisson sampling, add or remove one;
-    from above, on a grid
-    of 1e-3. Raises PlanError as `epsilon`.
+    after they have seen results, so nothing is ever admitted by this figure. Poisson sampling, add
+    or remove one; from above, on a grid of 1e-3. Raises PlanError as `epsilon`.
     """
     if not 0 < delta < 1:
         raise PlanError(f"delta={delta!r} must be between 0 and 1")

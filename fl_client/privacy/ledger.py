@@ -25,7 +25,7 @@ from pathlib import Path
 
 from fl_client.errors import BudgetExceeded, LedgerError
 from fl_client.privacy import accounting
-from fl_client.privacy.accounting import epsilon, fits, how_many_fit
+from fl_client.privacy.accounting import best_order, epsilon, fits, how_many_fit
 from fl_client.privacy.plan import Charge
 
 BUSY_TIMEOUT_S = 30.0
@@ -196,9 +196,8 @@ class Ledger:
                 return None
             limit, delta = _budget(db, key)
             like = [Charge(*fields) for fields in literal_eval(row[0])]
-            return how_many_fit(
-                _charges(db, "spent", key) + _charges(db, "reserved", key), like, limit, delta
-            )
+            committed = _charges(db, "spent", key) + _charges(db, "reserved", key)
+            return how_many_fit(committed, like, limit, delta, best_order(limit, delta))
 
     def epsilon_committed(self, key: str) -> float:
         """Epsilon of everything spent or reserved together."""
@@ -396,7 +395,7 @@ def _job(db: sqlite3.Connection, job_id: str) -> tuple[str, bool]:
 def _check_fits(db: sqlite3.Connection, key: str, charges: Sequence[Charge], who: str) -> None:
     limit, delta = _budget(db, key)
     committed = _charges(db, "spent", key) + _charges(db, "reserved", key)
-    if not fits(committed, charges, limit, delta):
+    if not fits(committed, charges, limit, delta, best_order(limit, delta)):
         before, alone = epsilon(committed, delta), epsilon(charges, delta)
         raise BudgetExceeded(
             f"{who} needs epsilon={alone:.3f} on top of {before:.3f} spent or reserved, together "

@@ -23,11 +23,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fl_client.privacy.accounting import calibrate, epsilon, fits, how_many_fit, pld_epsilon
+from fl_client.privacy.accounting import (
+    best_order,
+    calibrate,
+    epsilon,
+    fits,
+    how_many_fit,
+    pld_epsilon,
+)
 from fl_client.privacy.ledger import Ledger
 from fl_client.privacy.plan import Charge
 
 LIMIT, DELTA, RATE, STEPS = 8.0, 1e-5, 0.02, 500
+ORDER = best_order(LIMIT, DELTA)
 ASK = """
 import sys, time
 from pathlib import Path
@@ -51,10 +59,10 @@ def capacity() -> dict[str, float]:
     assert alone <= 1.0
     history: list[Charge] = []
     admitted = 0
-    while fits(history, one, LIMIT, DELTA):
+    while fits(history, one, LIMIT, DELTA, ORDER):
         history += one
         admitted += 1
-    assert admitted == how_many_fit([], one, LIMIT, DELTA)
+    assert admitted == how_many_fit([], one, LIMIT, DELTA, ORDER)
     declared = admitted
     while pld_epsilon(one * (declared + 1), DELTA) <= LIMIT:
         declared += 1
