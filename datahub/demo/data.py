@@ -28,7 +28,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 from datahub.errors import BadRequest
-from fl_client.data.schemas import Feature, Schema, load
+from fl_client.data.schemas import Feature, Schema
+from fl_client.data.tables import load
 
 UCI_ARCHIVE = "https://archive.ics.uci.edu/static/public/45/heart+disease.zip"
 HEART_SHA256 = {

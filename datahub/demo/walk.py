@@ -44,7 +44,7 @@ from datatokens.chain.connection import Chain, connect
 from datatokens.chain.rpc_server import accounts
 from datatokens.deploy import deploy
 from datatokens.errors import ChainUnreachable
-from fl_client.data.schemas import load
+from fl_client.data.tables import load
 from fl_client.model.graph import load_model, predict, with_parameters
 from fl_client.model.weights import to_safetensors
 from fl_client.node import config as node_config

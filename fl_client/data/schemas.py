@@ -1,5 +1,5 @@
-"""A hospital's table: its public schema, its manifest, and how rows become numbers. Knows nothing
-of jobs or models.
+"""What the world may know of a hospital's table: its schema, its manifest, the floors of cohorts.
+Knows nothing of rows.
 
 Preprocessing uses only public constants written in the schema (centre, scale, categories): nothing
 is fitted on patients, so nothing has to be paid for. What privacy protects is a patient where the
@@ -9,25 +9,20 @@ which.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from datatokens.errors import TermsError
 from datatokens.terms import canonical_json, whole
 from fl_client.errors import DatasetError
 
 PLATFORM_MINIMUM_PERSONS = 10  # an owner can raise it, never lower it
-MISSING = {"", "?", "NA", "NaN", "nan"}
-SCALED_LIMIT = 10.0  # scaled values are clipped to +-10: one absurd cell cannot blow up a gradient
-MAX_ROWS = 10_000_000
 UNITS = ("patient", "record")
+MOST_RECORDS = 64  # of one patient that may count
+USUAL_RECORDS = 4  # of one patient, where the owner says nothing else
 
 
 @dataclass(frozen=True)
@@ -130,112 +125,6 @@ class Schema:
         return hashlib.sha256(canonical_json(self.as_dict())).hexdigest()
 
 
-@dataclass(frozen=True)
-class Records:
-    """features [n, width] float32, targets [n] float32 in {0, 1}; `dropped` rows had a missing
-    value.
-
-    patients [n]: whose record each is, numbers from 0 without gaps; None where every record is
-    somebody else's.
-    """
-
-    features: np.ndarray
-    targets: np.ndarray
-    dropped: int
-    patients: np.ndarray | None = None
-
-    @property
-    def persons(self) -> int:
-        """The true number of patients (or records). It stays in the room: only a noised count
-        leaves.
-        """
-        return len(self.targets) if self.patients is None else len(np.unique(self.patients))
-
-    @property
-    def patient_set(self) -> str:
-        """Key of the privacy ledger: a hash of the records, so that listing the same file twice
-        shares one budget.
-        """
-        table = np.column_stack([self.features, self.targets]).astype("<f4")
-        return hashlib.sha256(b"".join(sorted(row.tobytes() for row in table))).hexdigest()
-
-
-def load(path: Path, schema: Schema, patient_column: str = "") -> Records:
-    """Read a CSV file with a header row. Rows with a missing value in a used column are dropped.
-
-    Rows with the same text in `patient_column` are one patient's.
-
-    Raises DatasetError naming the file, line and column of anything else that is wrong.
-    """
-    features: list[list[float]] = []
-    targets: list[float] = []
-    dropped = 0
-    patients: dict[str, int] = {}
-    whose: list[int] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = set(reader.fieldnames or ())
-            needed = (
-                [f.name for f in schema.features]
-                + [schema.target]
-                + [patient_column] * bool(patient_column)
-            )
-            if missing := [name for name in needed if name not in header]:
-                raise DatasetError(
-                    f"{path.name}: the header lacks the column(s) {', '.join(missing)}"
-                )
-            for row in reader:
-                if any((row[name] or "").strip() in MISSING for name in needed):
-                    dropped += 1
-                    continue
-                where = f"{path.name} line {reader.line_num}"
-                if patient_column:
-                    whose.append(patients.setdefault(row[patient_column].strip(), len(patients)))
-                features.append(
-                    [x for f in schema.features for x in _scaled(f, row[f.name], where)]
-                )
-                targets.append(
-                    float(_cell(schema.target, row[schema.target], where) > schema.positive_above)
-                )
-                if len(targets) > MAX_ROWS:
-                    raise DatasetError(f"{path.name}: more than {MAX_ROWS} rows")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path}: cannot be read as a CSV file: {error}") from error
-    matrix = np.asarray(features, dtype=np.float32).reshape(len(targets), schema.width)
-    return Records(
-        matrix,
-        np.asarray(targets, dtype=np.float32),
-        dropped,
-        np.asarray(whose) if len(patients) < len(whose) else None,
-    )
-
-
-def _cell(column: str, text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DatasetError(f"{where}: {column}={text!r} is not a number")
-    return value
-
-
-def _scaled(feature: Feature, text: str, where: str) -> list[float]:
-    value = _cell(feature.name, text, where)
-    if not feature.categories:
-        raw = [value]
-    elif value in feature.categories:
-        raw = [float(value == level) for level in feature.categories[1:]]
-    else:
-        raise DatasetError(
-            f"{where}: {feature.name}={text} is not one of {list(feature.categories)}"
-        )
-    return [
-        min(SCALED_LIMIT, max(-SCALED_LIMIT, (x - feature.centre) / feature.scale)) for x in raw
-    ]
-
-
 def _text(field: str, value: object) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= 200:
         raise DatasetError(f"{field}={value!r} must be text of 1 to 200 characters")
@@ -259,6 +148,10 @@ def _number(field: str, value: object, above: float = -math.inf) -> float:
 class Manifest:
     """What the world may know of a dataset. Its hash is on-chain; `persons` is noised (see README,
     guarantees).
+
+    `records_per_patient` is how many records of one patient count, the first ones of the file: a
+    constant, so that nothing depends on how many somebody has. 1 where the unit is a record.
+    `version` 1 documents were published before there was that constant and keep their hash.
     """
 
     hospital: str
@@ -273,15 +166,19 @@ class Manifest:
         0  # base units of the payment token for every started minute of training
     )
     unit: str = "record"  # what privacy protects: a patient with all records, or one record
+    records_per_patient: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         for name in ("lifetime_epsilon", "delta"):
             object.__setattr__(self, name, float(getattr(self, name)))
+        check_records_per_patient(self.records_per_patient, self.unit)
 
     def as_dict(self) -> dict[str, Any]:
         """The public document."""
-        return {
-            "version": 1,
+        later = {} if self.version == 1 else {"records_per_patient": self.records_per_patient}
+        return later | {
+            "version": self.version,
             "hospital": self.hospital,
             "name": self.name,
             "description": self.description,
@@ -298,11 +195,13 @@ class Manifest:
     def from_dict(cls, value: Mapping[str, Any]) -> Manifest:
         """The manifest in `value`; raises DatasetError for anything missing or out of range."""
         try:
-            if value["version"] != 1 or value["unit"] not in UNITS:
+            version, unit = value["version"], value["unit"]
+            if type(version) is not int or version not in (1, 2) or unit not in UNITS:
                 raise DatasetError(
-                    f"version={value['version']!r} must be 1 and unit={value['unit']!r} one of "
+                    f"version={version!r} must be 1 or 2 and unit={unit!r} one of "
                     f"{', '.join(UNITS)}"
                 )
+            usual = USUAL_RECORDS if unit == "patient" else 1
             return cls(
                 _text("hospital", value["hospital"]),
                 _text("name", value["name"]),
@@ -313,7 +212,9 @@ class Manifest:
                 _number("delta", value["delta"], above=0),
                 Schema.from_dict(value["schema"]),
                 whole("compute_rate_units", value["compute_rate_units"], 0, 2**88 - 1),
-                value["unit"],
+                unit,
+                usual if version == 1 else value["records_per_patient"],
+                version,
             )
         except (KeyError, TypeError) as error:
             raise DatasetError(f"manifest: look at {error}") from error
@@ -324,6 +225,16 @@ class Manifest:
     def hash(self) -> bytes:
         """SHA-256 of the canonical JSON: the manifestHash on-chain."""
         return hashlib.sha256(canonical_json(self.as_dict())).digest()
+
+
+def check_records_per_patient(records: object, unit: str) -> None:
+    """Raises DatasetError unless so many records of one patient may count: 1 to 64, or just 1."""
+    most = MOST_RECORDS if unit == "patient" else 1
+    if type(records) is not int or not 1 <= records <= most:
+        raise DatasetError(
+            f"records_per_patient={records!r} must be a whole number from 1 to {most} where the "
+            f"unit is a {unit}"
+        )
 
 
 def check_cohort(persons: int, minimum_persons: int) -> None:

@@ -26,7 +26,7 @@ fab-include = ["README.md"]
 
 [tool.flwr.app.components]
 serverapp = "fl_server.app:app"
-clientapp = "fl_client.node.admission:app"
+clientapp = "fl_client.node.handlers:app"
 
 [tool.flwr.app.config]
 job-id = ""

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from datatokens.chain.connection import connect
 from datatokens.deploy import verify
-from fl_client.data.schemas import PLATFORM_MINIMUM_PERSONS, Schema
+from fl_client.data.schemas import MOST_RECORDS, PLATFORM_MINIMUM_PERSONS, USUAL_RECORDS, Schema
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.node import config as node_config
 
@@ -87,10 +87,22 @@ def add_dataset(
             help="Column that tells patients apart. Without it privacy protects single records."
         ),
     ] = "",
+    records_per_patient: Annotated[
+        int | None,
+        typer.Option(
+            help="With --patient-column: how many records of one patient count, the first ones of "
+            f"the file; 1 to {MOST_RECORDS}, default {USUAL_RECORDS}."
+        ),
+    ] = None,
 ) -> None:
     """List a table as a dataset. The table stays; a noised count and the schema become public."""
     from fl_client.node.listing import Listing, list_dataset, read_contributors
 
+    if records_per_patient is not None and not patient_column:
+        raise ConfigError(
+            f"records_per_patient={records_per_patient} needs --patient-column; without one each "
+            "record is a patient of its own"
+        )
     try:
         parsed = Schema.from_dict(json.loads(schema.read_text()))
     except (OSError, ValueError) as error:
@@ -105,6 +117,7 @@ def add_dataset(
         minimum_persons,
         compute_rate_units=compute_rate_units,
         patient_column=patient_column,
+        records_per_patient=records_per_patient or (USUAL_RECORDS if patient_column else 1),
     )
     entry = list_dataset(
         node_config.read(folder),
@@ -187,8 +200,9 @@ def offer(
 @node.command()
 def start(folder: Folder) -> None:
     """Serve the node's datasets until stopped. Dials out only; listens on no port."""
-    from fl_client.node.admission import DataRoom, make_app
+    from fl_client.node.handlers import make_app
     from fl_client.node.listing import register_node
+    from fl_client.node.room import DataRoom
     from fl_client.node.supernode import serve
 
     form = "%(asctime)s %(name)s %(levelname)s %(message)s"

@@ -8,9 +8,11 @@ attestations) and the SuperNode key.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +208,10 @@ def read(folder: Path) -> NodeConfig:
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{folder}/node.toml is not TOML: {error}") from error
-    problems: list[str] = []
+    known = [
+        *(name for name in NodeConfig.__dataclass_fields__ if name not in ("folder", "datasets"))
+    ]
+    problems = unknown("", raw, known)
 
     def field(name: str, check: Any) -> Any:
         try:
@@ -228,6 +233,11 @@ def read(folder: Path) -> NodeConfig:
             entry = json.loads(path.read_text())
             manifest = Manifest.from_dict(entry["manifest"])
             column = _column(entry.get("patient_column", ""))
+            if bool(column) != (manifest.unit == "patient"):
+                raise ConfigError(
+                    f"patient_column={column!r} does not go with the published unit "
+                    f"{manifest.unit!r}"
+                )
             datasets.append(
                 DatasetEntry(
                     int(path.stem), Path(entry["file"]), entry["patient_set"], manifest, column
@@ -258,8 +268,20 @@ def _column(value: object) -> str:
     return value
 
 
+def unknown(where: str, given: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+    """What is misspelt in a table of node.toml: one clause for each key that means nothing."""
+    found = []
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+            found.append(f"{where}{name} is unknown, the nearest known one is {where}{near}")
+    return found
+
+
 def _policy(value: Any) -> Policy:
     try:
+        if problems := unknown("policy.", value, [*Policy.__dataclass_fields__]):
+            raise ConfigError("; ".join(problems))
         buyers = tuple(b if b == "*" else address("policy.buyers", b) for b in value["buyers"])
         purposes = tuple(_text("policy.purposes", p) for p in value["purposes"])
         epsilon = value["max_epsilon_per_job"]

@@ -25,7 +25,14 @@ from datatokens.chain.connection import Chain, connect
 from datatokens.errors import TermsError
 from datatokens.merkle import MAX_WEIGHT, Tree
 from datatokens.terms import JobTerms, address, privacy_charged, sign, whole
-from fl_client.data.schemas import PLATFORM_MINIMUM_PERSONS, Manifest, Schema, check_cohort, load
+from fl_client.data.schemas import (
+    PLATFORM_MINIMUM_PERSONS,
+    Manifest,
+    Schema,
+    check_cohort,
+    check_records_per_patient,
+)
+from fl_client.data.tables import load
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.node.config import (
     DatasetEntry,
@@ -57,6 +64,12 @@ class Listing:
     symbol: str = "DT"
     compute_rate_units: int = 0  # for every started minute of training
     patient_column: str = ""  # tells patients apart; without it a record is what privacy protects
+    records_per_patient: int = 1  # how many of one patient count, with a patient column
+
+    @property
+    def unit(self) -> str:
+        """What privacy protects."""
+        return "patient" if self.patient_column else "record"
 
 
 def hub_request(hub: str, method: str, path: str, body: Any = None) -> Any:
@@ -111,6 +124,7 @@ def list_dataset(
     """List `file` as a dataset owned by `owner_key`. Raises NodeError or BankError; the table never
     leaves.
     """
+    check_records_per_patient(listing.records_per_patient, listing.unit)
     records = load(file, schema, listing.patient_column)
     check_cohort(records.persons, listing.minimum_persons)
     key = records.patient_set
@@ -128,7 +142,8 @@ def list_dataset(
         delta=listing.delta,
         schema=schema,
         compute_rate_units=listing.compute_rate_units,
-        unit="patient" if listing.patient_column else "record",
+        unit=listing.unit,
+        records_per_patient=listing.records_per_patient,
     )
     chain = connect(config.chain, owner_key)
     enrol(config, chain)

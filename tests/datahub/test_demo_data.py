@@ -6,7 +6,7 @@ import pytest
 
 from datahub.demo import data as demo_data
 from datahub.errors import BadRequest
-from fl_client.data.schemas import load
+from fl_client.data.tables import load
 
 HEART = Path(__file__).parents[3] / "shared" / "data" / "heart-disease"
 

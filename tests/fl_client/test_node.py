@@ -4,28 +4,23 @@ changes nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from torch import zeros
 
 from datatokens.bindings.escrow import Escrow
 from datatokens.bindings.nodes import KeyState, NodeRegistry
-from datatokens.bindings.registry import Listing, Registry, State, Token
+from datatokens.bindings.registry import Listing, Registry, State
 from datatokens.bindings.storefront import Storefront
 from datatokens.chain.connection import connect
-from datatokens.chain.rpc_server import accounts, running_devchain
-from datatokens.deploy import Deployment, deploy
+from datatokens.chain.rpc_server import accounts
 from datatokens.errors import SignatureError
 from datatokens.terms import (
-    DatasetTerm,
     DisputeTerms,
     JobTerms,
     acceptance_message,
@@ -33,142 +28,40 @@ from datatokens.terms import (
     check_signature,
     rejection_message,
 )
-from fl_client.data.schemas import Feature, Manifest, Schema, load
 from fl_client.errors import ConfigError, DatasetError, LedgerError, ProtocolError
-from fl_client.model.export import export_model
-from fl_client.model.families import build
-from fl_client.model.weights import from_safetensors, model_hash
+from fl_client.model.weights import model_hash
 from fl_client.node import config
-from fl_client.node.admission import DataRoom
+from fl_client.node.admission import admit
 from fl_client.node.listing import enrol, rotate_key
+from fl_client.node.rounds import attest, evaluate, release, train
 from fl_client.privacy import accounting
 from fl_client.privacy.evaluation import CELLS
 from fl_client.privacy.ledger import Ledger
-from fl_client.privacy.plan import PrivacyPlan
 from fl_client.privacy.training import ENGINES
 from fl_client.protocol import JobSpec, sha256_hex
-from fl_server.report import Part, Round
+from fl_server.report import Round
 from fl_server.report import build as build_report
 from fl_server.settlement import accept, settle
+from tests.clinic import (
+    BUYER,
+    GRAPH,
+    OTHER_BUYER,
+    PRICE,
+    WEIGHTS,
+    Clinic,
+    accepted,
+    part_of,
+    refusal,
+    trained,
+    weights,
+)
 
-SCHEMA = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), "y", 0)
-GRAPH, WEIGHTS = export_model(build("logistic_regression", 2), zeros(1, 2))
-PRICE = 1_000_000
-BUYER, OTHER_BUYER = accounts()[5], accounts()[6]
-
-
-@dataclass
-class Clinic:
-    """One hospital with 40 patients and a running chain; makes jobs over its dataset."""
-
-    url: str
-    made: Deployment
-    folder: Path
-    dataset_id: int
-    serial: int = 0
-
-    def room(self) -> DataRoom:
-        return DataRoom(config.read(self.folder), connect(self.url))
-
-    @property
-    def node(self) -> str:
-        return config.read(self.folder).node_address
-
-    def spec(self, rounds: int = 2, epsilon: float = 1.0, **changes: Any) -> JobSpec:
-        self.serial += 1
-        noise, metric_noise = accounting.calibrate(epsilon, 1e-5, 1.0, rounds, rounds, 0.05)
-        fields: dict[str, Any] = {
-            "purpose": "research",
-            "buyer_public_key": "11" * 32,
-            "schema_hash": SCHEMA.hash,
-            "graph_hash": sha256_hex(GRAPH),
-            "weights_hash": sha256_hex(WEIGHTS),
-            "loss": "binary_cross_entropy",
-            "rounds": rounds,
-            "local_steps": 1,
-            "learning_rate": 1.0,
-            "average_last": 1,
-            "plan": PrivacyPlan(noise, 1.0, 1.0, rounds, 1e-5, metric_noise, 1.0, rounds),
-            "persons": {self.dataset_id: 40},
-            "salt": hashlib.sha256(str(self.serial).encode()).hexdigest(),
-        }
-        return JobSpec(**(fields | changes))
-
-    def line(self, **changes: Any) -> DatasetTerm:
-        return replace(DatasetTerm(self.dataset_id, self.node, PRICE), **changes)
-
-    def terms(self, spec: JobSpec | None = None, buyer: str = BUYER[0], **changes: Any) -> JobTerms:
-        fields: dict[str, Any] = {
-            "chain_id": self.made.chain_id,
-            "market": self.made.market,
-            "buyer": buyer,
-            "datasets": (self.line(),),
-            "reward_units": 100,
-            "fee_units": 0,
-            "deadline": connect(self.url).now() + 3600,
-            "quorum": 1,
-            "spec": (spec or self.spec()).as_dict(),
-        }
-        return JobTerms(**(fields | changes))
-
-    def paid(self, *args: Any, key: str = BUYER[1], **kwargs: Any) -> JobTerms:
-        terms = self.terms(*args, **kwargs)
-        Escrow(connect(self.url, key), self.made.market).create_job(terms)
-        return terms
-
-
-@pytest.fixture(scope="module")
-def bank() -> Iterator[tuple[str, Deployment]]:
-    with running_devchain(instant=True) as url:
-        operator = connect(url, accounts()[0][1])
-        made = deploy(operator)
-        for account, _ in (BUYER, OTHER_BUYER):
-            Token(operator, made.payment_token).mint(account, 10**12)
-        yield url, made
-
-
-@pytest.fixture
-def clinic(bank: tuple[str, Deployment], tmp_path: Path) -> Clinic:
-    url, made = bank
-    folder = tmp_path / "node"
-    network = {
-        "chain_id": made.chain_id,
-        "registry": made.registry,
-        "market": made.market,
-        "payment_token": made.payment_token,
-        "superlink": "127.0.0.1:1",
-        "ca_certificate": "",
-    }
-    node = config.create(
-        folder, name="Clinic", hub="http://127.0.0.1:1", chain=url, network=network
-    )
-    table = tmp_path / "table.csv"
-    rng = np.random.default_rng(0)
-    rows = [f"{x:.4f},{y:.4f},{int(x + y > 0)}" for x, y in rng.normal(size=(40, 2))]
-    table.write_text("\n".join(["a,b,y", *rows]))
-    manifest = Manifest("Clinic", "T", "", 40, 10, 3.0, 1e-5, SCHEMA)
-    registry = Registry(connect(url, accounts()[1][1]), made.registry)
-    dataset_id = registry.list_dataset(node.node_address, PRICE, 5000, manifest.hash, "u", "T")
-    entry = config.DatasetEntry(dataset_id, table, load(table, SCHEMA).patient_set, manifest)
-    config.add_dataset(folder, entry)
-    return Clinic(url, made, folder, dataset_id)
-
-
-def weights() -> dict[str, np.ndarray]:
-    return from_safetensors(WEIGHTS)
-
-
-def refusal(clinic: Clinic, terms: JobTerms, graph: bytes = GRAPH, start: bytes = WEIGHTS) -> str:
-    """The reason of a signed refusal; fails if the node accepts or does not sign."""
-    answer = clinic.room().admit(terms.to_json(), graph, start)
-    assert answer["accepted"] is False
-    check_signature(rejection_message(terms, answer["reason"]), answer["signature"], clinic.node)
-    return str(answer["reason"])
+OWNER = accounts()[1]
 
 
 def test_admit__paid_job__is_accepted_and_signed(clinic: Clinic) -> None:
     terms = clinic.paid()
-    answer = clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)
+    answer = admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)
     assert answer["accepted"] is True
     check_signature(acceptance_message(terms), answer["signature"], clinic.node)
 
@@ -193,8 +86,8 @@ def test_admit__order_that_still_runs__needs_no_price(clinic: Clinic) -> None:
     shop.buy_and_order(clinic.dataset_id, tier, BUYER[0], shop.quote(clinic.dataset_id, tier))
     for _ in range(2):  # as often as the buyer likes within its time
         terms = clinic.paid(datasets=(line,))
-        assert clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)["accepted"]
-        clinic.room().release(terms.job_id.hex())
+        assert admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+        release(clinic.room(), terms.job_id.hex())
     registry.close_tier(clinic.dataset_id, tier)
     assert f"tier={tier} of dataset {clinic.dataset_id} is closed" in refusal(
         clinic, clinic.paid(datasets=(line,))
@@ -209,7 +102,7 @@ def test_admit__compute_has_a_price__one_minute_at_least_must_be_escrowed(clinic
     short = clinic.paid(datasets=(clinic.line(compute_rate_units=7, compute_cap_units=6),))
     assert "compute_cap_units=6 must be at least 7" in refusal(clinic, short)
     enough = clinic.paid(datasets=(clinic.line(compute_rate_units=7, compute_cap_units=7),))
-    assert clinic.room().admit(enough.to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert admit(clinic.room(), enough.to_json(), GRAPH, WEIGHTS)["accepted"]
 
 
 def test_admit__arbiter_that_the_hospital_does_not_trust__refused(clinic: Clinic) -> None:
@@ -219,7 +112,7 @@ def test_admit__arbiter_that_the_hospital_does_not_trust__refused(clinic: Clinic
     toml = clinic.folder / "node.toml"
     toml.write_text(toml.read_text().replace("arbiters = []", f'arbiters = ["{arbiter}"]'))
     again = clinic.paid(dispute=DisputeTerms(3600, arbiter, 5, 0))
-    assert clinic.room().admit(again.to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert admit(clinic.room(), again.to_json(), GRAPH, WEIGHTS)["accepted"]
 
 
 def test_admit__unpaid_job__refused_without_a_signature_and_free_to_be_paid_later(
@@ -227,23 +120,23 @@ def test_admit__unpaid_job__refused_without_a_signature_and_free_to_be_paid_late
 ) -> None:
     terms = clinic.terms()
     room = clinic.room()
-    answer = room.admit(terms.to_json(), GRAPH, WEIGHTS)
+    answer = admit(room, terms.to_json(), GRAPH, WEIGHTS)
     assert not answer["accepted"] and "holds no money for exactly these terms" in answer["reason"]
     assert answer["signature"] == b""
     Escrow(connect(clinic.url, BUYER[1]), clinic.made.market).create_job(terms)
-    assert room.admit(terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert admit(room, terms.to_json(), GRAPH, WEIGHTS)["accepted"]
 
 
 def test_admit__terms_changed_in_one_byte__are_not_the_paid_ones(clinic: Clinic) -> None:
     raw = clinic.paid().to_json()
     changed = raw.replace(b'"purpose":"research"', b'"purpose":"researcg"')
-    answer = clinic.room().admit(changed, GRAPH, WEIGHTS)
+    answer = admit(clinic.room(), changed, GRAPH, WEIGHTS)
     assert not answer["accepted"] and "holds no money for exactly these terms" in answer["reason"]
 
 
 def test_admit__other_chain_or_market__refused(clinic: Clinic) -> None:
     for change in ({"chain_id": 1}, {"market": "0x" + "1" * 40}):
-        answer = clinic.room().admit(clinic.terms(**change).to_json(), GRAPH, WEIGHTS)
+        answer = admit(clinic.room(), clinic.terms(**change).to_json(), GRAPH, WEIGHTS)
         assert (
             not answer["accepted"]
             and "this node serves" in answer["reason"]
@@ -259,11 +152,11 @@ def test_admit__wrong_buyer__refused(clinic: Clinic) -> None:
     assert "is not on this hospital's list" in refusal(
         clinic, clinic.paid(buyer=OTHER_BUYER[0], key=OTHER_BUYER[1])
     )
-    assert clinic.room().admit(clinic.paid().to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert admit(clinic.room(), clinic.paid().to_json(), GRAPH, WEIGHTS)["accepted"]
 
 
 def test_admit__more_epsilon_than_the_lifetime_budget_leaves__refused(clinic: Clinic) -> None:
-    assert clinic.room().admit(clinic.paid(clinic.spec(epsilon=2.5)).to_json(), GRAPH, WEIGHTS)[
+    assert admit(clinic.room(), clinic.paid(clinic.spec(epsilon=2.5)).to_json(), GRAPH, WEIGHTS)[
         "accepted"
     ]
     said = refusal(clinic, clinic.paid(clinic.spec(epsilon=2.0)))
@@ -324,8 +217,8 @@ def test_admit__hostile_model_file__refused(
 
 def test_admit__asked_again_after_a_restart__gives_the_same_answer(clinic: Clinic) -> None:
     terms = clinic.paid()
-    first = clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)
-    assert clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS) == first
+    first = admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)
+    assert admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS) == first
 
 
 def test_data_room__table_changed_since_listing__refuses_to_start(clinic: Clinic) -> None:
@@ -335,18 +228,12 @@ def test_data_room__table_changed_since_listing__refuses_to_start(clinic: Clinic
         clinic.room()
 
 
-def accepted(clinic: Clinic, **changes: Any) -> JobTerms:
-    terms = clinic.paid(clinic.spec(**changes))
-    assert clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)["accepted"]
-    return terms
-
-
 def test_train__same_round_again_even_after_a_restart__same_reply_and_one_charge(
     clinic: Clinic,
 ) -> None:
     job = accepted(clinic).job_id.hex()
-    first, metrics = clinic.room().train(job, 1, weights())
-    again, metrics_again = clinic.room().train(job, 1, weights())
+    first, metrics = train(clinic.room(), job, 1, weights())
+    again, metrics_again = train(clinic.room(), job, 1, weights())
     assert model_hash(first) == model_hash(again) and metrics == metrics_again
     assert model_hash(first) != model_hash(weights())
     key = config.read(clinic.folder).datasets[0].patient_set
@@ -375,7 +262,7 @@ def test_train__engine_of_node_toml__trains_and_another_name_is_refused(
             lambda *given, name=name, engine=engine: used.append(name) or engine(*given),
         )
     toml.write_text(text.replace('engine = "book-keeping"', 'engine = "hooks"'))
-    trained, _ = clinic.room().train(job, 1, weights())
+    trained, _ = train(clinic.room(), job, 1, weights())
     assert set(used) == {"hooks"} and len(used) == 2, "the self-check and the round"
     assert model_hash(trained) != model_hash(weights())
     toml.write_text(text.replace('engine = "book-keeping"', 'engine = "ghost"'))
@@ -390,23 +277,23 @@ def test_train__engine_of_node_toml__trains_and_another_name_is_refused(
 def test_train__same_round_with_another_model__refused(clinic: Clinic) -> None:
     job = accepted(clinic).job_id.hex()
     room = clinic.room()
-    room.train(job, 1, weights())
+    train(room, job, 1, weights())
     with pytest.raises(LedgerError):
-        room.train(job, 1, {name: array + 1 for name, array in weights().items()})
+        train(room, job, 1, {name: array + 1 for name, array in weights().items()})
 
 
 @pytest.mark.parametrize("number", [0, 3, -1, True, "1"])
 def test_train__round_outside_the_plan__refused(clinic: Clinic, number: Any) -> None:
     job = accepted(clinic).job_id.hex()
     with pytest.raises(ProtocolError, match="round="):
-        clinic.room().train(job, number, weights())
+        train(clinic.room(), job, number, weights())
 
 
 def test_train__job_that_was_not_accepted__refused(clinic: Clinic) -> None:
     with pytest.raises(ProtocolError, match="was not accepted"):
-        clinic.room().train("ab" * 32, 1, weights())
+        train(clinic.room(), "ab" * 32, 1, weights())
     with pytest.raises(ProtocolError, match="hexadecimal"):
-        clinic.room().train("../../etc/passwd", 1, weights())
+        train(clinic.room(), "../../etc/passwd", 1, weights())
 
 
 @pytest.mark.parametrize("bad", ["names", "shape", "nan"])
@@ -420,27 +307,11 @@ def test_train__parameters_that_do_not_fit__cost_nothing(clinic: Clinic, bad: st
     else:
         arrays["bias"] = np.array([np.nan], np.float32)
     with pytest.raises(ProtocolError, match="model:"):
-        clinic.room().train(job, 1, arrays)
+        train(clinic.room(), job, 1, arrays)
     key = config.read(clinic.folder).datasets[0].patient_set
     assert not [
         c for c in Ledger(clinic.folder / "ledger.sqlite").history(key) if c.what == "training"
     ]
-
-
-def part_of(clinic: Clinic, rounds: int, metrics: dict[str, Any], seconds: float) -> Part:
-    spent = (metrics["epsilon-job"], metrics["epsilon-lifetime"], metrics["delta-lifetime"])
-    return Part(clinic.dataset_id, rounds, *spent, round(seconds, 1), "cpu", metrics["unit"])
-
-
-def trained(clinic: Clinic) -> tuple[JobTerms, JobSpec, dict[str, np.ndarray], Part]:
-    terms = accepted(clinic)
-    spec = JobSpec.from_dict(terms.spec)
-    arrays, metrics, seconds = weights(), {}, 0.0
-    for number in range(1, spec.rounds + 1):
-        arrays, metrics = clinic.room().train(terms.job_id.hex(), number, arrays)
-        seconds += metrics["training-seconds"]
-    part = part_of(clinic, spec.rounds, metrics, seconds)
-    return terms, spec, arrays, part
 
 
 def test_evaluate__asked_again_after_a_restart__the_same_table_for_one_charge(
@@ -449,8 +320,8 @@ def test_evaluate__asked_again_after_a_restart__the_same_table_for_one_charge(
     terms, spec, arrays, part = trained(clinic)
     job, key = terms.job_id.hex(), config.read(clinic.folder).datasets[0].patient_set
     before = Ledger(clinic.folder / "ledger.sqlite").history(key)
-    first = clinic.room().evaluate(job, arrays)
-    assert clinic.room().evaluate(job, arrays) == first and len(first["scores"]) == CELLS
+    first = evaluate(clinic.room(), job, arrays)
+    assert evaluate(clinic.room(), job, arrays) == first and len(first["scores"]) == CELLS
     after = Ledger(clinic.folder / "ledger.sqlite").history(key)
     assert sum(c.steps for c in after) == sum(c.steps for c in before) + 1
     # all that the job reserved is spent now, and no more than its plan
@@ -459,17 +330,17 @@ def test_evaluate__asked_again_after_a_restart__the_same_table_for_one_charge(
     )
     assert part.epsilon_job is not None and first["epsilon-job"] > part.epsilon_job
     with pytest.raises(LedgerError):
-        clinic.room().evaluate(job, {name: array + 1 for name, array in arrays.items()})
+        evaluate(clinic.room(), job, {name: array + 1 for name, array in arrays.items()})
 
 
 def test_evaluate__before_the_last_round__refused_and_costs_nothing(clinic: Clinic) -> None:
     job = accepted(clinic).job_id.hex()
     room = clinic.room()
-    arrays, _ = room.train(job, 1, weights())
+    arrays, _ = train(room, job, 1, weights())
     key = config.read(clinic.folder).datasets[0].patient_set
     before = room.ledger.history(key)
     with pytest.raises(ProtocolError, match="after 2 rounds, not before"):
-        room.evaluate(job, arrays)
+        evaluate(room, job, arrays)
     assert room.ledger.history(key) == before
 
 
@@ -478,7 +349,7 @@ def test_attest__table_that_the_node_released__must_be_in_the_report_as_it_was(
 ) -> None:
     terms, spec, arrays, part = trained(clinic)
     job, ours = terms.job_id.hex(), clinic.dataset_id
-    told = clinic.room().evaluate(job, arrays)
+    told = evaluate(clinic.room(), job, arrays)
     figures = {
         n.replace("-", "_"): told[n] for n in ("epsilon-job", "epsilon-lifetime", "delta-lifetime")
     }
@@ -491,14 +362,14 @@ def test_attest__table_that_the_node_released__must_be_in_the_report_as_it_was(
     ):
         report, _ = build_report(terms, spec, model_hash(arrays), [], {ours: wrong})
         with pytest.raises(ProtocolError, match=said):
-            clinic.room().attest(job, arrays, report)
+            attest(clinic.room(), job, arrays, report)
     report, _ = build_report(terms, spec, model_hash(arrays), [], {ours: honest})
     better = json.loads(report)
     assert better["evaluation"]["calibration"][0]["from"] == 0
     better["evaluation"]["calibration"][0]["to"] = 1
     with pytest.raises(ProtocolError, match="evaluation does not follow"):
-        clinic.room().attest(job, arrays, canonical_json(better))
-    assert clinic.room().attest(job, arrays, report)["accepted"]
+        attest(clinic.room(), job, arrays, canonical_json(better))
+    assert attest(clinic.room(), job, arrays, report)["accepted"]
 
 
 def test_data_room__patient_column__patients_are_the_unit_in_rounds_and_tables(
@@ -511,11 +382,12 @@ def test_data_room__patient_column__patients_are_the_unit_in_rounds_and_tables(
     table.write_text(
         "\n".join([f"{head},who", *(f"{row},p{i // 2}" for i, row in enumerate(rows))])
     )
+    entry["manifest"] |= {"unit": "patient", "records_per_patient": 2}
     path.write_text(json.dumps(entry | {"patient_column": "who"}))
     room = clinic.room()
     assert room.records[clinic.dataset_id].persons == 20
     terms, spec, arrays, _ = trained(clinic)
-    scores = clinic.room().evaluate(terms.job_id.hex(), arrays)["scores"]
+    scores = evaluate(clinic.room(), terms.job_id.hex(), arrays)["scores"]
     # sums of 16 noised cells around the true 20: six standard deviations
     assert abs(sum(scores) - 20) < 6 * 4 * spec.plan.score_noise_multiplier
     path.write_text(json.dumps(entry | {"patient_column": "whose"}))
@@ -529,7 +401,7 @@ def test_attest__honest_report__is_signed_and_settles(clinic: Clinic) -> None:
     report, worked = build_report(
         terms, spec, model_hash(arrays), rounds, {clinic.dataset_id: part}
     )
-    answer = clinic.room().attest(terms.job_id.hex(), arrays, report)
+    answer = attest(clinic.room(), terms.job_id.hex(), arrays, report)
     outcome = {
         "model_hash": model_hash(arrays).hex(),
         "worked": worked,
@@ -565,14 +437,14 @@ def test_attest__figures_that_the_node_knows_better__refused(clinic: Clinic) -> 
     ):
         report, _ = build_report(terms, spec, model_hash(arrays), [], {ours: wrong})
         with pytest.raises(ProtocolError, match=said):
-            clinic.room().attest(job, arrays, report)
+            attest(clinic.room(), job, arrays, report)
     other = {name: array + 1 for name, array in arrays.items()}
     report, _ = build_report(terms, spec, model_hash(arrays), [], {ours: part})
     with pytest.raises(ProtocolError, match="model_hash"):
-        clinic.room().attest(job, other, report)
+        attest(clinic.room(), job, other, report)
     with pytest.raises(ProtocolError, match="reward_units"):
-        clinic.room().attest(
-            job, arrays, report.replace(b'"reward_units":100', b'"reward_units":99')
+        attest(
+            clinic.room(), job, arrays, report.replace(b'"reward_units":100', b'"reward_units":99')
         )
 
 
@@ -580,22 +452,22 @@ def test_attest__a_second_different_result__is_never_signed(clinic: Clinic) -> N
     terms, spec, arrays, part = trained(clinic)
     job = terms.job_id.hex()
     report, _ = build_report(terms, spec, model_hash(arrays), [], {clinic.dataset_id: part})
-    first = clinic.room().attest(job, arrays, report)
-    assert clinic.room().attest(job, arrays, report)["signature"] == first["signature"]
+    first = attest(clinic.room(), job, arrays, report)
+    assert attest(clinic.room(), job, arrays, report)["signature"] == first["signature"]
     other = {name: array + 1 for name, array in arrays.items()}
     report, _ = build_report(terms, spec, model_hash(other), [], {clinic.dataset_id: part})
     with pytest.raises(ProtocolError, match="already signed another result"):
-        clinic.room().attest(job, other, report)
+        attest(clinic.room(), job, other, report)
 
 
 def test_attest__before_the_last_round__refused(clinic: Clinic) -> None:
     terms = accepted(clinic)
     spec = JobSpec.from_dict(terms.spec)
-    arrays, metrics = clinic.room().train(terms.job_id.hex(), 1, weights())
+    arrays, metrics = train(clinic.room(), terms.job_id.hex(), 1, weights())
     part = part_of(clinic, spec.rounds, metrics, metrics["training-seconds"])
     report, _ = build_report(terms, spec, model_hash(arrays), [], {clinic.dataset_id: part})
     with pytest.raises(ProtocolError, match="only 1 of 2 rounds"):
-        clinic.room().attest(terms.job_id.hex(), arrays, report)
+        attest(clinic.room(), terms.job_id.hex(), arrays, report)
 
 
 def test_release__frees_the_reservation_and_ends_the_job(clinic: Clinic) -> None:
@@ -603,22 +475,19 @@ def test_release__frees_the_reservation_and_ends_the_job(clinic: Clinic) -> None
     key = config.read(clinic.folder).datasets[0].patient_set
     ledger = Ledger(clinic.folder / "ledger.sqlite")
     assert ledger.epsilon_committed(key) > 2.4
-    clinic.room().release(terms.job_id.hex())
+    release(clinic.room(), terms.job_id.hex())
     assert ledger.epsilon_committed(key) == 0
     with pytest.raises(LedgerError):
-        clinic.room().train(terms.job_id.hex(), 1, weights())
+        train(clinic.room(), terms.job_id.hex(), 1, weights())
 
 
 def test_refusal__signature_of_another_node__does_not_pass(clinic: Clinic) -> None:
     terms = clinic.paid(clinic.spec(epsilon=6.0))
-    answer = clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)
+    answer = admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)
     with pytest.raises(SignatureError):
         check_signature(
             rejection_message(terms, answer["reason"]), answer["signature"], "0x" + "2" * 40
         )
-
-
-OWNER = accounts()[1]
 
 
 def nodes_of(clinic: Clinic) -> NodeRegistry:
@@ -636,7 +505,7 @@ def test_admit__what_the_market_would_not_take__is_refused_before_anything_is_tr
     registry.set_listing(clinic.dataset_id, [BUYER[0]], Listing.DENIED)
     assert said in refusal(clinic, clinic.paid())
     terms = clinic.paid(buyer=OTHER_BUYER[0], key=OTHER_BUYER[1])
-    assert clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)["accepted"]
 
 
 def test_enrol__new_node__its_key_and_machine_are_in_the_node_registry_once(clinic: Clinic) -> None:
@@ -666,7 +535,7 @@ def attested_with_the_old_key(clinic: Clinic) -> tuple[JobTerms, dict[str, Any]]
     old = terms.datasets[0].node
     accept(escrow, terms, {old: json.loads(path.read_text())["signature"]})
     rotate_key(config.read(clinic.folder), OWNER[1], 3600, False)
-    answer = clinic.room().attest(terms.job_id.hex(), arrays, report)
+    answer = attest(clinic.room(), terms.job_id.hex(), arrays, report)
     outcome = {
         "model_hash": model_hash(arrays).hex(),
         "worked": worked,
@@ -693,10 +562,10 @@ def test_rotate_key__job_under_way__is_settled_with_the_old_key_and_the_next_use
     late = clinic.paid(
         datasets=(clinic.line(node=old),)
     )  # quoted before, paid now, within the overlap
-    assert clinic.room().admit(late.to_json(), GRAPH, WEIGHTS)["accepted"]
-    clinic.room().release(late.job_id.hex())
+    assert admit(clinic.room(), late.to_json(), GRAPH, WEIGHTS)["accepted"]
+    release(clinic.room(), late.job_id.hex())
     new = clinic.paid()
-    answer = clinic.room().admit(new.to_json(), GRAPH, WEIGHTS)
+    answer = admit(clinic.room(), new.to_json(), GRAPH, WEIGHTS)
     check_signature(acceptance_message(new), answer["signature"], now.node_address)
 
 
@@ -716,7 +585,7 @@ def test_rotate_key__stolen__old_key_is_dead_and_what_it_accepted_is_taken_back(
 
 
 def refusal_by(clinic: Clinic, terms: JobTerms, node: str) -> str:
-    answer = clinic.room().admit(terms.to_json(), GRAPH, WEIGHTS)
+    answer = admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)
     assert answer["accepted"] is False
     check_signature(rejection_message(terms, answer["reason"]), answer["signature"], node)
     return str(answer["reason"])

@@ -1,67 +1,11 @@
-"""Tables become numbers by public constants only; small cohorts and odd cells are refused in
-words.
-"""
+"""Schemas and manifests: public documents, refused in words, with hashes that do not move."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 
-from fl_client.data.schemas import Feature, Manifest, Schema, check_cohort, load
+from fl_client.data.schemas import Feature, Manifest, Schema, check_cohort
 from fl_client.errors import DatasetError
 
 SCHEMA = Schema((Feature("age", 50, 10), Feature("pain", 0.25, 0.5, (1, 2, 3))), "ill", 0)
-
-
-def table(tmp_path: Path, *rows: str, header: str = "age,pain,ill") -> Path:
-    path = tmp_path / "table.csv"
-    path.write_text("\n".join([header, *rows]) + "\n")
-    return path
-
-
-def test_load__numbers_and_categories__are_scaled_by_the_schema(tmp_path: Path) -> None:
-    records = load(table(tmp_path, "60,2,1", "40,1,0"), SCHEMA)
-    assert records.features.tolist() == [[1.0, 1.5, -0.5], [-1.0, -0.5, -0.5]]
-    assert records.targets.tolist() == [1.0, 0.0]
-    assert records.persons == 2
-
-
-def test_load__missing_values__drop_the_row(tmp_path: Path) -> None:
-    records = load(table(tmp_path, "60,2,1", "?,1,0", "50,,0"), SCHEMA)
-    assert (records.persons, records.dropped) == (1, 2)
-
-
-def test_load__absurd_cell__is_clipped(tmp_path: Path) -> None:
-    assert load(table(tmp_path, "1e30,1,0"), SCHEMA).features[0, 0] == 10.0
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ("abc,1,0", "line 2: age='abc' is not a number"),
-        ("inf,1,0", "line 2: age='inf' is not a number"),
-        ("60,9,0", "line 2: pain=9 is not one of"),
-    ],
-)
-def test_load__bad_cell__names_line_column_and_value(tmp_path: Path, row: str, said: str) -> None:
-    with pytest.raises(DatasetError, match=said):
-        load(table(tmp_path, row), SCHEMA)
-
-
-def test_load__missing_column__is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"lacks the column.*pain"):
-        load(table(tmp_path, "60,1", header="age,ill"), SCHEMA)
-
-
-def test_load__no_file__is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="cannot be read as a CSV file"):
-        load(tmp_path / "nothing.csv", SCHEMA)
-
-
-def test_patient_set__row_order__does_not_matter(tmp_path: Path) -> None:
-    one = load(table(tmp_path, "60,2,1", "40,1,0"), SCHEMA).patient_set
-    assert load(table(tmp_path, "40,1,0", "60,2,1"), SCHEMA).patient_set == one
-    assert load(table(tmp_path, "41,1,0", "60,2,1"), SCHEMA).patient_set != one
 
 
 def test_check_cohort__under_the_floor__refused() -> None:
@@ -94,5 +38,28 @@ def test_manifest__minimum_under_the_platforms_floor__refused() -> None:
         Manifest.from_dict(manifest)
 
 
-def test_load__features__are_float32(tmp_path: Path) -> None:
-    assert load(table(tmp_path, "60,2,1"), SCHEMA).features.dtype == np.float32
+def test_manifest__published_before_there_was_a_constant__keeps_its_hash() -> None:
+    old = Manifest("H", "N", "D", 100, 10, 8.0, 1e-5, SCHEMA).as_dict()
+    del old["records_per_patient"]
+    old = old | {"version": 1, "unit": "patient"}
+    again = Manifest.from_dict(old)
+    assert (again.records_per_patient, again.as_dict()) == (4, old)
+    assert Manifest.from_dict(old | {"unit": "record"}).records_per_patient == 1
+
+
+@pytest.mark.parametrize(
+    ("unit", "records", "said"),
+    [
+        ("patient", 0, "from 1 to 64 where the unit is a patient"),
+        ("patient", 65, "from 1 to 64 where the unit is a patient"),
+        ("record", 2, "from 1 to 1 where the unit is a record"),
+        ("patient", True, "records_per_patient=True"),
+        ("patient", "4", "records_per_patient='4'"),
+    ],
+)
+def test_manifest__records_per_patient_out_of_range__refused(
+    unit: str, records: object, said: str
+) -> None:
+    given = Manifest("H", "N", "D", 100, 10, 8.0, 1e-5, SCHEMA).as_dict()
+    with pytest.raises(DatasetError, match=said):
+        Manifest.from_dict(given | {"unit": unit, "records_per_patient": records})

@@ -1,0 +1,214 @@
+"""What happens to an admitted job: train its rounds, evaluate, attest, release.
+
+Each round's charge is in the ledger before a record is touched, and its reply before it leaves.
+Knows nothing of how messages arrive (handlers.py) or how a job comes to be admitted (admission.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fl_client.errors import ProtocolError
+from fl_client.model.graph import parameters, predict, with_parameters
+from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
+from fl_client.node.admission import safe_model
+from fl_client.node.attestation import OwnFigures, check_and_sign
+from fl_client.node.room import AdmittedJob, DataRoom
+from fl_client.privacy import accounting, evaluation
+from fl_client.privacy.ledger import FINAL_LOOK
+from fl_client.privacy.noise import SecureRandom
+from fl_client.privacy.plan import Charge
+from fl_client.privacy.training import train_round
+from fl_client.protocol import JobSpec
+
+
+def _job(room: DataRoom, job_id: str) -> AdmittedJob:
+    """An admitted job, from memory or, after a restart, from the folder."""
+    if job_id in room.jobs:
+        return room.jobs[job_id]
+    folder = room.folder(job_id)
+    answer, terms = folder.answer, folder.terms
+    if answer is None or terms is None or not answer["accepted"]:
+        raise ProtocolError(f"job {job_id[:12]} was not accepted by this node")
+    spec = JobSpec.from_dict(terms.spec)
+    entry = room.config.dataset(room.line(terms).dataset_id)
+    if entry is None:
+        raise ProtocolError(f"job {job_id[:12]} is for a dataset that this node no longer serves")
+    job = AdmittedJob(terms, spec, entry, safe_model(room, spec, entry, *folder.model_files))
+    room.jobs[job_id] = job
+    return job
+
+
+def train(
+    room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """One round: the charge is written first, the reply is stored before it leaves, a repeat
+    gets the same reply.
+
+    Returns the new parameters and the metrics (all private or data-independent). Raises
+    NodeError.
+    """
+    job = _job(room, job_id)
+    spec, entry = job.spec, job.entry
+    if type(number) is not int or not 1 <= number <= spec.rounds:
+        raise ProtocolError(f"round={number!r} must be a whole number from 1 to {spec.rounds}")
+    arrays = _checked(arrays, parameters(job.model))
+    if room.escrow.job(job.terms.job_id).status != "funded":
+        raise ProtocolError("the escrow no longer holds this job's money")
+    input_hash = model_hash(arrays)
+    stored = room.ledger.begin_round(job_id, number, input_hash, spec.round_charges())
+    if stored is None:
+        records = room.records[entry.dataset_id]
+        result = train_round(
+            job.model,
+            arrays,
+            records.features,
+            records.targets,
+            spec.plan,
+            steps=spec.local_steps,
+            learning_rate=spec.learning_rate,
+            loss=spec.loss,
+            expected_persons=spec.persons[entry.dataset_id],
+            patients=records.patients,
+            engine=room.config.engine,
+        )
+        metrics = {
+            "loss": float(result.loss_mean),
+            "persons": spec.persons[entry.dataset_id],
+            **_spent(room, job, spec.round_charges() * number),
+            "unit": entry.manifest.unit,
+            # rounded up: the exact time depends on how many patients there are
+            "training-seconds": math.ceil(result.seconds * 10) / 10,
+            "device": result.device,
+        }
+        stored = _pack(result.arrays, metrics)
+        room.ledger.finish_round(job_id, number, stored)
+    return _unpack(stored)
+
+
+def _spent(room: DataRoom, job: AdmittedJob, charges: Sequence[Charge]) -> dict[str, float]:
+    """What a reply says of privacy: of this job by these charges, and of the patients' whole
+    history.
+    """
+    return {
+        "epsilon-job": accounting.epsilon(charges, job.spec.plan.delta),
+        "epsilon-lifetime": room.ledger.epsilon_spent(job.entry.patient_set),
+        "delta-lifetime": job.entry.manifest.delta,
+    }
+
+
+def _rounds_answered(room: DataRoom, job_id: str) -> int:
+    return sum(row.answered for row in room.ledger.rounds(job_id) if row.number != FINAL_LOOK)
+
+
+def evaluate(room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The noised table of the final model's scores, once per job, charged before it is drawn.
+    Raises NodeError.
+    """
+    job = _job(room, job_id)
+    spec, number = job.spec, FINAL_LOOK
+    arrays = _checked(arrays, parameters(job.model))
+    if _rounds_answered(room, job_id) < spec.rounds:
+        raise ProtocolError(f"the final model is looked at after {spec.rounds} rounds, not before")
+    stored = room.ledger.begin_round(job_id, number, model_hash(arrays), spec.evaluation_charges())
+    if stored is None:
+        records = room.records[job.entry.dataset_id]
+        outputs = predict(with_parameters(job.model, arrays), records.features)
+        scores = evaluation.probabilities(outputs, spec.loss)
+        counts = evaluation.table(scores, records.targets, records.patients)
+        noise = SecureRandom().normal(evaluation.CELLS, spec.plan.score_noise_multiplier)
+        metrics = {
+            "scores": evaluation.released(counts, noise),
+            **_spent(room, job, [*spec.round_charges() * spec.rounds, *spec.evaluation_charges()]),
+        }
+        stored = _pack({}, metrics)
+        room.ledger.finish_round(job_id, number, stored)
+    return _metrics(stored)
+
+
+def attest(
+    room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray], report_raw: bytes
+) -> dict[str, Any]:
+    """This node's signature over the final model and report, after checking everything it can.
+    Raises NodeError.
+
+    Only one result is ever signed for a job: a second, different one is refused.
+    """
+    job = _job(room, job_id)
+    arrays = _checked(arrays, parameters(job.model))
+    rounds = _rounds_answered(room, job_id)
+    looked = any(row.answered and row.number == FINAL_LOOK for row in room.ledger.rounds(job_id))
+    released = _released(room, job_id, FINAL_LOOK if looked else rounds)
+    seconds = sum(
+        _released(room, job_id, number)["training-seconds"] for number in range(1, rounds + 1)
+    )
+    own = OwnFigures(
+        job.entry.dataset_id,
+        released["epsilon-job"],
+        released["epsilon-lifetime"],
+        released["delta-lifetime"],
+        seconds,
+        rounds,
+        job.entry.manifest.unit,
+        released.get("scores"),
+    )
+    attestation, signature = check_and_sign(
+        room.key(job.terms), job.terms, job.spec, own, model_hash(arrays), report_raw
+    )
+    room.folder(job_id).keep_attested(
+        f"{attestation.model_hash.hex()} {attestation.report_hash.hex()}"
+    )
+    room.ledger.close_job(job_id)
+    return {"accepted": True, "reason": "", "signature": signature}
+
+
+def _released(room: DataRoom, job_id: str, number: int) -> dict[str, Any]:
+    """The metrics of a round as they left this node. Raises ProtocolError for a round that was
+    not answered.
+    """
+    stored = room.ledger.reply(job_id, number)
+    if stored is None:
+        raise ProtocolError(f"no round of job {job_id[:12]} was answered by this node")
+    return _metrics(stored)
+
+
+def release(room: DataRoom, job_id: str) -> dict[str, Any]:
+    """Free what the job reserved and never ran; no further round of it will be answered."""
+    job = _job(room, job_id)
+    room.ledger.close_job(job.id)
+    return {"accepted": True, "reason": "", "signature": b""}
+
+
+def _checked(
+    given: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """`given` in the order of `wanted`, if names, shapes and types agree and every number is
+    finite.
+    """
+    if set(given) != set(wanted):
+        raise ProtocolError(f"model: parameters must be {sorted(wanted)}")
+    for name, array in given.items():
+        if array.shape != wanted[name].shape or array.dtype != np.float32:
+            raise ProtocolError(f"model: {name} must be float32 of shape {wanted[name].shape}")
+        if not np.isfinite(array).all():
+            raise ProtocolError(f"model: {name} holds a number that is not finite")
+    return {name: np.ascontiguousarray(given[name]) for name in wanted}
+
+
+def _pack(arrays: Mapping[str, np.ndarray], metrics: Mapping[str, Any]) -> bytes:
+    head = json.dumps(metrics).encode()
+    return len(head).to_bytes(4, "big") + head + to_safetensors(arrays)
+
+
+def _metrics(stored: bytes) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads(stored[4 : 4 + int.from_bytes(stored[:4], "big")])
+    return metrics
+
+
+def _unpack(stored: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    return from_safetensors(stored[4 + int.from_bytes(stored[:4], "big") :]), _metrics(stored)
