@@ -108,7 +108,8 @@ def _rdp_at(order: float, noise_multiplier: float, sampling_rate: float) -> floa
     return max(value, 0.0) if math.isfinite(value) else math.inf
 
 
-def _rdp(charges: Iterable[Charge]) -> np.ndarray:
+def rdp(charges: Iterable[Charge]) -> np.ndarray:
+    """RDP of everything in `charges` together at each of ORDERS."""
     total = np.zeros(len(ORDERS))
     for charge in charges:
         total += charge.steps * _rdp_of_one_step(charge.noise_multiplier, charge.sampling_rate)
@@ -141,7 +142,7 @@ def epsilon(charges: Iterable[Charge], delta: float) -> float:
     left = _delta_left(charges, delta)
     if not charges:
         return 0.0
-    return _epsilon_of(_rdp(charges), math.log(left)) if left > 0 else math.inf
+    return _epsilon_of(rdp(charges), math.log(left)) if left > 0 else math.inf
 
 
 def best_order(limit: float, delta: float) -> float:
@@ -181,11 +182,23 @@ def lifetime_epsilon(charges: Iterable[Charge], delta: float, order: float) -> f
     sum of all d_a = delta. Raises PlanError for a delta not between 0 and 1 or another order.
     """
     charges = list(charges)
-    left = _delta_left(charges, delta)
-    parts = _log_parts(order)
-    if not charges:
-        return 0.0
-    return _epsilon_of(_rdp(charges), math.log(left) + parts) if left > 0 else math.inf
+    steps = np.array([sum(charge.steps for charge in charges)])
+    return float(lifetime_epsilons(rdp(charges)[None], steps, delta, order)[0])
+
+
+def lifetime_epsilons(
+    rdps: np.ndarray, steps: np.ndarray, delta: float, order: float
+) -> np.ndarray:
+    """`lifetime_epsilon` of many histories at once: [n] for their `rdp` [n, orders] and the sums of
+    their steps [n].
+    """
+    if not 0 < delta < 1:
+        raise PlanError(f"delta={delta!r} must be between 0 and 1")
+    left = delta - OVERFLOW * steps.astype(np.float64)
+    log_delta = np.log(np.maximum(left, 1e-300))[:, None] + _log_parts(order)
+    bound = rdps + np.log1p(-1 / _ORDERS) - (log_delta + np.log(_ORDERS)) / (_ORDERS - 1)
+    found = np.maximum(0.0, bound.min(1))
+    return np.where(left > 0, np.where(steps > 0, found, 0.0), math.inf)
 
 
 def fits(
@@ -209,7 +222,7 @@ def how_many_fit(
     history, new = list(history), list(new)
     if not new:
         raise PlanError("a job without charges always fits; name what it would cost")
-    spent, each, parts = _rdp(history), _rdp(new), _log_parts(order)
+    spent, each, parts = rdp(history), rdp(new), _log_parts(order)
     # theorem 21 of Balle et al. solved for n; an order that left the sum as infinity gives minus
     # infinity or NaN
     with np.errstate(all="ignore"):

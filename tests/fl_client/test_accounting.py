@@ -90,7 +90,7 @@ def test_rdp__orders_whole_and_fractional__equals_the_integral_that_defines_it(
 @given(histories.filter(bool))
 @settings(max_examples=50, deadline=None)
 def test_epsilon__any_history__converts_as_opacus_does(history: list[Charge]) -> None:
-    rdp = accounting._rdp(history)
+    rdp = accounting.rdp(history)
     theirs, _ = get_privacy_spent(orders=list(ORDERS), rdp=rdp, delta=DELTA)
     # the slots' part of delta is all that is ours
     assert epsilon(history, DELTA) == pytest.approx(max(0.0, theirs), rel=1e-6)
@@ -349,3 +349,14 @@ def test_epsilon__many_steps__pays_for_the_chance_that_a_slot_is_missing() -> No
 def test_lifetime_epsilon__order_that_is_none__is_refused(order: float) -> None:
     with pytest.raises(PlanError, match="order="):
         lifetime_epsilon(JOB, DELTA, order)
+
+
+@given(st.lists(st.lists(charges, max_size=4), min_size=1, max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_lifetime_epsilons__many_histories_at_once__are_each_what_it_would_be_alone(
+    histories: list,
+) -> None:
+    rdps = np.array([accounting.rdp(history) for history in histories])
+    steps = np.array([sum(c.steps for c in history) for history in histories])
+    found = accounting.lifetime_epsilons(rdps, steps, 1e-5, 12)
+    assert found.tolist() == [accounting.lifetime_epsilon(h, 1e-5, 12) for h in histories]
