@@ -21,7 +21,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from datahub.errors import BadRequest, HubError
-from datahub.market import catalogue, jobs, orders
+from datahub.market import catalogue, claims, contributors, hospitals, jobs, orders, reconcile
 from datahub.market.desk import Desk
 from datahub.web import pages
 from datatokens.errors import BankError, TermsError
@@ -125,13 +125,13 @@ def _say(request: Request, sentence: str, status: int) -> Response:
     return pages.error(request, sentence, status)
 
 
-def create_app(desk: Desk, *, reconcile: bool = True) -> FastAPI:
-    """The application over open connections; with `reconcile` it also drives jobs."""
+def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
+    """The application over open connections; with `drive` it also drives jobs."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         catalogue.sync(desk)
-        loop = jobs.Reconciler(desk) if reconcile else None
+        loop = reconcile.Reconciler(desk) if drive else None
         if loop:
             loop.start()
         yield
@@ -214,16 +214,16 @@ def create_app(desk: Desk, *, reconcile: bool = True) -> FastAPI:
 
     @app.put("/api/datasets/{dataset_id}/contributors")
     def put_contributors(dataset_id: int, body: ContributorsIn, desk: DeskDep) -> dict[str, Any]:
-        catalogue.put_contributors(desk, dataset_id, body.epoch, body.entries)
+        contributors.put_contributors(desk, dataset_id, body.epoch, body.entries)
         return {"dataset_id": dataset_id, "epoch": body.epoch, "contributors": len(body.entries)}
 
     @app.get("/api/hospitals/{node}")
     def hospital(node: str, desk: DeskDep) -> dict[str, Any]:
-        return catalogue.hospital(desk, node)
+        return hospitals.hospital(desk, node)
 
     @app.post("/api/nodes")
     def register_node(body: NodeIn, desk: DeskDep) -> dict[str, Any]:
-        supernode_id = catalogue.register_node(desk, body.node, body.supernode_public_key)
+        supernode_id = hospitals.register_node(desk, body.node, body.supernode_public_key)
         return {"supernode_id": str(supernode_id)}
 
     @app.post("/api/quotes")
@@ -269,7 +269,7 @@ def create_app(desk: Desk, *, reconcile: bool = True) -> FastAPI:
         return Response(raw, media_type="application/octet-stream")
 
     @app.get("/api/claims/{account}")
-    def claims(account: str, desk: DeskDep) -> list[dict[str, Any]]:
-        return [asdict(claim) for claim in catalogue.claims_of(desk, account)]
+    def claims_of(account: str, desk: DeskDep) -> list[dict[str, Any]]:
+        return [asdict(claim) for claim in claims.claims_of(desk, account)]
 
     return app

@@ -13,22 +13,12 @@ from fastapi.templating import Jinja2Templates
 
 from datahub.errors import HubError
 from datahub.market import catalogue, jobs
+from datahub.market.claims import claims_of
 from datahub.market.desk import Desk
+from datahub.money import money
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 templates = Jinja2Templates(directory=Path(__file__).parent / "templates")
-
-DECIMALS = 6
-
-
-def money(units: int | str | None) -> str:
-    """Base units as an amount with its currency: 1500000 -> '1.50 tUSD'."""
-    if units is None:
-        return ""
-    whole, rest = divmod(int(units), 10**DECIMALS)
-    digits = f"{rest:0{DECIMALS}d}".rstrip("0").ljust(2, "0")
-    return f"{whole:,}.{digits} tUSD"
-
 
 templates.env.filters["money"] = money
 
@@ -74,7 +64,7 @@ def claims_page(request: Request, account: str = "") -> HTMLResponse:
     claims, sentence = [], ""
     if account:
         try:
-            claims = catalogue.claims_of(_desk(request), account.strip())
+            claims = claims_of(_desk(request), account.strip())
         except HubError as refused:
             sentence = str(refused)
     return _page(request, "claims.html", account=account, claims=claims, error=sentence)

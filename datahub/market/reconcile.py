@@ -1,0 +1,207 @@
+"""Drive jobs to their end: look at chain, run and reports, take the one next idempotent step, and
+again.
+
+Nothing here depends on having seen an event, so the hub can be stopped and started at any moment.
+Knows nothing of HTTP; money moves only through fl_server.settlement.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sqlmodel import col, select
+
+from datahub.errors import Conflict, HubError
+from datahub.market.desk import Desk
+from datahub.market.domain import FINAL, JobState, advance
+from datahub.market.jobs import progress
+from datahub.market.tables import JobRow, NodeRow
+from datatokens.errors import BankError
+from datatokens.terms import JobTerms
+from fl_client.protocol import JobSpec
+from fl_server import settlement
+from fl_server.errors import TheatreError
+
+log = logging.getLogger("datahub.hub")
+
+MAX_RUNS = 3
+# a killed node is let in again after a minute; then a quorum may start without it
+PATIENCE = timedelta(seconds=90)
+TICK_S = 0.3
+
+
+class Reconciler(threading.Thread):
+    """The loop, in a thread of the hub's process. One broken job never stops the others."""
+
+    def __init__(self, desk: Desk):
+        super().__init__(name="reconcile", daemon=True)
+        self.desk = desk
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        """Until stopped: every open job takes its next step."""
+        while not self.stopping.wait(TICK_S):
+            try:
+                reconcile(self.desk)
+            except Exception:
+                # The loop is level-triggered: whatever went wrong, the next look starts from the
+                # facts again.
+                log.exception("reconcile")
+
+
+def reconcile(desk: Desk) -> None:
+    """One look at every open job."""
+    with desk.session() as session:
+        rows = session.exec(
+            select(JobRow).where(col(JobRow.state).not_in([str(s) for s in FINAL]))
+        ).all()
+    for row in rows:
+        before = (row.state, row.reason, row.run_id, row.runs_started)
+        try:
+            step(desk, row)
+        except (BankError, TheatreError, HubError) as error:
+            row.reason = str(error)
+            log.warning("job %s: %s", row.job_id[:12], error)
+        if (row.state, row.reason, row.run_id, row.runs_started) != before:
+            with desk.session() as session:
+                session.merge(row)
+                session.commit()
+
+
+def step(desk: Desk, row: JobRow) -> None:
+    """The one next step of a job; changes `row`, which the caller keeps."""
+    terms = JobTerms.from_json(row.terms.encode())
+    status = desk.escrow.job(terms.job_id).status
+    if status in ("settled", "refunded"):
+        _end(desk, row, JobState(status))
+        return
+    folder = desk.config.jobs_folder / row.job_id
+    if status in ("proposed", "disputed"):
+        _wait_or_finalize(desk, row, terms)
+        return
+    if desk.chain.now() > terms.deadline:  # before anything that the contract would refuse by now
+        _refund(desk, row, terms, folder)
+        return
+    if (folder / "acceptances.json").exists():
+        settlement.accept(desk.escrow, terms, json.loads((folder / "acceptances.json").read_text()))
+    if (folder / "outcome.json").exists():
+        _act_on_outcome(desk, row, terms, folder)
+    elif row.run_id is None:
+        _start_run(desk, row, terms, folder)
+    else:
+        _watch_run(desk, row, folder)
+
+
+def _refund(desk: Desk, row: JobRow, terms: JobTerms, folder: Path) -> None:
+    """The deadline has passed: the buyer has everything back, whatever a run has left behind."""
+    if row.state == JobState.ATTESTED or (folder / "result.sealed").exists():
+        row.reason = "the result came after the deadline"
+    row.reason = row.reason or "the deadline passed before the hospitals had signed a result"
+    desk.escrow.refund(terms)
+    _end(desk, row, JobState.REFUNDED)
+
+
+def _start_run(desk: Desk, row: JobRow, terms: JobTerms, folder: Path) -> None:
+    known = desk.superlink.runs_of(row.job_id)
+    if len(known) > row.runs_started:  # started just before a crash of the hub
+        row.run_id, row.runs_started = str(known[-1]), len(known)
+        return
+    spec = JobSpec.from_dict(terms.spec)
+    with desk.session() as session:
+        nodes = {line.node: session.get(NodeRow, line.node) for line in terms.datasets}
+    if missing := [node for node, found in nodes.items() if found is None]:
+        raise Conflict(f"node {missing[0]} has not registered with this hub")
+    online = desk.superlink.online_nodes()
+    absent = [
+        node for node, found in nodes.items() if found and int(found.supernode_id) not in online
+    ]
+    waited = datetime.now(UTC) - (row.funded_at or row.quoted_at).replace(tzinfo=UTC)
+    if absent and (len(nodes) - len(absent) < terms.quorum or waited < PATIENCE):
+        row.reason = f"waiting for node {absent[0]} to connect"
+        return
+    row.reason = ""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "terms.json").write_bytes(row.terms.encode())
+    (folder / "nodes.json").write_text(
+        json.dumps({n: int(r.supernode_id) for n, r in nodes.items() if r})
+    )
+    for name, digest in (
+        ("graph.json", spec.graph_hash),
+        ("weights.safetensors", spec.weights_hash),
+    ):
+        (folder / name).write_bytes((desk.config.models_folder / digest).read_bytes())
+    row.run_id = str(desk.superlink.start_run(row.job_id))
+    row.runs_started += 1
+
+
+def _watch_run(desk: Desk, row: JobRow, folder: Path) -> None:
+    events = {line["event"] for line in progress(folder)}
+    if "round" in events:
+        row.state = advance(JobState(row.state), JobState.RUNNING)
+    elif "admission" in events:
+        row.state = advance(JobState(row.state), JobState.ACCEPTED)
+    if (folder / f"outcome.{row.runs_started}.json").exists():
+        return  # that run failed, and it was the last: only the deadline is left
+    status = desk.superlink.run_status(int(row.run_id or 0))
+    if status.state == "finished" and not (folder / "outcome.json").exists():
+        _another_run(
+            row,
+            f"run {row.run_id} ended without an outcome ({status.outcome}: {status.details[:300]})",
+        )
+
+
+def _act_on_outcome(desk: Desk, row: JobRow, terms: JobTerms, folder: Path) -> None:
+    outcome = settlement.read_outcome((folder / "outcome.json").read_bytes())
+    if outcome["state"] == "attested":
+        row.state = advance(JobState(row.state), JobState.ATTESTED)
+        settlement.settle(desk.escrow, terms, outcome, (folder / "report.json").read_bytes())
+    elif outcome["state"] == "refused":
+        row.reason = "; ".join(r["reason"] for r in outcome["rejections"].values())
+        settlement.refund_rejected(desk.escrow, terms, outcome["rejections"])
+    else:
+        (folder / "outcome.json").replace(folder / f"outcome.{row.runs_started}.json")
+        _another_run(row, outcome["reason"])
+        return
+    status = desk.escrow.job(terms.job_id).status
+    if status in ("settled", "refunded"):
+        _end(desk, row, JobState(status))
+
+
+def _wait_or_finalize(desk: Desk, row: JobRow, terms: JobTerms) -> None:
+    """An attested job whose window is open, or a dispute: the hub waits, and pays out when time is
+    over.
+    """
+    job = desk.escrow.job(terms.job_id)
+    row.state = advance(
+        JobState(row.state), JobState.DISPUTED if job.status == "disputed" else JobState.ATTESTED
+    )
+    if desk.chain.now() > job.until:
+        attested = desk.escrow.attested(terms.job_id)
+        if attested is None:
+            raise Conflict(f"job {row.job_id[:12]}: the chain has lost its attestation")
+        desk.escrow.finalize(terms, attested)
+        _end(desk, row, JobState.SETTLED)
+    else:
+        what = "the arbiter may rule" if job.status == "disputed" else "the result may be disputed"
+        row.reason = f"{what} until {datetime.fromtimestamp(job.until, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _another_run(row: JobRow, reason: str) -> None:
+    """Nodes answer rounds again with the same replies, so a further run costs no privacy; after
+    three, the deadline.
+    """
+    if row.runs_started < MAX_RUNS:
+        row.run_id, row.reason = None, f"{reason}; starting again"
+    else:
+        row.reason = f"{reason}; the buyer is refunded at the deadline"
+
+
+def _end(desk: Desk, row: JobRow, state: JobState) -> None:
+    row.state = state
+    row.ended_at = datetime.now(UTC)
+    if state is JobState.SETTLED:
+        row.reason = ""
