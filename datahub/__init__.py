@@ -15,7 +15,7 @@ __all__ = ["Buyer"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Buyer":  # imported on use: it brings torch, which the hub's pages do not need
+    if name == "Buyer":  # imported on use: it brings the chain, which a page does not need
         from datahub.buyer.sdk import Buyer
 
         return Buyer

@@ -138,8 +138,8 @@ def hub_superlink(
 @app.command()
 def datasets(hub_url: HubUrl, as_json: Json = False) -> None:
     """The catalogue."""
-    from datahub.buyer.sdk import Hub
-    from datahub.web.pages import money
+    from datahub.buyer.hub_client import Hub
+    from datahub.money import money
 
     rows = Hub(hub_url).get("/api/datasets")
     if as_json:
@@ -191,7 +191,7 @@ def buy(
     """Order one training job, wait, and save the model."""
     from datahub.buyer.sdk import Buyer
     from datahub.buyer.waiting import evaluation_line, follow
-    from datahub.web.pages import money
+    from datahub.money import money
 
     buyer = Buyer(hub_url, chain=chain_url, key=key_file.read_text().strip())
     quote = buyer.quote(
@@ -232,7 +232,7 @@ def job(
     hub_url: HubUrl, job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: Json = False
 ) -> None:
     """Where a job stands."""
-    from datahub.buyer.sdk import Hub
+    from datahub.buyer.hub_client import Hub
 
     status = Hub(hub_url).get(f"/api/jobs/{job_id}")
     if as_json:
@@ -254,7 +254,8 @@ def dispute(
     """The buyer or a node of a job with an arbiter: ask it to look at the attested result. Costs
     the bond in the terms.
     """
-    from datahub.buyer.sdk import Buyer, Hub
+    from datahub.buyer.hub_client import Hub
+    from datahub.buyer.sdk import Buyer
     from datatokens.terms import JobTerms
 
     terms = JobTerms.from_json(Hub(hub_url).call("GET", f"/api/jobs/{job_id}/terms").content)
@@ -276,8 +277,8 @@ def withdraw(
     ] = "",
 ) -> None:
     """Take out what waits as credit: the hub's fees, or change whose transfer failed."""
-    from datahub.buyer.sdk import Hub
-    from datahub.web.pages import money
+    from datahub.buyer.hub_client import Hub
+    from datahub.money import money
     from datatokens.bindings.escrow import Escrow
     from datatokens.chain.connection import connect
 
@@ -299,8 +300,8 @@ def claim(
     """Claim a contributor's share of every dataset; the money goes to the contributor, whoever
     sends it.
     """
-    from datahub.buyer.sdk import claim_all
-    from datahub.web.pages import money
+    from datahub.buyer.contributor import claim_all
+    from datahub.money import money
 
     paid = claim_all(hub_url, chain_url, key_file.read_text().strip(), account)
     if as_json:

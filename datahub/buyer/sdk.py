@@ -12,55 +12,27 @@ import base64
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from torch import Tensor, nn, zeros
 
+from datahub.buyer.hub_client import Hub
 from datahub.errors import HubError, OrderRefused
 from datatokens.bindings.escrow import Escrow
 from datatokens.bindings.registry import Registry
-from datatokens.bindings.revenue import Claim, Revenue
 from datatokens.chain.connection import connect
 from datatokens.terms import DisputeTerms, JobTerms
-from fl_client.model.export import export_model
-from fl_client.model.families import build, logistic_learning_rate, logistic_rounds
-from fl_client.privacy import accounting
 from fl_client.protocol import JobSpec, sha256_hex
 from fl_server.results import Result, unseal
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 POLL_S = 0.25
 EPSILON_SLACK = 1.0001
-
-
-class Hub:
-    """The hub's JSON API; errors come back as HubError with the hub's sentence."""
-
-    def __init__(self, url: str):
-        self.url = url.rstrip("/")
-        self._client = httpx.Client(base_url=self.url, timeout=60)
-
-    def call(self, method: str, path: str, json: Any = None) -> httpx.Response:
-        """One request; raises HubError for anything but success."""
-        try:
-            answer = self._client.request(method, path, json=json)
-        except httpx.HTTPError as error:
-            raise HubError(f"the hub at {self.url} does not answer: {error}") from error
-        if answer.is_error:
-            try:
-                sentence = answer.json()["error"]
-            except (ValueError, KeyError, TypeError):
-                sentence = answer.text[:200]
-            raise HubError(sentence)
-        return answer
-
-    def get(self, path: str) -> Any:
-        """JSON of a GET."""
-        return self.call("GET", path).json()
 
 
 @dataclass(frozen=True)
@@ -127,6 +99,13 @@ class Buyer:
         which an arbiter may be asked.
         Raises HubError (the hub refused) or OrderRefused (its quote is wrong).
         """
+        # torch is loaded here, where a model is touched, and by nothing else that a buyer does
+        from torch import zeros
+
+        from fl_client.model.export import export_model
+        from fl_client.model.families import build, logistic_learning_rate, logistic_rounds
+        from fl_client.privacy import accounting
+
         rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
         for dataset_id in datasets:
             if dataset_id not in rows or rows[dataset_id]["manifest"] is None:
@@ -285,27 +264,3 @@ class Job:
                 "the report in the result is not the one that the hospitals attested on-chain"
             )
         return result
-
-
-def claim_all(hub: str, chain: str, key: str, account: str = "") -> dict[int, int]:
-    """Claim everything that `account` (default: the key's own address) is owed, in one transaction;
-    dataset id -> units.
-
-    The proofs come from the hub and are checked by the contract; the money goes to `account`. The
-    key only pays gas.
-    """
-    connection = connect(chain, key)
-    desk = Hub(hub)
-    revenue = Revenue(connection, desk.get("/api/network")["market"])
-    owed = account or str(connection.address)
-    claims = [
-        Claim(
-            item["dataset_id"],
-            item["epoch"],
-            item["weight"],
-            tuple(bytes.fromhex(sibling.removeprefix("0x")) for sibling in item["proof"]),
-        )
-        for item in desk.get(f"/api/claims/{owed}")
-        if item["claimable_units"] > 0
-    ]
-    return revenue.claim_on_behalf(owed, claims) if claims else {}

@@ -32,12 +32,13 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from datahub import config
-from datahub.buyer.sdk import Buyer, Job, claim_all
+from datahub.buyer.contributor import claim_all
+from datahub.buyer.sdk import Buyer, Job
 from datahub.buyer.waiting import evaluation_line, follow
 from datahub.demo import charts
 from datahub.demo import data as demo_data
 from datahub.errors import HubError
-from datahub.web.pages import money
+from datahub.money import money
 from datatokens.bindings.registry import Token
 from datatokens.bindings.revenue import Revenue
 from datatokens.chain.connection import Chain, connect

@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from datahub.buyer.sdk import Hub, claim_all
+from datahub.buyer.contributor import claim_all
+from datahub.buyer.hub_client import Hub
 from datahub.demo.walk import wait_for
 from datahub.errors import HubError, OrderRefused
 from datatokens.bindings.escrow import Escrow

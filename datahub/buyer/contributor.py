@@ -1,0 +1,34 @@
+"""What a contributor runs: claim what is owed, over every dataset, in one transaction.
+
+Loads no torch; the proofs come from the hub, and the contract checks them.
+"""
+
+from __future__ import annotations
+
+from datahub.buyer.hub_client import Hub
+from datatokens.bindings.revenue import Claim, Revenue
+from datatokens.chain.connection import connect
+
+
+def claim_all(hub: str, chain: str, key: str, account: str = "") -> dict[int, int]:
+    """Claim everything that `account` (default: the key's own address) is owed, in one transaction;
+    dataset id -> units.
+
+    The proofs come from the hub and are checked by the contract; the money goes to `account`. The
+    key only pays gas.
+    """
+    connection = connect(chain, key)
+    desk = Hub(hub)
+    revenue = Revenue(connection, desk.get("/api/network")["market"])
+    owed = account or str(connection.address)
+    claims = [
+        Claim(
+            item["dataset_id"],
+            item["epoch"],
+            item["weight"],
+            tuple(bytes.fromhex(sibling.removeprefix("0x")) for sibling in item["proof"]),
+        )
+        for item in desk.get(f"/api/claims/{owed}")
+        if item["claimable_units"] > 0
+    ]
+    return revenue.claim_on_behalf(owed, claims) if claims else {}
