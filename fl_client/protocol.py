@@ -1,33 +1,25 @@
-"""What travels between the theatre and a node: the job's training spec and the wire keys. The only
-file with them.
+"""What travels between the theatre and a node: the job's training spec, the requests and the
+replies.
 
-Knows nothing of who sends it: everything that arrives is checked field by field. `JobSpec` is the
-`spec` part of the job terms (datatokens.terms), so its hash is on-chain and nobody can change it
-after payment.
+The only file that knows their wire form: both sides build and read the typed messages below, and a
+key on the wire is a field's name here. Knows nothing of Flower and of who sends what: everything
+that arrives is checked field by field. `JobSpec` is the `spec` part of the job terms
+(datatokens.terms), so its hash is on-chain and nobody can change it after payment.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from datatokens.errors import TermsError
-from datatokens.terms import whole
+from datatokens.terms import MAX_TERMS_BYTES, whole
 from fl_client.errors import ProtocolError
 from fl_client.privacy.plan import METRICS, Charge, PrivacyPlan
-
-# Flower message types: "query" and "train" are Flower's, what stands behind the dot is ours.
-ADMIT, ROUND, ATTEST, RELEASE = "query.admit", "train.round", "query.attest", "query.release"
-EVALUATE = "evaluate.final"
-
-# One ConfigRecord each way, parameters as safetensors bytes in its field "model": every record,
-# array and chunk of a message is an object that the SuperLink stores and serves by itself, and a
-# round costs per object, not per byte.
-JOB = "job"  # the record of a request
-ANSWER = "answer"  # the record of a reply
 
 SPEC_VERSION = 1
 MAX_ROUNDS = 1000
@@ -162,3 +154,209 @@ def _is_hex32(value: object) -> bool:
 def sha256_hex(content: bytes) -> str:
     """SHA-256 as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
+
+
+# -- messages --------------------------------------------------------------------------------------
+#
+# One record each way, parameters as safetensors bytes in one field: every record, array and chunk
+# of a message is an object that the SuperLink stores and serves by itself, and a round costs per
+# object, not per byte. The number in an annotation is the greatest length that a field may have.
+
+REQUEST, REPLY = "request", "reply"  # the names of the two records
+MAX_REASON = 2000  # characters of a refusal's sentence
+MAX_NUMBER = 1e12
+
+JobId = Annotated[str, 64]
+Signature = Annotated[bytes, 1024]  # an ERC-1271 contract's word may be longer than 65 bytes
+Parameters = Annotated[bytes, 400 * 1024 * 1024]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Admit:
+    """Will you take this job? Answered by Signed (the acceptance)."""
+
+    kind: ClassVar[str] = "query.admit"  # "query" and "train" are Flower's, the rest is ours
+
+    terms: Annotated[bytes, MAX_TERMS_BYTES]
+    graph: Annotated[bytes, 64 * 1024 * 1024]
+    weights: Parameters
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train round `round` (from 1) from these parameters. Answered by Trained."""
+
+    kind: ClassVar[str] = "train.round"
+
+    job: JobId
+    round: int
+    model: Parameters
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Look at the final model. Answered by Scored."""
+
+    kind: ClassVar[str] = "evaluate.final"
+
+    job: JobId
+    model: Parameters
+
+
+@dataclass(frozen=True)
+class Attest:
+    """Vouch for this model and report. Answered by Signed (the attestation)."""
+
+    kind: ClassVar[str] = "query.attest"
+
+    job: JobId
+    model: Parameters
+    report: Annotated[bytes, 16 * 1024 * 1024]
+
+
+@dataclass(frozen=True)
+class Release:
+    """This job will not run. Answered by Released."""
+
+    kind: ClassVar[str] = "query.release"
+
+    job: JobId
+
+
+@dataclass(frozen=True)
+class Refused:
+    """No, to any request, in one sentence; signed where that sends the buyer's money back, else
+    with no bytes.
+    """
+
+    reason: Annotated[str, MAX_REASON]
+    signature: Signature = b""
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Yes: the node key's signature over the acceptance, or over the attestation."""
+
+    signature: Signature
+
+
+@dataclass(frozen=True)
+class Trained:
+    """New parameters; the mean loss as released; epsilon of the job so far and of the patients'
+    whole history, at these deltas; what is protected; the work done.
+    """
+
+    model: Parameters
+    loss: float
+    epsilon_job: float
+    epsilon_lifetime: float
+    delta_lifetime: float
+    unit: Annotated[str, 20]
+    training_seconds: float
+    device: Annotated[str, 80]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The noised table of the final model's scores (fl_client.privacy.evaluation), and the epsilons
+    after it.
+    """
+
+    scores: Annotated[tuple[float, ...], 4096]
+    epsilon_job: float
+    epsilon_lifetime: float
+    delta_lifetime: float
+
+
+@dataclass(frozen=True)
+class Released:
+    """The job's reservation is free."""
+
+
+def _shape(kind: Any) -> Mapping[str, tuple[str, type, int]]:
+    """Wire key -> (field, its type, greatest length) of a message's class."""
+    hints, shape = get_type_hints(kind, include_extras=True), {}
+    for field in fields(kind):
+        hint, most = hints[field.name], 0
+        if get_origin(hint) is Annotated:
+            hint, most = get_args(hint)
+        shape[field.name.replace("_", "-")] = (field.name, get_origin(hint) or hint, most)
+    return shape
+
+
+def _checked(key: str, value: Any, kind: type, most: int) -> Any:
+    """`value` as the field's type; raises ProtocolError for another type, a number that is not
+    finite or above 1e12 either way, or a length above `most`.
+    """
+    if kind is tuple and isinstance(value, list | tuple):
+        value = tuple(_checked(key, number, float, 0) for number in value)
+    if type(value) is not kind:
+        raise ProtocolError(f"{key}={str(value)[:80]!r} must be of type {kind.__name__}")
+    if isinstance(value, float) and not abs(value) <= MAX_NUMBER:  # not a number is neither
+        raise ProtocolError(f"{key}={value} must be a finite number, at most {MAX_NUMBER:g}")
+    if isinstance(value, str | bytes | tuple) and len(value) > most:
+        raise ProtocolError(f"{key} has a length of {len(value)}; {most} is the most")
+    return value
+
+
+def from_record(kind: type[T], record: object) -> T:
+    """The message in a record from the wire. Raises ProtocolError unless it has exactly the fields
+    of `kind`, each of its type, finite and not too long.
+    """
+    shape = _shape(kind)
+    if not isinstance(record, Mapping) or set(record) != set(shape):
+        found = sorted(map(str, record))[:20] if isinstance(record, Mapping) else "no record"
+        raise ProtocolError(
+            f"{kind.__name__.lower()} must have exactly the fields {sorted(shape)}, not {found}"
+        )
+    values = {
+        name: _checked(key, record[key], type_, most) for key, (name, type_, most) in shape.items()
+    }
+    return kind(**values)
+
+
+def read_reply(kind: type[T], record: object) -> T | Refused:
+    """A reply that should be a `kind`: that, or the refusal in its place. Raises ProtocolError."""
+    if isinstance(record, Mapping) and set(record) == set(_shape(Refused)):
+        return from_record(Refused, record)
+    return from_record(kind, record)
+
+
+def to_record(message: Any) -> dict[str, Any]:
+    """A message as the record that `from_record` reads. Raises ProtocolError for what the other
+    side would not take.
+    """
+    record = {}
+    for key, (name, kind, most) in _shape(type(message)).items():
+        value = _checked(key, getattr(message, name), kind, most)
+        record[key] = list(value) if kind is tuple else value
+    return record
+
+
+def pack(message: Any) -> bytes:
+    """A message as bytes to keep: 4 bytes length, its record as JSON with the length of each field
+    of bytes, then those bytes.
+    """
+    record = to_record(message)
+    blobs = {key: value for key, value in record.items() if isinstance(value, bytes)}
+    head = json.dumps(record | {key: len(blob) for key, blob in blobs.items()}).encode()
+    return len(head).to_bytes(4, "big") + head + b"".join(blobs.values())
+
+
+def unpack(kind: type[T], kept: bytes) -> T:
+    """What `pack` kept. Raises ProtocolError for anything else, an older version's bytes among
+    them.
+    """
+    start = 4 + int.from_bytes(kept[:4], "big")
+    try:
+        record = json.loads(kept[4:start])
+        for key, (_, type_, _) in _shape(kind).items():
+            if type_ is bytes:
+                end = start + whole(key, record[key], 0, len(kept) - start)
+                record[key], start = kept[start:end], end
+    except (ValueError, KeyError, TypeError, TermsError) as error:
+        raise ProtocolError(f"this is not a kept {kind.__name__.lower()}: {error}") from error
+    if start != len(kept):
+        raise ProtocolError(f"this is not a kept {kind.__name__.lower()}: its length is wrong")
+    return from_record(kind, record)

@@ -11,13 +11,12 @@ answered before with the same reply.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flwr.superlink.grid.http_grid as http_grid
 import numpy as np
@@ -26,10 +25,22 @@ from flwr.serverapp import Grid, ServerApp
 
 from datatokens.terms import JobTerms
 from fl_client import protocol
-from fl_client.errors import GraphRefused
+from fl_client.errors import GraphRefused, ProtocolError
 from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
 from fl_client.privacy.evaluation import CELLS
-from fl_client.protocol import JobSpec
+from fl_client.protocol import (
+    Admit,
+    Attest,
+    Evaluate,
+    JobSpec,
+    Refused,
+    Release,
+    Released,
+    Scored,
+    Signed,
+    Train,
+    Trained,
+)
 from fl_server.aggregation import weighted_mean
 from fl_server.errors import RunFailed
 from fl_server.report import Part, Round, build, loss_interval95
@@ -66,6 +77,11 @@ class JobFolder:
         nodes: dict[str, int] = json.loads((path / "nodes.json").read_text())
         self.supernode = {line.dataset_id: nodes[line.node] for line in self.terms.datasets}
 
+    @property
+    def id(self) -> str:
+        """Job id, 64 hexadecimal digits."""
+        return self.terms.job_id.hex()
+
     def progress(self, event: str, **facts: Any) -> None:
         """Append one line to progress.jsonl, for people who wait."""
         with (self.path / "progress.jsonl").open("a") as file:
@@ -96,6 +112,7 @@ def main(grid: Grid, context: Context) -> None:
         job.finish("failed", reason=str(error))
 
 
+Said = TypeVar("Said")
 Exchange = Callable[[dict[int, Message], float], dict[int, Message]]
 
 
@@ -127,12 +144,13 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
     tail: list[dict[str, np.ndarray]] = []
     for number in range(1, spec.rounds + 1):
         started = time.monotonic()
-        replies = ask(_messages(job, active, protocol.ROUND, arrays, round=number), ROUND_TIMEOUT_S)
+        request = Train(job.id, number, to_safetensors(arrays))
         good: dict[int, Update] = {}
+        replies = _asked(job, active, request, Trained, ask, ROUND_TIMEOUT_S)
         for dataset_id in active:
-            update = _update(replies.get(dataset_id), arrays)
-            if isinstance(update, str):
-                job.progress("dropped", dataset_id=dataset_id, round=number, reason=update)
+            update = _update(replies[dataset_id], arrays)
+            if isinstance(update, Refused):
+                job.progress("dropped", dataset_id=dataset_id, round=number, reason=update.reason)
             else:
                 good[dataset_id] = update
         active = list(good)
@@ -145,18 +163,18 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
             parts[dataset_id] = Part(
                 dataset_id,
                 number,
-                said["epsilon-job"],
-                said["epsilon-lifetime"],
-                said["delta-lifetime"],
-                round(before + said["training-seconds"], 1),
-                said["device"],
-                said["unit"],
+                said.epsilon_job,
+                said.epsilon_lifetime,
+                said.delta_lifetime,
+                round(before + said.training_seconds, 1),
+                said.device,
+                said.unit,
             )
-        slowest = max(said["training-seconds"] for said, _ in good.values())
+        slowest = max(said.training_seconds for said, _ in good.values())
         # by what the terms say, not by what a reply claims; by id, as float sums must repeat
         persons = [spec.persons[dataset_id] for dataset_id in sorted(good)]
         arrays = weighted_mean([good[dataset_id][1] for dataset_id in sorted(good)], persons)
-        losses = [good[dataset_id][0]["loss"] for dataset_id in sorted(good)]
+        losses = [good[dataset_id][0].loss for dataset_id in sorted(good)]
         loss = sum(n * one for n, one in zip(persons, losses, strict=True)) / sum(persons)
         tail = [*tail, arrays][-spec.average_last :]
         rounds.append(Round(number, loss, loss_interval95(spec, active)))
@@ -182,34 +200,30 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
 def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
     """Dataset ids that accepted; None when too many refused (the outcome is written then)."""
     everyone = [line.dataset_id for line in job.terms.datasets]
-    request = {"terms": job.terms.to_json(), "graph": job.graph, "weights": job.weights}
-    content = {d: RecordDict({protocol.JOB: ConfigRecord(dict(request))}) for d in everyone}
-    messages = {d: Message(content[d], job.supernode[d], protocol.ADMIT) for d in everyone}
-    replies = ask(messages, ADMIT_TIMEOUT_S)
+    request = Admit(job.terms.to_json(), job.graph, job.weights)
+    replies = _asked(job, everyone, request, Signed, ask, ADMIT_TIMEOUT_S)
     accepted, rejections, acceptances = [], {}, {}
     for line in job.terms.datasets:
-        answer = _answer(replies.get(line.dataset_id))
+        said = replies[line.dataset_id]
+        reason = said.reason if isinstance(said, Refused) else ""
         job.progress(
             "admission",
             dataset_id=line.dataset_id,
-            accepted=answer["accepted"],
-            reason=answer["reason"],
+            accepted=isinstance(said, Signed),
+            reason=reason,
         )
-        if answer["accepted"]:
+        if isinstance(said, Signed):
             accepted.append(line.dataset_id)
-            acceptances[line.node] = answer["signature"].hex()
-        elif answer["signature"]:
-            rejections[line.node] = {
-                "reason": answer["reason"],
-                "signature": answer["signature"].hex(),
-            }
+            acceptances[line.node] = said.signature.hex()
+        elif said.signature:
+            rejections[line.node] = {"reason": reason, "signature": said.signature.hex()}
     # for the hub to put on the chain while the rounds go on: only who has accepted there can be
     # paid
     job.write("acceptances.json", json.dumps(acceptances).encode())
     if len(accepted) >= job.terms.quorum:
         return accepted
     if len(job.terms.datasets) - len(rejections) < job.terms.quorum:
-        ask(_messages(job, accepted, protocol.RELEASE), ADMIT_TIMEOUT_S)
+        _asked(job, accepted, Release(job.id), Released, ask, ADMIT_TIMEOUT_S)
         job.finish("refused", rejections=rejections)
         return None
     # somebody was silent: the others keep their reservation, the hub may start another run before
@@ -229,32 +243,19 @@ def _evaluated(
     """
     job.progress("evaluating")
     found: dict[int, Part] = {}
+    request = Evaluate(job.id, to_safetensors(final))
     for _ in range(2):
-        if missing := [d for d in parts if d not in found]:
-            replies = ask(_messages(job, missing, protocol.EVALUATE, final), ADMIT_TIMEOUT_S)
-            for dataset_id in missing:
-                part = _with_scores(parts[dataset_id], replies.get(dataset_id))
-                if part is not None:
-                    found[dataset_id] = part
+        missing = [d for d in parts if d not in found]
+        for d, said in _asked(job, missing, request, Scored, ask, ADMIT_TIMEOUT_S).items():
+            if isinstance(said, Scored) and len(said.scores) == CELLS:
+                found[d] = replace(
+                    parts[d],
+                    scores=list(said.scores),
+                    epsilon_job=said.epsilon_job,
+                    epsilon_lifetime=said.epsilon_lifetime,
+                    delta_lifetime=said.delta_lifetime,
+                )
     return found
-
-
-def _with_scores(part: Part, reply: Message | None) -> Part | None:
-    if reply is None or not _answer(reply)["accepted"]:
-        return None
-    said = reply.content[protocol.ANSWER]
-    scores, figures = said.get("scores"), [said.get(name) for name in EPSILON_FIELDS]
-    numbers = [*scores, *figures] if isinstance(scores, list) and len(scores) == CELLS else [None]
-    if not all(type(n) is float and math.isfinite(n) and abs(n) < 1e12 for n in numbers):
-        return None
-    job, lifetime, delta = figures
-    return replace(
-        part,
-        scores=[float(n) for n in scores],
-        epsilon_job=job,
-        epsilon_lifetime=lifetime,
-        delta_lifetime=delta,
-    )
 
 
 def _attestation(
@@ -267,19 +268,21 @@ def _attestation(
     report, worked = build(job.terms, job.spec, model_hash(final), rounds, parts)
     active = [line.dataset_id for i, line in enumerate(job.terms.datasets) if worked >> i & 1]
     job.progress("attesting", model_hash=model_hash(final).hex())
-    replies = ask(_messages(job, active, protocol.ATTEST, final, report=report), ADMIT_TIMEOUT_S)
+    request = Attest(job.id, to_safetensors(final), report)
+    replies = _asked(job, active, request, Signed, ask, ADMIT_TIMEOUT_S)
     signatures = {}
     for line in job.terms.datasets:
         if line.dataset_id in active:
-            answer = _answer(replies.get(line.dataset_id))
+            said = replies[line.dataset_id]
+            reason = said.reason if isinstance(said, Refused) else ""
             job.progress(
                 "attestation",
                 dataset_id=line.dataset_id,
-                signed=answer["accepted"],
-                reason=answer["reason"],
+                signed=isinstance(said, Signed),
+                reason=reason,
             )
-            if answer["accepted"]:
-                signatures[line.node] = answer["signature"].hex()
+            if isinstance(said, Signed):
+                signatures[line.node] = said.signature.hex()
     if len(signatures) < job.terms.quorum:
         raise RunFailed(
             f"attestation: {len(signatures)} hospitals signed, the quorum is {job.terms.quorum}"
@@ -292,72 +295,55 @@ def _attestation(
     job.finish("attested", signatures=signatures, model_hash=model_hash(final).hex(), worked=worked)
 
 
-def _messages(
+def _asked(
     job: JobFolder,
     dataset_ids: Iterable[int],
-    kind: str,
-    arrays: Mapping[str, np.ndarray] | None = None,
-    **facts: Any,
-) -> dict[int, Message]:
-    model = {} if arrays is None else {"model": to_safetensors(arrays)}
-    messages = {}
-    for dataset_id in dataset_ids:
-        record = ConfigRecord({"job": job.terms.job_id.hex(), **model, **facts})
-        messages[dataset_id] = Message(
-            RecordDict({protocol.JOB: record}), job.supernode[dataset_id], kind
-        )
-    return messages
-
-
-def _answer(reply: Message | None) -> dict[str, Any]:
-    """{accepted, reason, signature} of a reply that may be missing, an error or nonsense."""
-    if reply is None:
-        return {"accepted": False, "reason": "no answer in time", "signature": b""}
-    if reply.has_error():
-        return {"accepted": False, "reason": f"error: {reply.error.reason[:500]}", "signature": b""}
-    record = reply.content.get(protocol.ANSWER)
-    fields = {"accepted": bool, "reason": str, "signature": bytes}
-    if not isinstance(record, ConfigRecord) or any(
-        type(record.get(k)) is not t for k, t in fields.items()
-    ):
-        return {"accepted": False, "reason": "an answer that is not understood", "signature": b""}
-    return {k: record[k] for k in fields}
-
-
-EPSILON_FIELDS = ("epsilon-job", "epsilon-lifetime", "delta-lifetime")
-ROUND_FIELDS = {
-    "model": bytes,
-    "loss": float,
-    "epsilon-job": float,
-    "epsilon-lifetime": float,
-    "delta-lifetime": float,
-    "training-seconds": float,
-    "device": str,
-    "unit": str,
-}
-
-
-Update = tuple[ConfigRecord, dict[str, np.ndarray]]  # what a reply says, and its parameters
-
-
-def _update(reply: Message | None, current: Mapping[str, np.ndarray]) -> Update | str:
-    """A round's reply, decoded once; or why it cannot be used. What a node sends is checked like
-    anything from a wire.
+    request: Any,
+    kind: type[Said],
+    ask: Exchange,
+    timeout: float,
+) -> dict[int, Said | Refused]:
+    """What each of these hospitals says to a request, checked: a `kind`, or a refusal in its place,
+    which silence and nonsense are too.
     """
-    answer = _answer(reply)
-    if reply is None or not answer["accepted"]:
-        return str(answer["reason"]) or "refused without a reason"
-    record = reply.content[protocol.ANSWER]
-    if not isinstance(record, ConfigRecord) or any(
-        type(record.get(k)) is not t for k, t in ROUND_FIELDS.items()
-    ):
-        return "an answer that is not understood"
-    if not all(math.isfinite(record[k]) for k, t in ROUND_FIELDS.items() if t is float):
-        return "a metric is not finite"
+    record = protocol.to_record(request)
+    messages = {
+        d: Message(
+            RecordDict({protocol.REQUEST: ConfigRecord(dict(record))}),
+            job.supernode[d],
+            request.kind,
+        )
+        for d in dataset_ids
+    }
+    replies = ask(messages, timeout) if messages else {}
+    return {d: _said(kind, replies.get(d)) for d in messages}
+
+
+def _said(kind: type[Said], reply: Message | None) -> Said | Refused:
+    if reply is None:
+        return Refused("no answer in time")
+    if reply.has_error():
+        return Refused(f"error: {reply.error.reason[:500]}")
     try:
-        given = from_safetensors(record["model"])
+        said = protocol.read_reply(kind, reply.content.get(protocol.REPLY))
+    except ProtocolError as error:
+        return Refused(f"an answer that is not understood: {error}")
+    if isinstance(said, Refused) and not said.reason:
+        return replace(said, reason="refused without a reason")
+    return said
+
+
+Update = tuple[Trained, dict[str, np.ndarray]]  # what a hospital says, and its parameters
+
+
+def _update(said: Trained | Refused, current: Mapping[str, np.ndarray]) -> Update | Refused:
+    """A round's reply with its parameters, decoded once; a refusal where they do not fit."""
+    if isinstance(said, Refused):
+        return said
+    try:
+        given = from_safetensors(said.model)
     except GraphRefused as error:
-        return str(error)
+        return Refused(str(error))
     if {n: a.shape for n, a in given.items()} != {n: a.shape for n, a in current.items()}:
-        return "parameters of other names or shapes"
-    return record, given
+        return Refused("parameters of other names or shapes")
+    return said, given

@@ -34,7 +34,7 @@ from fl_client.node.room import DataRoom
 from fl_client.node.rounds import train
 from fl_client.privacy import accounting
 from fl_client.privacy.plan import PrivacyPlan
-from fl_client.protocol import JobSpec, sha256_hex
+from fl_client.protocol import JobSpec, Refused, Signed, Trained, sha256_hex
 from fl_server.report import Part
 
 SCHEMA = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), "y", 0)
@@ -159,28 +159,28 @@ def weights() -> dict[str, np.ndarray]:
 def refusal(clinic: Clinic, terms: JobTerms, graph: bytes = GRAPH, start: bytes = WEIGHTS) -> str:
     """The reason of a signed refusal; fails if the node accepts or does not sign."""
     answer = admit(clinic.room(), terms.to_json(), graph, start)
-    assert answer["accepted"] is False
-    check_signature(rejection_message(terms, answer["reason"]), answer["signature"], clinic.node)
-    return str(answer["reason"])
+    assert isinstance(answer, Refused)
+    check_signature(rejection_message(terms, answer.reason), answer.signature, clinic.node)
+    return answer.reason
 
 
 def accepted(clinic: Clinic, **changes: Any) -> JobTerms:
     terms = clinic.paid(clinic.spec(**changes))
-    assert admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert isinstance(admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS), Signed)
     return terms
 
 
-def part_of(clinic: Clinic, rounds: int, metrics: dict[str, Any], seconds: float) -> Part:
-    spent = (metrics["epsilon-job"], metrics["epsilon-lifetime"], metrics["delta-lifetime"])
-    return Part(clinic.dataset_id, rounds, *spent, round(seconds, 1), "cpu", metrics["unit"])
+def part_of(clinic: Clinic, rounds: int, reply: Trained, seconds: float) -> Part:
+    spent = (reply.epsilon_job, reply.epsilon_lifetime, reply.delta_lifetime)
+    return Part(clinic.dataset_id, rounds, *spent, round(seconds, 1), "cpu", reply.unit)
 
 
 def trained(clinic: Clinic) -> tuple[JobTerms, JobSpec, dict[str, np.ndarray], Part]:
     terms = accepted(clinic)
     spec = JobSpec.from_dict(terms.spec)
-    arrays, metrics, seconds = weights(), {}, 0.0
+    arrays, seconds = weights(), 0.0
     for number in range(1, spec.rounds + 1):
-        arrays, metrics = train(clinic.room(), terms.job_id.hex(), number, arrays)
-        seconds += metrics["training-seconds"]
-    part = part_of(clinic, spec.rounds, metrics, seconds)
+        reply = train(clinic.room(), terms.job_id.hex(), number, arrays)
+        arrays, seconds = from_safetensors(reply.model), seconds + reply.training_seconds
+    part = part_of(clinic, spec.rounds, reply, seconds)
     return terms, spec, arrays, part

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
 
 from datatokens.bindings.storefront import Storefront
 from datatokens.errors import BankError, TermsError
@@ -23,14 +22,14 @@ from fl_client.node.policy import admit as allow
 from fl_client.node.room import DataRoom
 from fl_client.privacy import accounting, selfcheck
 from fl_client.privacy.training import LOSSES, check_loss
-from fl_client.protocol import JobSpec, sha256_hex
+from fl_client.protocol import MAX_REASON, JobSpec, Refused, Signed, sha256_hex
 
 log = logging.getLogger("datahub.node")
 
 MINIMUM_TIME_LEFT_S = 60
 
 
-def admit(room: DataRoom, raw_terms: bytes, graph: bytes, weights: bytes) -> dict[str, Any]:
+def admit(room: DataRoom, raw_terms: bytes, graph: bytes, weights: bytes) -> Signed | Refused:
     """The node's signed answer to a job: an acceptance, or a refusal with one sentence. Asked
     again, the same.
 
@@ -40,30 +39,26 @@ def admit(room: DataRoom, raw_terms: bytes, graph: bytes, weights: bytes) -> dic
     try:
         terms = JobTerms.from_json(raw_terms)
     except TermsError as error:
-        return {"accepted": False, "reason": f"terms: {error}", "signature": b""}
+        return Refused(f"terms: {error}"[:MAX_REASON])
     folder = room.folder(terms.job_id.hex())
     if known := folder.answer:
         return known
     paid = False
+    answer: Signed | Refused
     try:
         room.free_overdue()
         entry = _check_paid(room, terms)
         paid = True
         _check_job(room, terms, entry, graph, weights)
     except (NodeError, BankError) as error:
-        reason = str(error)
+        reason = str(error)[:MAX_REASON]
         log.warning("refused job %s: %s", terms.job_id.hex()[:12], reason)
-        signature = sign(rejection_message(terms, reason), room.key(terms)) if paid else b""
-        answer: dict[str, Any] = {"accepted": False, "reason": reason, "signature": signature}
         if not paid:
-            return answer  # not remembered: the money may come later
+            return Refused(reason)  # neither signed nor remembered: the money may come later
+        answer = Refused(reason, sign(rejection_message(terms, reason), room.key(terms)))
     else:
         log.info("accepted job %s for dataset %s", terms.job_id.hex()[:12], entry.dataset_id)
-        answer = {
-            "accepted": True,
-            "reason": "",
-            "signature": sign(acceptance_message(terms), room.key(terms)),
-        }
+        answer = Signed(sign(acceptance_message(terms), room.key(terms)))
     folder.keep(raw_terms, graph, weights, answer)
     return answer
 

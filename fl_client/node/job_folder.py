@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from datatokens.terms import JobTerms
 from fl_client.errors import ProtocolError
+from fl_client.protocol import Refused, Signed
 
 TERMS, GRAPH, WEIGHTS = "terms.json", "graph.json", "weights.safetensors"
 ANSWER, ATTESTED = "answer.json", "attested.txt"
@@ -45,13 +45,14 @@ class JobFolder:
         self.path = node_folder / "jobs" / job_id
 
     @property
-    def answer(self) -> dict[str, Any] | None:
-        """The answer that was signed for the job: accepted, reason, signature; None before."""
+    def answer(self) -> Signed | Refused | None:
+        """The answer that was signed for the job; None before."""
         try:
             value = json.loads((self.path / ANSWER).read_text())
         except FileNotFoundError:
             return None
-        return {**value, "signature": bytes.fromhex(value["signature"])}
+        signature = bytes.fromhex(value["signature"])
+        return Signed(signature) if value["accepted"] else Refused(value["reason"], signature)
 
     @property
     def terms(self) -> JobTerms | None:
@@ -66,11 +67,15 @@ class JobFolder:
         """(graph, weights) as they arrived."""
         return (self.path / GRAPH).read_bytes(), (self.path / WEIGHTS).read_bytes()
 
-    def keep(self, terms: bytes, graph: bytes, weights: bytes, answer: dict[str, Any]) -> None:
+    def keep(self, terms: bytes, graph: bytes, weights: bytes, answer: Signed | Refused) -> None:
         """Keep the job and what was answered; asked again, the node says the same."""
         for name, content in ((TERMS, terms), (GRAPH, graph), (WEIGHTS, weights)):
             write_whole(self.path / name, content)
-        said = {**answer, "signature": answer["signature"].hex()}
+        said = {
+            "accepted": isinstance(answer, Signed),
+            "reason": answer.reason if isinstance(answer, Refused) else "",
+            "signature": answer.signature.hex(),
+        }
         write_whole(self.path / ANSWER, json.dumps(said).encode())
 
     def keep_attested(self, result: str) -> None:

@@ -6,16 +6,14 @@ Knows nothing of how messages arrive (handlers.py) or how a job comes to be admi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from fl_client.errors import ProtocolError
 from fl_client.model.graph import parameters, predict, with_parameters
-from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
+from fl_client.model.weights import model_hash, to_safetensors
 from fl_client.node.admission import safe_model
 from fl_client.node.attestation import OwnFigures, check_and_sign
 from fl_client.node.room import AdmittedJob, DataRoom
@@ -24,7 +22,7 @@ from fl_client.privacy.ledger import FINAL_LOOK
 from fl_client.privacy.noise import SecureRandom
 from fl_client.privacy.plan import Charge
 from fl_client.privacy.training import train_round
-from fl_client.protocol import JobSpec
+from fl_client.protocol import JobSpec, Released, Scored, Signed, Trained, pack, unpack
 
 
 def _job(room: DataRoom, job_id: str) -> AdmittedJob:
@@ -33,7 +31,7 @@ def _job(room: DataRoom, job_id: str) -> AdmittedJob:
         return room.jobs[job_id]
     folder = room.folder(job_id)
     answer, terms = folder.answer, folder.terms
-    if answer is None or terms is None or not answer["accepted"]:
+    if terms is None or not isinstance(answer, Signed):
         raise ProtocolError(f"job {job_id[:12]} was not accepted by this node")
     spec = JobSpec.from_dict(terms.spec)
     entry = room.config.dataset(room.line(terms).dataset_id)
@@ -44,14 +42,9 @@ def _job(room: DataRoom, job_id: str) -> AdmittedJob:
     return job
 
 
-def train(
-    room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def train(room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndarray]) -> Trained:
     """One round: the charge is written first, the reply is stored before it leaves, a repeat
-    gets the same reply.
-
-    Returns the new parameters and the metrics (all private or data-independent). Raises
-    NodeError.
+    gets the same reply. Raises NodeError.
     """
     job = _job(room, job_id)
     spec, entry = job.spec, job.entry
@@ -77,36 +70,38 @@ def train(
             patients=records.patients,
             engine=room.config.engine,
         )
-        metrics = {
-            "loss": float(result.loss_mean),
-            "persons": spec.persons[entry.dataset_id],
-            **_spent(room, job, spec.round_charges() * number),
-            "unit": entry.manifest.unit,
+        reply = Trained(
+            to_safetensors(result.arrays),
+            float(result.loss_mean),
+            *_spent(room, job, spec.round_charges() * number),
+            entry.manifest.unit,
             # rounded up: the exact time depends on how many patients there are
-            "training-seconds": math.ceil(result.seconds * 10) / 10,
-            "device": result.device,
-        }
-        stored = _pack(result.arrays, metrics)
+            math.ceil(result.seconds * 10) / 10,
+            result.device,
+        )
+        stored = pack(reply)
         room.ledger.finish_round(job_id, number, stored)
-    return _unpack(stored)
+    return unpack(Trained, stored)
 
 
-def _spent(room: DataRoom, job: AdmittedJob, charges: Sequence[Charge]) -> dict[str, float]:
-    """What a reply says of privacy: of this job by these charges, and of the patients' whole
-    history.
+def _spent(
+    room: DataRoom, job: AdmittedJob, charges: Sequence[Charge]
+) -> tuple[float, float, float]:
+    """What a reply says of privacy: epsilon of this job by these charges, epsilon and delta of the
+    patients' whole history.
     """
-    return {
-        "epsilon-job": accounting.epsilon(charges, job.spec.plan.delta),
-        "epsilon-lifetime": room.ledger.epsilon_spent(job.entry.patient_set),
-        "delta-lifetime": job.entry.manifest.delta,
-    }
+    return (
+        accounting.epsilon(charges, job.spec.plan.delta),
+        room.ledger.epsilon_spent(job.entry.patient_set),
+        job.entry.manifest.delta,
+    )
 
 
 def _rounds_answered(room: DataRoom, job_id: str) -> int:
     return sum(row.answered for row in room.ledger.rounds(job_id) if row.number != FINAL_LOOK)
 
 
-def evaluate(room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def evaluate(room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray]) -> Scored:
     """The noised table of the final model's scores, once per job, charged before it is drawn.
     Raises NodeError.
     """
@@ -122,18 +117,16 @@ def evaluate(room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray]) -> d
         scores = evaluation.probabilities(outputs, spec.loss)
         counts = evaluation.table(scores, records.targets, records.patients)
         noise = SecureRandom().normal(evaluation.CELLS, spec.plan.score_noise_multiplier)
-        metrics = {
-            "scores": evaluation.released(counts, noise),
-            **_spent(room, job, [*spec.round_charges() * spec.rounds, *spec.evaluation_charges()]),
-        }
-        stored = _pack({}, metrics)
+        charges = [*spec.round_charges() * spec.rounds, *spec.evaluation_charges()]
+        released = evaluation.released(counts, noise)
+        stored = pack(Scored(tuple(released), *_spent(room, job, charges)))
         room.ledger.finish_round(job_id, number, stored)
-    return _metrics(stored)
+    return unpack(Scored, stored)
 
 
 def attest(
     room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray], report_raw: bytes
-) -> dict[str, Any]:
+) -> Signed:
     """This node's signature over the final model and report, after checking everything it can.
     Raises NodeError.
 
@@ -143,19 +136,20 @@ def attest(
     arrays = _checked(arrays, parameters(job.model))
     rounds = _rounds_answered(room, job_id)
     looked = any(row.answered and row.number == FINAL_LOOK for row in room.ledger.rounds(job_id))
-    released = _released(room, job_id, FINAL_LOOK if looked else rounds)
-    seconds = sum(
-        _released(room, job_id, number)["training-seconds"] for number in range(1, rounds + 1)
-    )
+    trained = [
+        unpack(Trained, _kept(room, job_id, number)) for number in range(1, max(rounds, 1) + 1)
+    ]
+    scored = unpack(Scored, _kept(room, job_id, FINAL_LOOK)) if looked else None
+    newest = scored or trained[-1]
     own = OwnFigures(
         job.entry.dataset_id,
-        released["epsilon-job"],
-        released["epsilon-lifetime"],
-        released["delta-lifetime"],
-        seconds,
+        newest.epsilon_job,
+        newest.epsilon_lifetime,
+        newest.delta_lifetime,
+        sum(reply.training_seconds for reply in trained),
         rounds,
         job.entry.manifest.unit,
-        released.get("scores"),
+        list(scored.scores) if scored else None,
     )
     attestation, signature = check_and_sign(
         room.key(job.terms), job.terms, job.spec, own, model_hash(arrays), report_raw
@@ -164,24 +158,22 @@ def attest(
         f"{attestation.model_hash.hex()} {attestation.report_hash.hex()}"
     )
     room.ledger.close_job(job_id)
-    return {"accepted": True, "reason": "", "signature": signature}
+    return Signed(signature)
 
 
-def _released(room: DataRoom, job_id: str, number: int) -> dict[str, Any]:
-    """The metrics of a round as they left this node. Raises ProtocolError for a round that was
-    not answered.
-    """
+def _kept(room: DataRoom, job_id: str, number: int) -> bytes:
+    """A reply as it left this node. Raises ProtocolError for a round that was not answered."""
     stored = room.ledger.reply(job_id, number)
     if stored is None:
         raise ProtocolError(f"no round of job {job_id[:12]} was answered by this node")
-    return _metrics(stored)
+    return stored
 
 
-def release(room: DataRoom, job_id: str) -> dict[str, Any]:
+def release(room: DataRoom, job_id: str) -> Released:
     """Free what the job reserved and never ran; no further round of it will be answered."""
     job = _job(room, job_id)
     room.ledger.close_job(job.id)
-    return {"accepted": True, "reason": "", "signature": b""}
+    return Released()
 
 
 def _checked(
@@ -198,17 +190,3 @@ def _checked(
         if not np.isfinite(array).all():
             raise ProtocolError(f"model: {name} holds a number that is not finite")
     return {name: np.ascontiguousarray(given[name]) for name in wanted}
-
-
-def _pack(arrays: Mapping[str, np.ndarray], metrics: Mapping[str, Any]) -> bytes:
-    head = json.dumps(metrics).encode()
-    return len(head).to_bytes(4, "big") + head + to_safetensors(arrays)
-
-
-def _metrics(stored: bytes) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads(stored[4 : 4 + int.from_bytes(stored[:4], "big")])
-    return metrics
-
-
-def _unpack(stored: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    return from_safetensors(stored[4 + int.from_bytes(stored[:4], "big") :]), _metrics(stored)

@@ -9,6 +9,7 @@ import pytest
 from fl_client.data.schemas import Feature, Schema
 from fl_client.data.tables import load
 from fl_client.node.admission import admit
+from fl_client.protocol import Signed
 from tests.clinic import GRAPH, WEIGHTS, Clinic, refusal
 
 SCHEMA = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), "y", 0)
@@ -34,6 +35,6 @@ def test_admit__floor_raised_to_the_true_count__answers_by_the_released_one(
     toml = clinic.folder / "node.toml"
     toml.write_text(toml.read_text().replace("minimum_persons = 10", "minimum_persons = 40"))
     terms = clinic.paid()
-    assert admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert isinstance(admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS), Signed)
     toml.write_text(toml.read_text().replace("minimum_persons = 40", "minimum_persons = 41"))
     assert "under this hospital's floor of 41" in refusal(clinic, clinic.paid())

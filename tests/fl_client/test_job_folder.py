@@ -7,15 +7,19 @@ import pytest
 from datatokens.terms import JobTerms
 from fl_client.errors import ProtocolError
 from fl_client.node.job_folder import JobFolder, job_folders, write_whole
+from fl_client.protocol import Refused, Signed
 
-ANSWER = {"accepted": True, "reason": "", "signature": b"\x01\x02"}
+ANSWER = Signed(b"\x01\x02")
 
 
-def test_keep__then_read__gives_back_what_was_kept(tmp_path: Path, job_terms: JobTerms) -> None:
+@pytest.mark.parametrize("answer", [ANSWER, Refused("no budget", b"\x03")])
+def test_keep__then_read__gives_back_what_was_kept(
+    tmp_path: Path, job_terms: JobTerms, answer: Signed | Refused
+) -> None:
     folder = JobFolder(tmp_path, job_terms.job_id.hex())
     assert folder.answer is None and folder.terms is None and job_folders(tmp_path) == []
-    folder.keep(job_terms.to_json(), b"graph", b"weights", ANSWER)
-    assert (folder.answer, folder.terms) == (ANSWER, job_terms)
+    folder.keep(job_terms.to_json(), b"graph", b"weights", answer)
+    assert (folder.answer, folder.terms) == (answer, job_terms)
     assert folder.model_files == (b"graph", b"weights")
     assert [found.path for found in job_folders(tmp_path)] == [folder.path]
 

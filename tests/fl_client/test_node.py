@@ -29,7 +29,7 @@ from datatokens.terms import (
     rejection_message,
 )
 from fl_client.errors import ConfigError, DatasetError, LedgerError, ProtocolError
-from fl_client.model.weights import model_hash
+from fl_client.model.weights import from_safetensors, model_hash
 from fl_client.node import config
 from fl_client.node.admission import admit
 from fl_client.node.listing import enrol, rotate_key
@@ -38,7 +38,7 @@ from fl_client.privacy import accounting
 from fl_client.privacy.evaluation import CELLS
 from fl_client.privacy.ledger import Ledger
 from fl_client.privacy.training import ENGINES
-from fl_client.protocol import JobSpec, sha256_hex
+from fl_client.protocol import JobSpec, Refused, Signed, sha256_hex
 from fl_server.report import Round
 from fl_server.report import build as build_report
 from fl_server.settlement import accept, settle
@@ -62,8 +62,8 @@ OWNER = accounts()[1]
 def test_admit__paid_job__is_accepted_and_signed(clinic: Clinic) -> None:
     terms = clinic.paid()
     answer = admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)
-    assert answer["accepted"] is True
-    check_signature(acceptance_message(terms), answer["signature"], clinic.node)
+    assert isinstance(answer, Signed)
+    check_signature(acceptance_message(terms), answer.signature, clinic.node)
 
 
 def test_admit__price_or_compute_other_than_listed__refused(clinic: Clinic) -> None:
@@ -86,7 +86,7 @@ def test_admit__order_that_still_runs__needs_no_price(clinic: Clinic) -> None:
     shop.buy_and_order(clinic.dataset_id, tier, BUYER[0], shop.quote(clinic.dataset_id, tier))
     for _ in range(2):  # as often as the buyer likes within its time
         terms = clinic.paid(datasets=(line,))
-        assert admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+        assert isinstance(admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS), Signed)
         release(clinic.room(), terms.job_id.hex())
     registry.close_tier(clinic.dataset_id, tier)
     assert f"tier={tier} of dataset {clinic.dataset_id} is closed" in refusal(
@@ -102,7 +102,7 @@ def test_admit__compute_has_a_price__one_minute_at_least_must_be_escrowed(clinic
     short = clinic.paid(datasets=(clinic.line(compute_rate_units=7, compute_cap_units=6),))
     assert "compute_cap_units=6 must be at least 7" in refusal(clinic, short)
     enough = clinic.paid(datasets=(clinic.line(compute_rate_units=7, compute_cap_units=7),))
-    assert admit(clinic.room(), enough.to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert isinstance(admit(clinic.room(), enough.to_json(), GRAPH, WEIGHTS), Signed)
 
 
 def test_admit__arbiter_that_the_hospital_does_not_trust__refused(clinic: Clinic) -> None:
@@ -112,7 +112,7 @@ def test_admit__arbiter_that_the_hospital_does_not_trust__refused(clinic: Clinic
     toml = clinic.folder / "node.toml"
     toml.write_text(toml.read_text().replace("arbiters = []", f'arbiters = ["{arbiter}"]'))
     again = clinic.paid(dispute=DisputeTerms(3600, arbiter, 5, 0))
-    assert admit(clinic.room(), again.to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert isinstance(admit(clinic.room(), again.to_json(), GRAPH, WEIGHTS), Signed)
 
 
 def test_admit__unpaid_job__refused_without_a_signature_and_free_to_be_paid_later(
@@ -121,26 +121,26 @@ def test_admit__unpaid_job__refused_without_a_signature_and_free_to_be_paid_late
     terms = clinic.terms()
     room = clinic.room()
     answer = admit(room, terms.to_json(), GRAPH, WEIGHTS)
-    assert not answer["accepted"] and "holds no money for exactly these terms" in answer["reason"]
-    assert answer["signature"] == b""
+    assert isinstance(answer, Refused) and "holds no money for exactly these terms" in answer.reason
+    assert answer.signature == b""
     Escrow(connect(clinic.url, BUYER[1]), clinic.made.market).create_job(terms)
-    assert admit(room, terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert isinstance(admit(room, terms.to_json(), GRAPH, WEIGHTS), Signed)
 
 
 def test_admit__terms_changed_in_one_byte__are_not_the_paid_ones(clinic: Clinic) -> None:
     raw = clinic.paid().to_json()
     changed = raw.replace(b'"purpose":"research"', b'"purpose":"researcg"')
     answer = admit(clinic.room(), changed, GRAPH, WEIGHTS)
-    assert not answer["accepted"] and "holds no money for exactly these terms" in answer["reason"]
+    assert isinstance(answer, Refused) and "holds no money for exactly these terms" in answer.reason
 
 
 def test_admit__other_chain_or_market__refused(clinic: Clinic) -> None:
     for change in ({"chain_id": 1}, {"market": "0x" + "1" * 40}):
         answer = admit(clinic.room(), clinic.terms(**change).to_json(), GRAPH, WEIGHTS)
         assert (
-            not answer["accepted"]
-            and "this node serves" in answer["reason"]
-            and answer["signature"] == b""
+            isinstance(answer, Refused)
+            and "this node serves" in answer.reason
+            and answer.signature == b""
         )
 
 
@@ -152,13 +152,14 @@ def test_admit__wrong_buyer__refused(clinic: Clinic) -> None:
     assert "is not on this hospital's list" in refusal(
         clinic, clinic.paid(buyer=OTHER_BUYER[0], key=OTHER_BUYER[1])
     )
-    assert admit(clinic.room(), clinic.paid().to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert isinstance(admit(clinic.room(), clinic.paid().to_json(), GRAPH, WEIGHTS), Signed)
 
 
 def test_admit__more_epsilon_than_the_lifetime_budget_leaves__refused(clinic: Clinic) -> None:
-    assert admit(clinic.room(), clinic.paid(clinic.spec(epsilon=2.5)).to_json(), GRAPH, WEIGHTS)[
-        "accepted"
-    ]
+    assert isinstance(
+        admit(clinic.room(), clinic.paid(clinic.spec(epsilon=2.5)).to_json(), GRAPH, WEIGHTS),
+        Signed,
+    )
     said = refusal(clinic, clinic.paid(clinic.spec(epsilon=2.0)))
     assert "the lifetime budget is 3" in said or "lifetime budget of 3" in said
 
@@ -232,10 +233,10 @@ def test_train__same_round_again_even_after_a_restart__same_reply_and_one_charge
     clinic: Clinic,
 ) -> None:
     job = accepted(clinic).job_id.hex()
-    first, metrics = train(clinic.room(), job, 1, weights())
-    again, metrics_again = train(clinic.room(), job, 1, weights())
-    assert model_hash(first) == model_hash(again) and metrics == metrics_again
-    assert model_hash(first) != model_hash(weights())
+    first = train(clinic.room(), job, 1, weights())
+    again = train(clinic.room(), job, 1, weights())
+    assert first == again
+    assert model_hash(from_safetensors(first.model)) != model_hash(weights())
     key = config.read(clinic.folder).datasets[0].patient_set
     assert (
         sum(
@@ -262,7 +263,7 @@ def test_train__engine_of_node_toml__trains_and_another_name_is_refused(
             lambda *given, name=name, engine=engine: used.append(name) or engine(*given),
         )
     toml.write_text(text.replace('engine = "book-keeping"', 'engine = "hooks"'))
-    trained, _ = train(clinic.room(), job, 1, weights())
+    trained = from_safetensors(train(clinic.room(), job, 1, weights()).model)
     assert set(used) == {"hooks"} and len(used) == 2, "the self-check and the round"
     assert model_hash(trained) != model_hash(weights())
     toml.write_text(text.replace('engine = "book-keeping"', 'engine = "ghost"'))
@@ -321,14 +322,14 @@ def test_evaluate__asked_again_after_a_restart__the_same_table_for_one_charge(
     job, key = terms.job_id.hex(), config.read(clinic.folder).datasets[0].patient_set
     before = Ledger(clinic.folder / "ledger.sqlite").history(key)
     first = evaluate(clinic.room(), job, arrays)
-    assert evaluate(clinic.room(), job, arrays) == first and len(first["scores"]) == CELLS
+    assert evaluate(clinic.room(), job, arrays) == first and len(first.scores) == CELLS
     after = Ledger(clinic.folder / "ledger.sqlite").history(key)
     assert sum(c.steps for c in after) == sum(c.steps for c in before) + 1
     # all that the job reserved is spent now, and no more than its plan
-    assert first["epsilon-job"] == pytest.approx(
+    assert first.epsilon_job == pytest.approx(
         accounting.epsilon(spec.plan.charges(), spec.plan.delta)
     )
-    assert part.epsilon_job is not None and first["epsilon-job"] > part.epsilon_job
+    assert part.epsilon_job is not None and first.epsilon_job > part.epsilon_job
     with pytest.raises(LedgerError):
         evaluate(clinic.room(), job, {name: array + 1 for name, array in arrays.items()})
 
@@ -336,7 +337,7 @@ def test_evaluate__asked_again_after_a_restart__the_same_table_for_one_charge(
 def test_evaluate__before_the_last_round__refused_and_costs_nothing(clinic: Clinic) -> None:
     job = accepted(clinic).job_id.hex()
     room = clinic.room()
-    arrays, _ = train(room, job, 1, weights())
+    arrays = from_safetensors(train(room, job, 1, weights()).model)
     key = config.read(clinic.folder).datasets[0].patient_set
     before = room.ledger.history(key)
     with pytest.raises(ProtocolError, match="after 2 rounds, not before"):
@@ -350,11 +351,9 @@ def test_attest__table_that_the_node_released__must_be_in_the_report_as_it_was(
     terms, spec, arrays, part = trained(clinic)
     job, ours = terms.job_id.hex(), clinic.dataset_id
     told = evaluate(clinic.room(), job, arrays)
-    figures = {
-        n.replace("-", "_"): told[n] for n in ("epsilon-job", "epsilon-lifetime", "delta-lifetime")
-    }
-    honest = replace(part, scores=told["scores"], **figures)
-    spoiled = [*told["scores"][:-1], told["scores"][-1] + 1]
+    figures = {n: getattr(told, n) for n in ("epsilon_job", "epsilon_lifetime", "delta_lifetime")}
+    honest = replace(part, scores=list(told.scores), **figures)
+    spoiled = [*told.scores[:-1], told.scores[-1] + 1]
     for wrong, said in (
         (replace(honest, scores=spoiled), "scores"),
         (replace(honest, scores=None), "scores"),
@@ -369,7 +368,7 @@ def test_attest__table_that_the_node_released__must_be_in_the_report_as_it_was(
     better["evaluation"]["calibration"][0]["to"] = 1
     with pytest.raises(ProtocolError, match="evaluation does not follow"):
         attest(clinic.room(), job, arrays, canonical_json(better))
-    assert attest(clinic.room(), job, arrays, report)["accepted"]
+    assert attest(clinic.room(), job, arrays, report).signature
 
 
 def test_data_room__patient_column__patients_are_the_unit_in_rounds_and_tables(
@@ -387,7 +386,7 @@ def test_data_room__patient_column__patients_are_the_unit_in_rounds_and_tables(
     room = clinic.room()
     assert room.records[clinic.dataset_id].persons == 20
     terms, spec, arrays, _ = trained(clinic)
-    scores = evaluate(clinic.room(), terms.job_id.hex(), arrays)["scores"]
+    scores = evaluate(clinic.room(), terms.job_id.hex(), arrays).scores
     # sums of 16 noised cells around the true 20: six standard deviations
     assert abs(sum(scores) - 20) < 6 * 4 * spec.plan.score_noise_multiplier
     path.write_text(json.dumps(entry | {"patient_column": "whose"}))
@@ -405,7 +404,7 @@ def test_attest__honest_report__is_signed_and_settles(clinic: Clinic) -> None:
     outcome = {
         "model_hash": model_hash(arrays).hex(),
         "worked": worked,
-        "signatures": {clinic.node: answer["signature"].hex()},
+        "signatures": {clinic.node: answer.signature.hex()},
     }
     escrow = Escrow(connect(clinic.url, accounts()[0][1]), clinic.made.market)
     accepted_by = json.loads(
@@ -453,7 +452,7 @@ def test_attest__a_second_different_result__is_never_signed(clinic: Clinic) -> N
     job = terms.job_id.hex()
     report, _ = build_report(terms, spec, model_hash(arrays), [], {clinic.dataset_id: part})
     first = attest(clinic.room(), job, arrays, report)
-    assert attest(clinic.room(), job, arrays, report)["signature"] == first["signature"]
+    assert attest(clinic.room(), job, arrays, report) == first
     other = {name: array + 1 for name, array in arrays.items()}
     report, _ = build_report(terms, spec, model_hash(other), [], {clinic.dataset_id: part})
     with pytest.raises(ProtocolError, match="already signed another result"):
@@ -463,8 +462,9 @@ def test_attest__a_second_different_result__is_never_signed(clinic: Clinic) -> N
 def test_attest__before_the_last_round__refused(clinic: Clinic) -> None:
     terms = accepted(clinic)
     spec = JobSpec.from_dict(terms.spec)
-    arrays, metrics = train(clinic.room(), terms.job_id.hex(), 1, weights())
-    part = part_of(clinic, spec.rounds, metrics, metrics["training-seconds"])
+    reply = train(clinic.room(), terms.job_id.hex(), 1, weights())
+    arrays = from_safetensors(reply.model)
+    part = part_of(clinic, spec.rounds, reply, reply.training_seconds)
     report, _ = build_report(terms, spec, model_hash(arrays), [], {clinic.dataset_id: part})
     with pytest.raises(ProtocolError, match="only 1 of 2 rounds"):
         attest(clinic.room(), terms.job_id.hex(), arrays, report)
@@ -485,9 +485,7 @@ def test_refusal__signature_of_another_node__does_not_pass(clinic: Clinic) -> No
     terms = clinic.paid(clinic.spec(epsilon=6.0))
     answer = admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)
     with pytest.raises(SignatureError):
-        check_signature(
-            rejection_message(terms, answer["reason"]), answer["signature"], "0x" + "2" * 40
-        )
+        check_signature(rejection_message(terms, answer.reason), answer.signature, "0x" + "2" * 40)
 
 
 def nodes_of(clinic: Clinic) -> NodeRegistry:
@@ -505,7 +503,7 @@ def test_admit__what_the_market_would_not_take__is_refused_before_anything_is_tr
     registry.set_listing(clinic.dataset_id, [BUYER[0]], Listing.DENIED)
     assert said in refusal(clinic, clinic.paid())
     terms = clinic.paid(buyer=OTHER_BUYER[0], key=OTHER_BUYER[1])
-    assert admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert isinstance(admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS), Signed)
 
 
 def test_enrol__new_node__its_key_and_machine_are_in_the_node_registry_once(clinic: Clinic) -> None:
@@ -539,7 +537,7 @@ def attested_with_the_old_key(clinic: Clinic) -> tuple[JobTerms, dict[str, Any]]
     outcome = {
         "model_hash": model_hash(arrays).hex(),
         "worked": worked,
-        "signatures": {old: answer["signature"].hex()},
+        "signatures": {old: answer.signature.hex()},
     }
     settle(escrow, terms, outcome, report)
     return terms, {"status": escrow.job(terms.job_id).status}
@@ -562,11 +560,11 @@ def test_rotate_key__job_under_way__is_settled_with_the_old_key_and_the_next_use
     late = clinic.paid(
         datasets=(clinic.line(node=old),)
     )  # quoted before, paid now, within the overlap
-    assert admit(clinic.room(), late.to_json(), GRAPH, WEIGHTS)["accepted"]
+    assert isinstance(admit(clinic.room(), late.to_json(), GRAPH, WEIGHTS), Signed)
     release(clinic.room(), late.job_id.hex())
     new = clinic.paid()
     answer = admit(clinic.room(), new.to_json(), GRAPH, WEIGHTS)
-    check_signature(acceptance_message(new), answer["signature"], now.node_address)
+    check_signature(acceptance_message(new), answer.signature, now.node_address)
 
 
 def test_rotate_key__stolen__old_key_is_dead_and_what_it_accepted_is_taken_back(
@@ -586,9 +584,9 @@ def test_rotate_key__stolen__old_key_is_dead_and_what_it_accepted_is_taken_back(
 
 def refusal_by(clinic: Clinic, terms: JobTerms, node: str) -> str:
     answer = admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS)
-    assert answer["accepted"] is False
-    check_signature(rejection_message(terms, answer["reason"]), answer["signature"], node)
-    return str(answer["reason"])
+    assert isinstance(answer, Refused)
+    check_signature(rejection_message(terms, answer.reason), answer.signature, node)
+    return answer.reason
 
 
 @pytest.mark.parametrize(
