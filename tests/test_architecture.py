@@ -65,7 +65,7 @@ IMPURE_STANDARD = {
     "time",
     "random",
 }
-ENVIRONMENT_READERS = {"fl_server/app.py", "fl_server/superlink.py", "datahub/demo/walk.py"}
+ENVIRONMENT_READERS = {"fl_server/app.py", "fl_server/superlink.py", "datahub/demo/stack.py"}
 
 
 def imports(path: Path) -> set[str]:

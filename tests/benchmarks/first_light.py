@@ -22,7 +22,9 @@ from typing import Any
 
 from datahub.buyer.sdk import Buyer
 from datahub.demo import data as demo_data
-from datahub.demo.walk import BUYER, TUSD, Stack, join, summary_of, test_auc, wait_for
+from datahub.demo.hospitals import join
+from datahub.demo.stack import BUYER, TUSD, Stack, wait_for
+from datahub.demo.summary import summary_of, test_auc
 from datahub.errors import HubError
 from datatokens.bindings.registry import Token
 

@@ -13,7 +13,8 @@ import pytest
 
 from datahub.buyer.sdk import Buyer
 from datahub.demo import data as demo_data
-from datahub.demo.walk import BUYER, Hospital, Stack, join, wait_for
+from datahub.demo.hospitals import Hospital, join
+from datahub.demo.stack import BUYER, Stack, wait_for
 from datatokens.bindings.registry import Token
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datahub.demo.walk import wait_for
+from datahub.demo.stack import wait_for
 from datatokens.deploy import Deployment
 from fl_client.node import config as node_config
 from tests.e2e.conftest import Marketplace

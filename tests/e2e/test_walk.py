@@ -15,7 +15,7 @@ import pytest
 
 from datahub.buyer.contributor import claim_all
 from datahub.buyer.hub_client import Hub
-from datahub.demo.walk import wait_for
+from datahub.demo.stack import wait_for
 from datahub.errors import HubError, OrderRefused
 from datatokens.bindings.escrow import Escrow
 from datatokens.bindings.registry import Token
