@@ -36,12 +36,12 @@ def evaluation_line(evaluation: Mapping[str, Any] | None) -> str:
     def shown(figure: Mapping[str, float] | None) -> str:
         return (
             "more noise than signal"
-            if figure is None
+            if figure is None or figure["high"] - figure["low"] > 0.9
             else "{value:.3f} ({low:.3f} to {high:.3f})".format(**figure)
         )
 
     accuracy, auc = shown(evaluation["accuracy"]), shown(evaluation["auc"])
-    return f"accuracy {accuracy}, AUC {auc} (noised, 95 % interval of the noise)"
+    return f"accuracy {accuracy}, AUC {auc} (noised, 95 % interval)"
 
 
 def follow(job: Job, console: Console, names: dict[int, str] | None = None) -> dict[str, Any]:

@@ -114,8 +114,10 @@ def evaluate(room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray]) -> S
     if stored is None:
         records = room.records[job.entry.dataset_id]
         outputs = predict(with_parameters(job.model, arrays), records.features)
-        scores = evaluation.probabilities(outputs, spec.loss)
-        counts = evaluation.table(scores, records.targets, records.patients)
+        scores = evaluation.logits(outputs, spec.loss)
+        whose = records.patients
+        weights = None if whose is None else 1 / np.bincount(whose)[whose]
+        counts = evaluation.table(scores, records.targets, weights)
         noise = SecureRandom().normal(evaluation.CELLS, spec.plan.score_noise_multiplier)
         charges = [*spec.round_charges() * spec.rounds, *spec.evaluation_charges()]
         released = evaluation.released(counts, noise)

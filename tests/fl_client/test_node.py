@@ -35,7 +35,7 @@ from fl_client.node.admission import admit
 from fl_client.node.listing import enrol, rotate_key
 from fl_client.node.rounds import attest, evaluate, release, train
 from fl_client.privacy import accounting
-from fl_client.privacy.evaluation import CELLS
+from fl_client.privacy.evaluation import CELLS, IN_FINE, IN_GROUP
 from fl_client.privacy.ledger import Ledger
 from fl_client.privacy.training import ENGINES
 from fl_client.protocol import JobSpec, Refused, Signed, sha256_hex
@@ -387,8 +387,9 @@ def test_data_room__patient_column__patients_are_the_unit_in_rounds_and_tables(
     assert room.records[clinic.dataset_id].persons == 20
     terms, spec, arrays, _ = trained(clinic)
     scores = evaluate(clinic.room(), terms.job_id.hex(), arrays).scores
-    # sums of 16 noised cells around the true 20: six standard deviations
-    assert abs(sum(scores) - 20) < 6 * 4 * spec.plan.score_noise_multiplier
+    # sums of the noised cells around the true 20 in groups and in cells: six standard deviations
+    expected = 20 * (IN_GROUP + IN_FINE)
+    assert abs(sum(scores) - expected) < 6 * CELLS**0.5 * spec.plan.score_noise_multiplier
     path.write_text(json.dumps(entry | {"patient_column": "whose"}))
     with pytest.raises(DatasetError, match="lacks the column"):
         clinic.room()

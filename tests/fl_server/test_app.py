@@ -114,12 +114,11 @@ def test_conduct__final_model_looked_at__tables_figures_and_epsilons_are_in_the_
         line["scores"] == [10.0 * line["dataset_id"]] * CELLS for line in report["hospitals"]
     )
     assert {line["epsilon_job"] for line in report["hospitals"]} == {1.25}
-    # equal counts everywhere: half is right, and ranks say nothing; noise of 4 hospitals x 16 /
-    # sqrt(3 rounds) on 16 cells of 100
-    assert report["evaluation"]["accuracy"]["value"] == report["evaluation"]["auc"]["value"] == 0.5
-    assert report["evaluation"]["accuracy"]["high"] == pytest.approx(
-        0.5 + 1.959964 * 32 / 3**0.5 * 2 / 1600, abs=1e-6
-    )
+    # equal counts everywhere: half is right, and ranks say nothing
+    for name in ("accuracy", "auc", "event_rate"):
+        found = report["evaluation"][name]
+        assert found["value"] == 0.5 and found["low"] + found["high"] == pytest.approx(1)
+        assert 0.3 < found["low"] < 0.5
 
 
 @pytest.mark.parametrize(
