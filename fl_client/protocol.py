@@ -21,7 +21,7 @@ from datatokens.terms import MAX_TERMS_BYTES, whole
 from fl_client.errors import ProtocolError
 from fl_client.privacy.plan import METRICS, Charge, PrivacyPlan
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 MAX_ROUNDS = 1000
 
 
@@ -37,6 +37,8 @@ class JobSpec:
     loss               a name in fl_client.privacy.training.LOSSES
     rounds, local_steps, learning_rate, average_last   FedAvg; the result is the mean of the last
                                                        rounds' models
+    server_momentum    what of a step the theatre adds to the next one, 0 to 0.99; it works on
+                       noised means, so a node need not know
     plan               the privacy plan of each hospital, whole job
     persons            dataset id -> number of patients as the hospital released it (noised); the
                        averaging weight,
@@ -54,6 +56,7 @@ class JobSpec:
     local_steps: int
     learning_rate: float
     average_last: int
+    server_momentum: float
     plan: PrivacyPlan
     persons: Mapping[int, int]
     salt: str
@@ -76,6 +79,9 @@ class JobSpec:
         rate = self.learning_rate
         if type(rate) is not float or not math.isfinite(rate) or not 0 < rate <= 1e4:
             raise ProtocolError(f"learning_rate={rate!r} must be a number above 0, at most 10000")
+        momentum = self.server_momentum
+        if type(momentum) is not float or not 0 <= momentum <= 0.99:
+            raise ProtocolError(f"server_momentum={momentum!r} must be a number from 0.0 to 0.99")
         if (
             self.plan.steps != self.rounds * self.local_steps
             or self.plan.metric_steps != self.rounds
@@ -112,6 +118,7 @@ class JobSpec:
             "local_steps": self.local_steps,
             "learning_rate": self.learning_rate,
             "average_last": self.average_last,
+            "server_momentum": self.server_momentum,
             "plan": self.plan.as_dict(),
             "persons": {str(dataset_id): count for dataset_id, count in self.persons.items()},
             "salt": self.salt,

@@ -41,7 +41,7 @@ from fl_client.protocol import (
     Train,
     Trained,
 )
-from fl_server.aggregation import weighted_mean
+from fl_server.aggregation import weighted_mean, with_momentum
 from fl_server.errors import RunFailed
 from fl_server.report import Part, Round, build, loss_interval95
 from fl_server.results import Result, seal
@@ -138,7 +138,7 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
     active = _admission(job, ask)
     if active is None:
         return
-    arrays = from_safetensors(job.weights)
+    arrays = last = from_safetensors(job.weights)
     rounds: list[Round] = []
     parts: dict[int, Part] = {}
     tail: list[dict[str, np.ndarray]] = []
@@ -173,7 +173,8 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
         slowest = max(said.training_seconds for said, _ in good.values())
         # by what the terms say, not by what a reply claims; by id, as float sums must repeat
         persons = [spec.persons[dataset_id] for dataset_id in sorted(good)]
-        arrays = weighted_mean([good[dataset_id][1] for dataset_id in sorted(good)], persons)
+        mean = weighted_mean([good[dataset_id][1] for dataset_id in sorted(good)], persons)
+        last, arrays = arrays, with_momentum(mean, arrays, last, spec.server_momentum)
         losses = [good[dataset_id][0].loss for dataset_id in sorted(good)]
         loss = sum(n * one for n, one in zip(persons, losses, strict=True)) / sum(persons)
         tail = [*tail, arrays][-spec.average_last :]

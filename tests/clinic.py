@@ -74,6 +74,7 @@ class Clinic:
             "local_steps": 1,
             "learning_rate": 1.0,
             "average_last": 1,
+            "server_momentum": 0.0,
             "plan": PrivacyPlan(noise, 1.0, 1.0, rounds, 1e-5, metric_noise, 1.0, rounds),
             "persons": {self.dataset_id: 40},
             "salt": hashlib.sha256(str(self.serial).encode()).hexdigest(),

@@ -50,6 +50,7 @@ class Order:
     local_steps: int
     learning_rate: float
     clip_norm: float
+    server_momentum: float
     reward_units: int
     purpose: str
     deadline_s: int
@@ -116,6 +117,7 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
             local_steps=order.local_steps,
             learning_rate=order.learning_rate,
             average_last=max(1, order.rounds // 4),
+            server_momentum=order.server_momentum,
             plan=plan,
             persons=persons,
             salt=secrets.token_hex(32),

@@ -92,6 +92,7 @@ class OrderIn(Body):
     local_steps: int = 1
     learning_rate: float = 1.0
     clip_norm: float = 1.0
+    server_momentum: float = 0.0
     reward_units: int = 0
     purpose: str
     deadline_s: int = 3600

@@ -101,6 +101,7 @@ class HubWorld:
             "local_steps": 1,
             "learning_rate": 1.0,
             "clip_norm": 1.0,
+            "server_momentum": 0.5,
             "reward_units": 600,
             "purpose": "research",
             "deadline_s": 3600,

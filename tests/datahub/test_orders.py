@@ -73,6 +73,7 @@ def test_quote__no_quorum_given__is_everybody(hub: HubWorld) -> None:
         ({"purpose": ""}, "purpose=''"),
         ({"learning_rate": float("inf")}, "learning_rate=inf"),
         ({"clip_norm": -1.0}, "clip_norm=-1.0"),
+        ({"server_momentum": 1.0}, "server_momentum=1.0 must be a number from 0.0 to 0.99"),
         ({"reward_units": -1}, "reward_units=-1"),
         ({"datasets": (1, 1)}, "node: each dataset of a job needs a node key of its own"),
         ({"graph": b"g" * (orders.MAX_MODEL_BYTES + 1)}, "graph and weights may have"),

@@ -20,6 +20,7 @@ from fl_client.protocol import (
     Admit,
     Attest,
     Evaluate,
+    JobSpec,
     Refused,
     Release,
     Released,
@@ -33,6 +34,7 @@ from fl_client.protocol import (
     to_record,
     unpack,
 )
+from tests.conftest import spec
 
 ROOT = Path(__file__).parents[2]
 TRAINED = Trained(b"model", -0.5, 1.0, 2.0, 1e-5, "patient", 0.1, "cpu")
@@ -164,3 +166,19 @@ def test_wire_keys__are_spelled_in_protocol_py_alone() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node).startswith("ConfigRecord("):
                 makers |= {(path.name, ast.unparse(given)) for given in node.args}
     assert makers == {("handlers.py", "reply"), ("app.py", "dict(record)")}
+
+
+def test_job_spec__server_momentum__is_part_of_the_terms_from_version_2_on() -> None:
+    known = spec(server_momentum=0.8)
+    assert JobSpec.from_dict(known.as_dict()) == known and known.as_dict()["version"] == 2
+    old = {k: v for k, v in known.as_dict().items() if k != "server_momentum"} | {"version": 1}
+    with pytest.raises(ProtocolError, match="server_momentum"):
+        JobSpec.from_dict(old)
+    with pytest.raises(ProtocolError, match="version=1 must be 2"):
+        JobSpec.from_dict(known.as_dict() | {"version": 1})
+
+
+@pytest.mark.parametrize("value", [-0.1, 0.995, math.nan, 1, True, "0.5", None])
+def test_job_spec__server_momentum_out_of_range__is_refused_by_name(value: Any) -> None:
+    with pytest.raises(ProtocolError, match="server_momentum="):
+        spec(server_momentum=value)

@@ -44,10 +44,10 @@ START = {"w": np.zeros(3, np.float32)}
 Script = Callable[[int, str, ConfigRecord], dict[str, Any] | Error | None]
 
 
-def folder(tmp_path: Path, **changes: Any) -> JobFolder:
-    job = terms(
-        spec(persons={1: 64, 2: 32, 3: 16, 4: 16}), **changes
-    )  # weights that float32 holds exactly
+def folder(tmp_path: Path, momentum: float = 0.0, **changes: Any) -> JobFolder:
+    # weights that float32 holds exactly
+    weighted = spec(persons={1: 64, 2: 32, 3: 16, 4: 16}, server_momentum=momentum)
+    job = terms(weighted, **changes)
     nodes = {line.node: i + 1 for i, line in enumerate(job.datasets)}
     (tmp_path / "terms.json").write_bytes(job.to_json())
     (tmp_path / "graph.json").write_bytes(b"{}")
@@ -103,6 +103,13 @@ def test_conduct__four_honest_nodes__attested_with_the_weighted_mean(tmp_path: P
     # each round adds 1/2*1 + 1/4*2 + 1/8*3 + 1/8*4 = 1.875
     assert report["model_hash"] == model_hash({"w": np.full(3, 5.625, np.float32)}).hex()
     assert (tmp_path / "result.sealed").exists()
+
+
+def test_conduct__with_momentum__each_step_carries_on_half_of_the_last(tmp_path: Path) -> None:
+    conduct(folder(tmp_path, momentum=0.5), conductor(honest))
+    report = json.loads((tmp_path / "report.json").read_text())
+    # steps of 1.875, then 1.875 + 1.875 / 2, then 1.875 + half of that
+    assert report["model_hash"] == model_hash({"w": np.full(3, 7.96875, np.float32)}).hex()
 
 
 def test_conduct__final_model_looked_at__tables_figures_and_epsilons_are_in_the_report(
