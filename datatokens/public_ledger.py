@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datatokens.bindings.registry import Registry
 from datatokens.chain.connection import Chain
 from datatokens.errors import BankError
-from datatokens.terms import LINE_BYTES, Outcome
+from datatokens.layouts import dataset_ids
+from datatokens.terms import Outcome
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ def read(chain: Chain, registry: str, market: str) -> list[LedgerLine]:
     lost some.
     """
     contract, datasets = chain.contract("Market", market), Registry(chain, registry)
-    lines: dict[bytes, bytes] = {}
+    lines: dict[bytes, list[int]] = {}
     for event in chain.logs(contract.events.JobTerms()):
-        lines[event["args"]["jobId"]] = event["args"]["terms"]["lines"]
+        lines[event["args"]["jobId"]] = dataset_ids(event["args"]["terms"]["lines"])
     spent: dict[int, list[tuple[int, int, bytes]]] = {i: [] for i in range(1, datasets.count() + 1)}
     for event in chain.logs(contract.events.JobAttested()):
         job_id, words = event["args"]["jobId"], event["args"]["outcomes"]
@@ -61,7 +62,7 @@ def read(chain: Chain, registry: str, market: str) -> list[LedgerLine]:
         for index, word in enumerate(words):
             outcome = Outcome.from_word(word)
             if outcome.epsilon_micro:
-                dataset_id = int.from_bytes(lines[job_id][index * LINE_BYTES :][:4], "big")
+                dataset_id = lines[job_id][index]
                 spent.setdefault(dataset_id, []).append(
                     (outcome.epsilon_micro, outcome.delta_pico * 10**6, job_id)
                 )

@@ -29,9 +29,10 @@ from eth_utils.address import is_address, to_checksum_address
 from eth_utils.crypto import keccak
 
 from datatokens.errors import SignatureError, TermsError
+from datatokens.layouts import LINE, OUTCOME, most, pack, unpack
 
 MAX_UNITS = 2**96 - 1
-MAX_OUTCOME_UNITS = 2**88 - 1  # rewards and compute share one word on the chain
+MAX_OUTCOME_UNITS = most(OUTCOME, "reward_units")  # an outcome is one word on the chain
 ZERO_ADDRESS = "0x" + "0" * 40
 TERMS_STRUCT = (
     "(address,uint96,uint96,uint96,uint96,uint40,uint32,uint16,uint16,address,uint64,bytes32,bytes)"
@@ -134,15 +135,11 @@ class DatasetTerm:
 
     @property
     def packed(self) -> bytes:
-        """The 49 bytes of this line in IJobEscrow.Terms.lines (the rate is for the node to check,
-        not for the chain).
+        """This line in IJobEscrow.Terms.lines (the rate is for the node to check, not for the
+        chain).
         """
-        head = (
-            self.dataset_id.to_bytes(4, "big") + bytes.fromhex(self.node[2:]) + bytes([self.tier])
-        )
-        return (
-            head + self.price_units.to_bytes(12, "big") + self.compute_cap_units.to_bytes(12, "big")
-        )
+        values = {name: getattr(self, name) for name in LINE if name != "node"}
+        return pack(LINE, {**values, "node": int(self.node, 16)})
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,6 @@ class DisputeTerms:
         whole("silent_bps", self.silent_bps, 0, 10_000)
 
 
-LINE_BYTES = 49  # of one dataset in IJobEscrow.Terms.lines
 TERMS_FIELDS = (
     "buyer chain_id datasets deadline dispute fee_units market quorum reward_units spec".split()
 )
@@ -326,29 +322,18 @@ class Outcome:
     delta_pico: int
 
     def __post_init__(self) -> None:
-        whole("compute_units", self.compute_units, 0, MAX_OUTCOME_UNITS)
-        whole("reward_units", self.reward_units, 0, MAX_OUTCOME_UNITS)
-        whole("epsilon_micro", self.epsilon_micro, 0, 2**40 - 1)
-        whole("delta_pico", self.delta_pico, 0, 2**40 - 1)
+        for name in OUTCOME:
+            whole(name, getattr(self, name), 0, most(OUTCOME, name))
 
     @property
     def word(self) -> int:
-        """One word: uint88 compute | uint88 reward | uint40 epsilon | uint40 delta, as
-        IJobEscrow.Result.outcomes.
-        """
-        return (
-            self.compute_units << 168
-            | self.reward_units << 80
-            | self.epsilon_micro << 40
-            | self.delta_pico
-        )
+        """One word, as IJobEscrow.Result.outcomes."""
+        return int.from_bytes(pack(OUTCOME, vars(self)), "big")
 
     @classmethod
     def from_word(cls, word: int) -> Outcome:
         """The outcome in one word of the chain."""
-        return cls(
-            word >> 168, word >> 80 & MAX_OUTCOME_UNITS, word >> 40 & 2**40 - 1, word & 2**40 - 1
-        )
+        return cls(**unpack(OUTCOME, word.to_bytes(32, "big")))
 
 
 def privacy_charged(epsilon: float, delta: float) -> tuple[int, int]:

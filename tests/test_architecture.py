@@ -41,6 +41,7 @@ PURE = [
     "datatokens/payouts.py",
     "datatokens/merkle.py",
     "datatokens/refusals.py",
+    "datatokens/layouts.py",
     "datatokens/terms.py",
     "fl_client/privacy/plan.py",
     "fl_client/node/policy.py",

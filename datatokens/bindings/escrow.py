@@ -14,7 +14,7 @@ from eth_utils.crypto import keccak
 from datatokens.bindings.registry import Registry, Token
 from datatokens.chain.connection import Chain
 from datatokens.errors import BankError
-from datatokens.terms import Attestation, JobTerms, Outcome, address, whole
+from datatokens.terms import Attestation, DatasetTerm, JobTerms, Outcome, address, whole
 
 ONE_JOB = 10**18  # datatokens
 Signed = TypeVar("Signed")
@@ -91,17 +91,22 @@ class Escrow:
             )
         if payment.allowance_units(account, market) < terms.amount_units:
             payment.approve(market, terms.amount_units)
-        registry = Registry(self.chain, self.chain.read(self.contract.functions.registry()))
         for line in terms.datasets:
             if line.voucher:
-                datatoken = Token(self.chain, registry.dataset(line.dataset_id).datatoken)
-                if datatoken.balance_units(account) < ONE_JOB:
-                    raise BankError(
-                        f"{account} holds less than one datatoken of dataset {line.dataset_id}"
-                    )
-                if datatoken.allowance_units(account, market) < ONE_JOB:
-                    datatoken.approve(market, ONE_JOB)
+                self._allow_voucher(account, line)
         self.chain.send(self.contract.functions.createJob(terms.to_struct()))
+
+    def _allow_voucher(self, account: str, line: DatasetTerm) -> None:
+        """Let the market take one datatoken of the line's own tier."""
+        registry = Registry(self.chain, self.chain.read(self.contract.functions.registry()))
+        datatoken = Token(self.chain, registry.tier(line.dataset_id, line.tier).datatoken)
+        if datatoken.balance_units(account) < ONE_JOB:
+            raise BankError(
+                f"{account} holds less than one datatoken of tier {line.tier} of dataset "
+                f"{line.dataset_id}"
+            )
+        if datatoken.allowance_units(account, self.contract.address) < ONE_JOB:
+            datatoken.approve(self.contract.address, ONE_JOB)
 
     def _payment_token(self) -> Token:
         return Token(self.chain, self.chain.read(self.contract.functions.paymentToken()))

@@ -6,6 +6,7 @@ import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC2
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 import {Datatoken} from "./Datatoken.sol";
+import {JobLayout} from "./JobLayout.sol";
 import {RevenuePools} from "./RevenuePools.sol";
 import {IDatasetRegistry} from "./interfaces/IDatasetRegistry.sol";
 import {IJobEscrow} from "./interfaces/IJobEscrow.sol";
@@ -27,7 +28,6 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
     /// @notice How long an arbiter may think before silence decides.
     uint256 public constant RULING_TIME = 14 days;
     uint256 private constant FULL_BPS = 10_000;
-    uint256 private constant LINE_BYTES = 49;
     uint256 private constant MAX_DATASETS = 64;
     uint256 private constant MIN_TIME = 10 minutes;
     uint256 private constant MAX_TIME = 365 days;
@@ -90,7 +90,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         for (uint256 i = 0; signers >> i != 0; ++i) {
             if (signers >> i & 1 == 0) continue;
             if (accepted >> i & 1 == 1) revert AlreadyAccepted(i);
-            (uint256 datasetId, address node,) = _who(terms.lines, i);
+            (uint256 datasetId, address node,) = JobLayout.who(terms.lines, i);
             if (found == signatures.length) revert QuorumNotMet(found, found + 1);
             _checkSignature(found, node, digest, signatures[found]);
             _noteBps(datasetId, registry.checkAcceptance(datasetId, node, terms.buyer));
@@ -110,7 +110,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         INodeRegistry nodes = registry.nodes();
         for (uint256 i = 0; revoked >> i != 0; ++i) {
             if (revoked >> i & 1 == 0) continue;
-            (uint256 datasetId, address node,) = _who(terms.lines, i);
+            (uint256 datasetId, address node,) = JobLayout.who(terms.lines, i);
             // whose hospital it was does not matter
             // slither-disable-next-line unused-return
             (INodeRegistry.KeyState state,) = nodes.keyStatus(node);
@@ -130,9 +130,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         if (signers & ~result.worked != 0) revert NotAccepted(signers, result.worked);
         // as many signatures as bits, and each by another node: _checkSignatures
         if (signatures.length < terms.quorum) revert QuorumNotMet(signatures.length, terms.quorum);
-        if (result.outcomes.length != terms.lines.length / LINE_BYTES) {
-            revert BadOutcomes(result.outcomes.length, terms.lines.length / LINE_BYTES);
-        }
+        _checkOutcomes(terms, result);
         _checkSignatures(terms, signers, _attestation(jobId, result), signatures);
         emit JobAttested(jobId, result.modelHash, result.reportHash, result.worked, signers, result.outcomes);
         if (terms.disputeWindow == 0) {
@@ -142,8 +140,6 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
             held.status = Status.Proposed;
             held.until = uint40(block.timestamp + terms.disputeWindow);
             _disputes[jobId].result = keccak256(abi.encode(result));
-            // what nobody can pay must fail here, where the job can still be refunded, and not after the window
-            _walk(terms, result, held.accepted, FULL_BPS, false);
         }
     }
 
@@ -173,7 +169,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         _checkResult(jobId, result);
         bool party = msg.sender == terms.buyer;
         for (uint256 i = 0; i < result.outcomes.length; ++i) {
-            (uint256 datasetId, address node,) = _who(terms.lines, i);
+            (uint256 datasetId, address node,) = JobLayout.who(terms.lines, i);
             if (node == msg.sender) party = true;
             if (result.worked >> i & 1 == 1) _countDisputed(datasetId);
         }
@@ -224,7 +220,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         bytes[] calldata signatures
     ) external nonReentrant {
         (bytes32 jobId, Job storage held) = _find(terms, Status.Funded);
-        uint256 needed = terms.lines.length / LINE_BYTES - terms.quorum + 1;
+        uint256 needed = JobLayout.count(terms.lines) - terms.quorum + 1;
         uint256 given = _bits(signers);
         if (given < needed || given != signatures.length || given != reasonHashes.length) {
             revert QuorumNotMet(given, needed);
@@ -234,7 +230,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         address before = address(0);
         for (uint256 i = 0; signers >> i != 0; ++i) {
             if (signers >> i & 1 == 0) continue;
-            (, address node,) = _who(terms.lines, i);
+            (, address node,) = JobLayout.who(terms.lines, i);
             if (node <= before) revert NodesNotAscending(i);
             before = node;
             bytes32 digest = _hashTypedDataV4(keccak256(abi.encode(REJECTION, jobId, reasonHashes[found])));
@@ -283,8 +279,10 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
 
     /// @dev What can be wrong with terms and would harm somebody else, or make the job unable to end.
     function _checkTerms(Terms calldata terms) private view {
-        uint256 count = terms.lines.length / LINE_BYTES;
-        if (count == 0 || count > MAX_DATASETS || terms.lines.length % LINE_BYTES != 0) revert BadDatasetCount(count);
+        uint256 count = JobLayout.count(terms.lines);
+        if (count == 0 || count > MAX_DATASETS || terms.lines.length % JobLayout.LINE_BYTES != 0) {
+            revert BadDatasetCount(count);
+        }
         if (terms.quorum == 0 || terms.quorum > count) revert BadQuorum(terms.quorum, count);
         if (uint256(terms.vouchers) >> count != 0) revert BadDatasetCount(count);
         if (terms.deadline < block.timestamp + MIN_TIME || terms.deadline > block.timestamp + MAX_TIME) {
@@ -309,30 +307,12 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
 
     /// @dev An index beyond the list is refused: nobody is expected there. Bits that were accepted are within it.
     function _checkBits(Terms calldata terms, uint256 bits) private pure {
-        uint256 count = terms.lines.length / LINE_BYTES;
+        uint256 count = JobLayout.count(terms.lines);
         if (bits >> count != 0) revert BadSignature(count, address(0));
     }
 
-    /// @dev Who signs for line `i`, which must be within the list.
-    function _who(bytes calldata lines, uint256 i) private pure returns (uint256 datasetId, address node, uint8 tier) {
-        uint256 word = _word(lines, i, 0);
-        return (word >> 224, address(uint160(word >> 64)), uint8(word >> 56));
-    }
-
-    /// @dev What line `i` costs.
-    function _units(bytes calldata lines, uint256 i) private pure returns (uint256 price, uint256 computeCap) {
-        uint256 word = _word(lines, i, 17); // the last 32 of the 49 bytes
-        return (word >> 96 & type(uint96).max, word & type(uint96).max);
-    }
-
-    function _word(bytes calldata lines, uint256 i, uint256 offset) private pure returns (uint256 word) {
-        assembly ("memory-safe") {
-            word := calldataload(add(lines.offset, add(mul(i, LINE_BYTES), offset)))
-        }
-    }
-
     function _datasetAt(Terms calldata terms, uint256 i) private pure returns (uint256 datasetId) {
-        (datasetId,,) = _who(terms.lines, i);
+        (datasetId,,) = JobLayout.who(terms.lines, i);
     }
 
     function _attestation(bytes32 jobId, Result calldata result) private view returns (bytes32) {
@@ -355,7 +335,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         address before = address(0);
         for (uint256 i = 0; bits >> i != 0; ++i) {
             if (bits >> i & 1 == 0) continue;
-            (, address node,) = _who(lines, i);
+            (, address node,) = JobLayout.who(lines, i);
             if (node <= before) revert NodesNotAscending(i);
             before = node;
             if (found == signatures.length) revert QuorumNotMet(found, terms.quorum);
@@ -396,7 +376,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
     function _pay(bytes32 jobId, Terms calldata terms, Result calldata result, uint256 accepted, uint256 paidBps)
         private
     {
-        uint256 paidUnits = _walk(terms, result, accepted, paidBps, true);
+        uint256 paidUnits = _payPools(terms, result, accepted, paidBps);
         uint256 feeUnits = terms.feeUnits * paidBps / FULL_BPS;
         uint256 changeUnits = terms.amountUnits - paidUnits - feeUnits;
         emit JobSettled(jobId, paidBps, paidUnits, changeUnits);
@@ -405,46 +385,62 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
         _payBack(terms.buyer, changeUnits);
     }
 
-    /// @dev What the pools get in all, and, with `pay`, credits them. Refuses a result that pays without work, above a
-    ///      cap or above the amount, whatever part of it is paid.
-    function _walk(Terms calldata terms, Result calldata result, uint256 accepted, uint256 paidBps, bool pay)
-        private
-        returns (uint256 units)
-    {
+    /// @dev Refuses a result that pays without work, above a cap or above the amount. Only at the attestation, where the
+    ///      job can still be refunded: what is paid after a dispute window is this result again (_checkResult).
+    function _checkOutcomes(Terms calldata terms, Result calldata result) private pure {
+        uint256[] calldata outcomes = result.outcomes;
+        bytes calldata lines = terms.lines;
+        uint256 count = JobLayout.count(lines);
+        if (outcomes.length != count) revert BadOutcomes(outcomes.length, count);
         uint256 rewardSum = 0;
         uint256 fullUnits = terms.feeUnits;
         uint256 worked = result.worked;
-        uint256[] calldata outcomes = result.outcomes;
-        bytes calldata lines = terms.lines;
-        for (uint256 i = 0; i < outcomes.length; ++i) {
-            uint256 compute = outcomes[i] >> 168;
-            uint256 reward = outcomes[i] >> 80 & type(uint88).max;
+        for (uint256 i = 0; i < count; ++i) {
+            (uint256 compute, uint256 reward) = JobLayout.paid(outcomes[i]);
             if (worked >> i & 1 == 0) {
                 if (compute + reward != 0) revert PayWithoutWork(i);
-                if (pay && accepted >> i & 1 == 1) _countFailed(_datasetAt(terms, i));
                 continue;
             }
-            (uint256 shared, uint256 cap) = _units(lines, i);
+            (uint256 price, uint256 cap) = JobLayout.units(lines, i);
             if (compute > cap) revert ComputeAboveCap(i, compute, cap);
             unchecked {
                 // 64 lines of at most 2**98 each
                 rewardSum += reward;
+                fullUnits += price + reward + compute;
+            }
+        }
+        if (rewardSum > terms.rewardUnits) revert RewardsExceedPool(rewardSum, terms.rewardUnits);
+        if (fullUnits > terms.amountUnits) revert PaymentsExceedAmount(fullUnits, terms.amountUnits);
+    }
+
+    /// @dev Credits the pools with `paidBps` of what a checked result gives them; the sum. Who accepted and did not work
+    ///      has failed.
+    function _payPools(Terms calldata terms, Result calldata result, uint256 accepted, uint256 paidBps)
+        private
+        returns (uint256 units)
+    {
+        uint256 worked = result.worked;
+        uint256[] calldata outcomes = result.outcomes;
+        bytes calldata lines = terms.lines;
+        for (uint256 i = 0; i < outcomes.length; ++i) {
+            (uint256 datasetId,,) = JobLayout.who(lines, i);
+            if (worked >> i & 1 == 0) {
+                if (accepted >> i & 1 == 1) _countFailed(datasetId);
+                continue;
+            }
+            (uint256 compute, uint256 shared) = JobLayout.paid(outcomes[i]);
+            (uint256 price,) = JobLayout.units(lines, i);
+            unchecked {
                 // price and reward are revenue of the data, shared with contributors; compute is the hospital's own
-                shared += reward;
-                fullUnits += shared + compute;
+                shared += price;
                 if (paidBps != FULL_BPS) {
                     shared = shared * paidBps / FULL_BPS;
                     compute = compute * paidBps / FULL_BPS;
                 }
                 units += shared + compute;
             }
-            if (pay) {
-                (uint256 datasetId,,) = _who(lines, i);
-                _settlePool(datasetId, shared, compute);
-            }
+            _settlePool(datasetId, shared, compute);
         }
-        if (rewardSum > terms.rewardUnits) revert RewardsExceedPool(rewardSum, terms.rewardUnits);
-        if (fullUnits > terms.amountUnits) revert PaymentsExceedAmount(fullUnits, terms.amountUnits);
     }
 
     /// @dev A lost dispute of the buyer pays those who worked, in equal parts; the first gets what division leaves.
@@ -484,7 +480,7 @@ abstract contract JobEscrow is IJobEscrow, RevenuePools {
     }
 
     function _voucher(Terms calldata terms, uint256 i) private view returns (Datatoken) {
-        (uint256 datasetId,, uint8 tier) = _who(terms.lines, i);
+        (uint256 datasetId,, uint8 tier) = JobLayout.who(terms.lines, i);
         return Datatoken(registry.tier(datasetId, tier).datatoken);
     }
 

@@ -236,6 +236,29 @@ def test_order__voucher__pays_one_datatoken_and_refund_returns_it(world: World) 
     assert world.escrow(world.buyer).job(terms.job_id).status is Status.REFUNDED
 
 
+def test_create_job__voucher_of_a_second_tier__takes_that_tiers_datatoken(world: World) -> None:
+    buyer, dataset_id = str(world.buyer.address), world.dataset_ids[1]
+    mine = world.registry(world.hospitals[1])
+    tier = mine.add_tier(dataset_id, "SECOND", 0, 0)
+    first, second = (Token(world.buyer, mine.tier(dataset_id, t).datatoken) for t in (0, tier))
+    quoted = world.terms(vouchers=(1,))
+    lines = [
+        dataclasses.replace(line, tier=tier if line.voucher else 0) for line in quoted.datasets
+    ]
+    terms = dataclasses.replace(quoted, datasets=tuple(lines))
+    escrow = world.escrow(world.buyer)
+    mine.mint_datatokens(dataset_id, buyer, 10**18)  # of tier 0: does not help
+    held = first.balance_units(buyer)
+    with pytest.raises(
+        BankError, match=f"less than one datatoken of tier {tier} of dataset {dataset_id}"
+    ):
+        escrow.create_job(terms)
+    mine.mint_tier(dataset_id, tier, buyer, 10**18)
+    escrow.create_job(terms)
+    assert escrow.job(terms.job_id).status is Status.FUNDED
+    assert (first.balance_units(buyer), second.balance_units(buyer)) == (held, 0)
+
+
 def test_create_job__balance_short__names_have_and_need(world: World) -> None:
     poor = connect(world.url, STRANGER_KEY)
     terms = dataclasses.replace(world.terms(), buyer=str(poor.address))

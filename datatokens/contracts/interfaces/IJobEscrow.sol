@@ -16,8 +16,7 @@ interface IJobEscrow {
         Disputed
     }
 
-    /// @dev `lines` is packed, LINE_BYTES = 49 bytes for each of 1..64 datasets:
-    ///      uint32 datasetId | address node | uint8 tier | uint96 priceUnits | uint96 computeCapUnits.
+    /// @dev `lines` is packed, one line of JobLayout.sol for each of 1..64 datasets: id, node, tier, price, compute cap.
     ///      `node` must be the registry's node key when that hospital accepts. The tier tells which datatoken of the
     ///      dataset pays where bit i of `vouchers` is set; the price is 0 there.
     struct Terms {
@@ -44,8 +43,8 @@ interface IJobEscrow {
         Status status;
     }
 
-    /// @dev `outcomes[i]`, one word per dataset: uint88 computeUnits | uint88 rewardUnits | uint40 epsilon in 1e-6 |
-    ///      uint40 delta in 1e-12. 0 where the dataset did not work, except for what its privacy was charged.
+    /// @dev `outcomes[i]`, one word of JobLayout.sol per dataset: compute, reward, epsilon in 1e-6, delta in 1e-12. The
+    ///      first two are 0 where the dataset did not work.
     struct Result {
         bytes32 modelHash;
         bytes32 reportHash;
