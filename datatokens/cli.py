@@ -1,5 +1,5 @@
-"""The bank's commands: run the embedded chain, deploy the contracts, look at a deployment. Parses
-and prints only.
+"""The bank's commands: run the embedded chain, deploy the contracts, look at and check a
+deployment, read the public ledger. Parses and prints only.
 """
 
 from __future__ import annotations

@@ -1,3 +1,3 @@
-"""The theatre: Flower runs over many hospitals. Holds no patient data; only settlement.py holds a
-key.
+"""The theatre: Flower runs over many hospitals. Holds no patient data; only settlement.py sends
+with a wallet's key.
 """

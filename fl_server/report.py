@@ -1,8 +1,8 @@
 """The report of a job: one canonical JSON document that the nodes check and hash, the chain keeps
 the hash of.
 
-Pure. Knows nothing of runs or chains: figures in, bytes out. Times are left out, since the report
-must be the same when a run is repeated after a crash.
+Pure. Knows nothing of runs or chains: figures in, bytes out. Times of day are left out, since the
+report must be the same when a run is repeated after a crash.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Start, watch and stop Flower runs, and register SuperNodes, through the SuperLink's control API.
 
-The only file on the operator's side that touches Flower's private modules; tests pin the Flower
-version. Knows nothing of what a run does.
+Built on Flower's private modules, as are superlink.py and one patch in app.py; tests pin Flower's
+version and hold the list of such files. Knows nothing of what a run does.
 """
 
 from __future__ import annotations

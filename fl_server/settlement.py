@@ -1,5 +1,5 @@
-"""Send what a run has written to the escrow: settle, or give the money back. The only file here
-that uses a key.
+"""Send what a run has written to the escrow: settle, or give the money back. The only file
+here that sends with a wallet's key.
 
 The key is the operator's; it pays gas and nothing else. Every signature is checked before anything
 is sent, so a damaged outcome costs no gas and is reported in words. Knows nothing of Flower.

@@ -1,4 +1,5 @@
-"""Start Flower's SuperLink with the doors that a marketplace needs. Knows nothing of jobs.
+"""Start Flower's SuperLink (a private module of Flower's, patched) with the doors that a
+marketplace needs. Knows nothing of jobs.
 
 Stock Flower serves hospitals and its operator on one port, and whoever reaches the control routes
 can start a run, which executes the code in a bundle on the operator's machine. Here only the fleet

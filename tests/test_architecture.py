@@ -110,6 +110,24 @@ def test_libraries_stay_in_their_rooms(path: Path) -> None:
             )
 
 
+def test_flowers_private_modules__are_touched_by_these_files_alone() -> None:
+    """Flower promises nothing about them; test_bundle.py pins its version."""
+    public = {"app", "clientapp", "serverapp"}
+    touching = {
+        name_of(path)
+        for path in FILES
+        for name in imports(path)
+        if name.startswith("flwr.") and name.split(".")[1] not in public
+    }
+    assert touching == {
+        "fl_client/node/bundle.py",
+        "fl_client/node/supernode.py",
+        "fl_server/app.py",
+        "fl_server/runs.py",
+        "fl_server/superlink.py",
+    }
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_pure_files_import_nothing_that_acts(name: str) -> None:
     for imported in imports(ROOT / name):

@@ -1,1 +1,1 @@
-"""The contracts as typed calls, one file for each, and their errors as sentences."""
+"""The contracts as typed calls, one file for each."""

@@ -1,5 +1,5 @@
-"""The hospital's commands: init, add-dataset, start, status. Maps errors to exit codes; decides
-nothing.
+"""The commands of a hospital's IT (`datahub node ...`). Parses and prints only; datahub/cli.py maps
+errors to exit codes.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ privacy.
 It dials out to the SuperLink with Flower's own fleet connection (TLS, node authentication,
 heartbeats), opens no port, and answers every message with one ClientApp that is already loaded. A
 run whose bundle is not datahub's metadata-only bundle is answered with an error, and no bundle is
-ever fetched or unpacked. The only file in this room that touches Flower's private modules; tests
-pin the Flower version.
+ever fetched or unpacked. Built on Flower's private modules, as is bundle.py; tests pin Flower's
+version and hold the list of such files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What a job may take from each patient: one frozen plan for training, ledger and report. Pure;
 knows no accountant.
 
-Neighbouring relation: add or remove one patient (one row). Every number that leaves a node is the
-output of one of the Gaussian mechanisms that `PrivacyPlan.charges` lists, and of nothing else.
+Neighbouring relation: add or remove one patient with all records (one record, where no patient
+column is named). Every number that leaves a node is the output of one of the Gaussian mechanisms
+that `PrivacyPlan.charges` lists, and of nothing else.
 """
 
 from __future__ import annotations
