@@ -14,9 +14,8 @@ from datatokens.chain.connection import Chain
 from datatokens.errors import BankError
 from datatokens.terms import address, whole
 
-DISPUTE_BOND_UNITS = (
-    100_000_000  # 100 of a token with 6 decimals: no toy, and not out of a contributor's reach
-)
+# 100 of a token with 6 decimals: no toy, and not out of a contributor's reach
+DISPUTE_BOND_UNITS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,10 @@ def deploy(
     markets.
 
     Without `payment_token` (an existing ERC-20) a test stablecoin is deployed too, which this
-    account may mint.
-    The hub's fees are credited to `fee_recipient`, by default this account; of every datatoken that
-    the storefront
-    sells these are `platform_bps` of the price (0 to 500 of 10000), for good. `guardian` (this
-    account by default) may
-    pause new jobs and rules on disputed contributor lists. The registry names the storefront.
+    account may mint. The hub's fees are credited to `fee_recipient`, by default this account; of
+    every datatoken that the storefront sells these are `platform_bps` of the price (0 to 500 of
+    10000), for good. `guardian` (this account by default) may pause new jobs and rules on disputed
+    contributor lists. The registry names the storefront.
     """
     whole("platform_bps", platform_bps, 0, MAX_PLATFORM_BPS)
     if payment_token is not None and not chain.code(address("payment_token", payment_token)):
@@ -88,9 +85,8 @@ def verify(chain: Chain, registry: str, market: str) -> None:
     """Check that both, the storefront, the node registry and the datatoken template carry the
     committed code.
 
-    Immutables aside.
-    Registry, market and storefront must name each other. Raises BankError for whatever does not
-    fit.
+    Immutables aside. Registry, market and storefront must name each other. Raises BankError for
+    whatever does not fit.
     """
     registry, market = address("registry", registry), address("market", market)
     _check_code(chain, "DatasetRegistry", registry)

@@ -69,9 +69,8 @@ class Tree:
     """A dataset's contributor list for one epoch: (account, weight) in the order of the leaves.
 
     Raises TermsError for an empty list, an account that comes twice, a weight outside 1..2**64-1,
-    or weights that sum
-    to more than 2**64-1. Keeps 64 bytes per contributor; tests/benchmarks/claims.py says what
-    building takes.
+    or weights that sum to more than 2**64-1. Keeps 64 bytes per contributor;
+    tests/benchmarks/claims.py says what building takes.
     """
 
     def __init__(self, dataset_id: int, epoch: int, entries: Sequence[tuple[str, int]]):

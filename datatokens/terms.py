@@ -147,9 +147,8 @@ class DisputeTerms:
     """What the buyer and the hospitals agree to do when they disagree.
 
     `window_s` seconds pass between the attestations and the payment; within them the buyer or a
-    node may dispute for
-    `bond_units`; `arbiter` (an account or a contract) rules within 14 days, else `silent_bps` basis
-    points are paid.
+    node may dispute for `bond_units`; `arbiter` (an account or a contract) rules within 14 days,
+    else `silent_bps` basis points are paid.
     """
 
     window_s: int
@@ -176,12 +175,9 @@ class JobTerms:
     """Everything a buyer promises and everything a node needs to check it.
 
     Units are base units of the escrow's payment token; `deadline` is unix seconds; `spec` is the
-    training,
-    privacy and purpose part, opaque here. Datasets are kept in ascending order of their node
-    address, as the
-    contract demands (one key can then not be counted twice towards the quorum). Without `dispute`
-    terms a quorum of
-    attestations pays at once.
+    training, privacy and purpose part, opaque here. Datasets are kept in ascending order of their
+    node address, as the contract demands (one key can then not be counted twice towards the
+    quorum). Without `dispute` terms a quorum of attestations pays at once.
     """
 
     chain_id: int
@@ -312,8 +308,7 @@ class Outcome:
     """What one dataset gets and what its privacy was charged.
 
     `epsilon_micro` and `delta_pico` are epsilon in 1e-6 and delta in 1e-12, rounded up, so that the
-    public ledger on
-    the chain never says less than was spent.
+    public ledger on the chain never says less than was spent.
     """
 
     compute_units: int

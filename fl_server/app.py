@@ -51,10 +51,8 @@ app = ServerApp()
 POLL_S = 0.08
 ADMIT_TIMEOUT_S = 120.0  # a model's dry run on a slow machine
 ROUND_TIMEOUT_S = 600.0
-FIRST_BACKOFF_S, BACKOFF_CAP_S = (
-    0.02,
-    0.25,
-)  # Flower waits 1 to 10 s when a reply is listed before its objects are there
+# Flower waits 1 to 10 s when a reply is listed before its objects are there
+FIRST_BACKOFF_S, BACKOFF_CAP_S = 0.02, 0.25
 
 _pull_objects = http_grid.pull_objects
 
@@ -238,9 +236,8 @@ def _evaluated(
     job: JobFolder, ask: Exchange, final: dict[str, np.ndarray], parts: Mapping[int, Part]
 ) -> dict[int, Part]:
     """The parts with each hospital's table of the final model's scores. Who does not answer is
-    asked once more, since a
-    table that was drawn is paid for; who then does not answer is left out of the evaluation, and
-    has worked all the same.
+    asked once more, since a table that was drawn is paid for; who then does not answer is left out
+    of the evaluation, and has worked all the same.
     """
     job.progress("evaluating")
     found: dict[int, Part] = {}

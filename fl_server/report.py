@@ -45,8 +45,7 @@ def loss_interval95(spec: JobSpec, dataset_ids: Sequence[int]) -> float:
     privacy.
 
     Each hospital's mean has noise of sd z*L/n (plan.metric_noise_multiplier z, metric_clip L);
-    weighted by n/N the
-    average has sd z*L*sqrt(hospitals)/N.
+    weighted by n/N the average has sd z*L*sqrt(hospitals)/N.
     """
     persons = sum(spec.persons[d] for d in dataset_ids)
     noise = spec.plan.metric_noise_multiplier * spec.plan.metric_clip

@@ -97,9 +97,8 @@ def main() -> None:
         FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.05",
         # Flower starts its helpers by name, and an environment need not be activated to be used
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        DATAHUB_JOBS=str(
-            folder / "jobs"
-        ),  # read by fl_server.app, which the SuperLink starts as a child
+        # read by fl_server.app, which the SuperLink starts as a child
+        DATAHUB_JOBS=str(folder / "jobs"),
     )
     from flwr.superlink import extensions
     from flwr.superlink.cli.flower_superlink import flower_superlink

@@ -91,13 +91,10 @@ class Buyer:
 
         epsilon and delta are per hospital, for adding or removing one patient; delta defaults to
         min(1e-5, 1 / (10 persons)). Where a hospital meters its compute, `compute_minutes` of it
-        are escrowed and what is
-        not used comes back. Rounds and step size of the logistic regression follow from patients
-        and epsilon unless
-        `rounds` or `learning_rate` is given; other models take 10 and 1.0. With `dispute`, payment
-        waits for a window in
-        which an arbiter may be asked.
-        Raises HubError (the hub refused) or OrderRefused (its quote is wrong).
+        are escrowed and what is not used comes back. Rounds and step size of the logistic
+        regression follow from patients and epsilon unless `rounds` or `learning_rate` is given;
+        other models take 10 and 1.0. With `dispute`, payment waits for a window in which an arbiter
+        may be asked. Raises HubError (the hub refused) or OrderRefused (its quote is wrong).
         """
         # torch is loaded here, where a model is touched, and by nothing else that a buyer does
         from torch import zeros

@@ -69,9 +69,8 @@ def run(name: str, data_dir: Path | None, out: Path, keep: bool) -> None:
     console.print(f"[bold]{data.title}[/]: {data.origin}.")
     stack = Stack(state.resolve())
     seconds: dict[str, float] = {}
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # stopped from outside: still stop what was started
+    # stopped from outside: still stop what was started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with stage("chain, contracts, hub and SuperLink are up", seconds, "start"):
             stack.start()
@@ -123,8 +122,8 @@ def _walk(
     )
     console.print(
         f"quote: {money(quote.amount_units)} for {ROUNDS} rounds, at most epsilon "
-        f"{quote.epsilon:.3f} per patient at "
-        f"delta {data.delta:g} (checked by the buyer before paying)"
+        f"{quote.epsilon:.3f} per patient at delta {data.delta:g} (checked by the buyer before "
+        "paying)"
     )
     job = buyer.pay(quote)
     paid_at = time.time()
@@ -139,15 +138,14 @@ def _walk(
     took = first["seconds"]
     console.print(
         f"[green]settled[/] {took['funded_to_settled']:.1f} s after payment: run started "
-        f"{took['run_start']:.1f}, "
-        f"admission {took['admission']:.1f}, rounds {took['rounds']:.1f} (median "
-        f"{took['round_median']:.2f} each), "
-        f"attestation {took['attestation']:.1f}"
+        f"{took['run_start']:.1f}, admission {took['admission']:.1f}, rounds "
+        f"{took['rounds']:.1f} (median {took['round_median']:.2f} each), attestation "
+        f"{took['attestation']:.1f}"
     )
     console.print(
         "the model opens with the buyer's key only, and is the one attested on-chain: AUC "
-        f"{first['auc']:.3f} on "
-        f"patients nobody trained on; pooled without privacy {first['auc_without_dp']:.3f}"
+        f"{first['auc']:.3f} on patients nobody trained on; pooled without privacy "
+        f"{first['auc_without_dp']:.3f}"
     )
     console.print(
         "measured by the hospitals on their own patients: "
@@ -217,8 +215,7 @@ def _money_table(
     console.print(table)
     console.print(
         f"escrowed {money(first['price_units'])} = paid {money(paid)} + hub's fee "
-        f"{money(first['fee_units'])} "
-        f"+ change {money(first['refund_units'])}"
+        f"{money(first['fee_units'])} + change {money(first['refund_units'])}"
     )
     first["parts"] = {
         name: {"hospital_units": a, "contributor_units": b} for name, (a, b) in parts.items()
@@ -235,8 +232,7 @@ def _second_job(
 ) -> dict[str, Any]:
     console.print(
         f"\n[bold]Job 2[/]: the buyer asks for epsilon {SECOND_EPSILON:g} more; "
-        f"{hospitals[-1].name} has a lifetime "
-        f"budget of {SMALL_LIFETIME_EPSILON:g}."
+        f"{hospitals[-1].name} has a lifetime budget of {SMALL_LIFETIME_EPSILON:g}."
     )
     before = wallet.balance_units(buyer.address)
     ids = [h.dataset_id for h in hospitals]

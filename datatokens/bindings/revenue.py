@@ -137,8 +137,7 @@ class Revenue:
         TransactionRefused.
 
         The list is published at `uri`. It is live at once if it is the dataset's first and its
-        contributors have
-        earned nothing yet; else it waits for `activate_contributors`.
+        contributors have earned nothing yet; else it waits for `activate_contributors`.
         """
         if len(root) != 32 or not total_weight(root):
             raise TermsError(

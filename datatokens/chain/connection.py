@@ -36,10 +36,8 @@ from datatokens.errors import BankError, ChainUnreachable, NodeRefused, Transact
 log = logging.getLogger("datahub.chain")
 
 WAIT_S = 180.0
-SETTINGS = {
-    "confirmations": (0, 0, 1000),
-    "log_range": (2000, 1, 1_000_000),
-}  # name: default, least, most
+# name: default, least, most
+SETTINGS = {"confirmations": (0, 0, 1000), "log_range": (2000, 1, 1_000_000)}
 GAS_MARGIN = 1.15
 NONCE_TRIES = 20
 SUBMIT_TRIES = 5
@@ -60,9 +58,8 @@ class Chain:
         self.confirmations, self.log_range = settings["confirmations"], settings["log_range"]
         self._key = key
         session = requests.Session()
-        session.trust_env = (
-            False  # a node's chain connection must not go through a proxy by accident
-        )
+        # a node's chain connection must not go through a proxy by accident
+        session.trust_env = False
         self._web3 = Web3(HTTPProvider(self.url, session=session, request_kwargs={"timeout": 30}))
         try:
             self.address: str | None = str(Account.from_key(key).address) if key else None

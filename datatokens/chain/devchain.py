@@ -126,9 +126,8 @@ class DevChain:
         )
         self._clock_offset = 0
         self._next_timestamp: int | None = None
-        self._waiting: dict[
-            bytes, tuple[bytes, Any]
-        ] = {}  # hash -> (sender, transaction), in order of arrival
+        # hash -> (sender, transaction), in order of arrival
+        self._waiting: dict[bytes, tuple[bytes, Any]] = {}
         if self._store.kv_store:
             self._evm = _Evm(AtomicDB(self._store))
             self._clock_offset = max(0, self._latest().timestamp - int(time.time()))
@@ -317,9 +316,8 @@ class DevChain:
         high = GAS_LIMIT
         used = self._run(request, "pending", high)
         low = used.get_gas_used() - 1
-        guess = (
-            low + 1 + (low + 1) // 8 + used.get_gas_refund()
-        )  # most calls need little more than they use
+        # most calls need little more than they use
+        guess = low + 1 + (low + 1) // 8 + used.get_gas_refund()
         if self._fits(request, guess):
             high = guess
         while high - low > max(1000, high // 100):

@@ -1,6 +1,4 @@
-"""The connection: fees, nonces between processes, answers lost on the way,
-logs in ranges.
-"""
+"""The connection: fees, nonces between processes, answers lost on the way, logs in ranges."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Merkle sum trees: what they commit to, and what no forged tree or proof can do. The contract says
-the same: see test_bindings.py for random trees on a chain and RevenuePools.t.sol for forged
-ones.
+the same: see test_bindings.py for random trees on a chain and RevenuePools.t.sol for forged ones.
 """
 
 from __future__ import annotations
