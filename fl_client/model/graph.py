@@ -24,8 +24,8 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -84,7 +84,8 @@ def _lookup(table: Tensor, index: Tensor, padding_index: int | None = None) -> T
     what is not a number is
     row 0. A wrong index can so neither stop a round nor read on.
     """
-    whole = index.nan_to_num(0.0, float(len(table)), 0.0).clamp(0, len(table) - 1).to(torch.int64)
+    # cut to the range as whole numbers: float32 has no 2**24 + 3 and rounds it up, a row too many
+    whole = index.nan_to_num(0.0).clamp(0.0, 2.0**31).to(torch.int64).clamp(max=len(table) - 1)
     return functional.embedding(whole, table, padding_index)
 
 
@@ -121,14 +122,28 @@ def unknown(operation: str) -> str:
     return f"operation {operation[:80]!r} is not allowed: {hint}"
 
 
+class Node(NamedTuple):
+    """One step of a graph: its name, the operation in OPERATIONS, and what that is given."""
+
+    name: str
+    operation: str
+    arguments: list[Any]
+
+
+# (node, what it was given, what it made) -> what stands in its place
+Visit = Callable[[Node, list[Any], Tensor], Tensor]
+
+
 class GraphModel(nn.Module):
-    """A checked graph with its parameters. `forward` takes [1, features...] and interprets node by
-    node.
+    """A checked graph with its parameters. `forward` takes [1, features...].
 
     input_shape      features..., without the batch dimension
     output_shape     of one sample: () or (outputs,)
     elements         numbers that one forward pass of one sample makes
+    work             multiplications and additions of that pass, and one for each number it makes
     parameter_names  as in the weights file
+    keys             node that stands for a parameter -> the parameter's name in this module
+    nodes, input_node, output_node   the graph
     """
 
     def __init__(self, graph: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
@@ -136,30 +151,43 @@ class GraphModel(nn.Module):
         self.input_shape: tuple[int, ...] = tuple(graph["input"]["shape"])
         self.parameter_names: tuple[str, ...] = tuple(graph["parameters"].values())
         self.output_shape: tuple[int, ...] = ()
-        self.elements = 0
-        self._input = graph["input"]["name"]
-        self._keys = {node: f"p{i}" for i, node in enumerate(graph["parameters"])}
-        self._nodes = [tuple(node) for node in graph["nodes"]]
-        self._output = graph["output"]
+        self.elements = self.work = 0
+        self.input_node: str = graph["input"]["name"]
+        self.keys = {node: f"p{i}" for i, node in enumerate(graph["parameters"])}
+        self.nodes = [Node(*node) for node in graph["nodes"]]
+        self.output_node: str = graph["output"]
         frozen = set(graph.get("frozen", ()))
-        for key, name in zip(self._keys.values(), self.parameter_names, strict=True):
+        for key, name in zip(self.keys.values(), self.parameter_names, strict=True):
             self.register_parameter(
                 key, nn.Parameter(torch.from_numpy(arrays[name].copy()), name not in frozen)
             )
 
-    def forward(self, sample: Tensor) -> Tensor:
-        """The graph's output for one sample; dropout is at work only in training mode (`train()`,
-        `eval()`).
+    @property
+    def frozen_names(self) -> list[str]:
+        """Names, as in the weights file, of the parameters that are not trained."""
+        named = zip(self.parameter_names, self.keys.values(), strict=True)
+        return [name for name, key in named if not getattr(self, key).requires_grad]
+
+    def walk(self, values: Mapping[str, Tensor], visit: Visit | None = None) -> Tensor:
+        """The output, from the input and every parameter by node, node by node: the interpreter.
+
+        `visit` sees every node and gives what the later ones work on. Dropout is at work only in
+        training mode (`train()`, `eval()`). Raises whatever torch raises where a node does not fit.
         """
-        values = {node: getattr(self, key) for node, key in self._keys.items()}
-        values[self._input] = sample
-        for name, operation, arguments in self._nodes:
-            given = [_resolve(argument, values) for argument in arguments]
-            values[name] = OPERATIONS[operation](
-                *(given if self.training else _without_dropout(operation, given))
-            )
-        output: Tensor = values[self._output]
+        every: dict[str, Any] = dict(values)
+        for node in self.nodes:
+            given = [_resolve(argument, every) for argument in node.arguments]
+            if not self.training:
+                given = without_dropout(node.operation, given)
+            made = OPERATIONS[node.operation](*given)
+            every[node.name] = made if visit is None else visit(node, given, made)
+        output: Tensor = every[self.output_node]
         return output
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """The graph's output for one sample."""
+        own = {node: getattr(self, key) for node, key in self.keys.items()}
+        return self.walk({**own, self.input_node: sample})
 
 
 def _resolve(argument: Any, values: Mapping[str, Any]) -> Any:
@@ -168,7 +196,8 @@ def _resolve(argument: Any, values: Mapping[str, Any]) -> Any:
     return [_resolve(item, values) for item in argument] if isinstance(argument, list) else argument
 
 
-def _without_dropout(operation: str, given: list[Any]) -> list[Any]:
+def without_dropout(operation: str, given: list[Any]) -> list[Any]:
+    """What an operation is given, with its dropout switched off."""
     if operation == "dropout.default":
         return [*given[:2], False]
     if operation == "scaled_dot_product_attention.default" and len(given) > 4:
@@ -178,7 +207,7 @@ def _without_dropout(operation: str, given: list[Any]) -> list[Any]:
 
 def parameters(model: GraphModel) -> dict[str, np.ndarray]:
     """Parameter name -> float32 array (copies)."""
-    keys = model._keys.values()
+    keys = model.keys.values()
     return {
         name: getattr(model, key).detach().cpu().numpy().copy()
         for name, key in zip(model.parameter_names, keys, strict=True)
@@ -193,7 +222,7 @@ def with_parameters(model: GraphModel, arrays: Mapping[str, np.ndarray]) -> Grap
     if set(arrays) != set(model.parameter_names):
         raise GraphRefused(f"parameters must be {sorted(model.parameter_names)}")
     fresh: dict[str, nn.Parameter | None] = {}
-    for key, name in zip(model._keys.values(), model.parameter_names, strict=True):
+    for key, name in zip(model.keys.values(), model.parameter_names, strict=True):
         array = np.array(arrays[name], dtype=np.float32, order="C")
         wanted = tuple(getattr(model, key).shape)
         if array.shape != wanted or not np.isfinite(array).all():
@@ -225,7 +254,7 @@ def load_model(graph: bytes, weights: bytes) -> GraphModel:
     if total > MAX_PARAMETERS:
         raise GraphRefused(f"{total} parameters are more than {MAX_PARAMETERS}")
     model = GraphModel(spec, arrays)
-    _dry_run(model, spec)
+    _dry_run(model)
     return model
 
 
@@ -368,13 +397,13 @@ def _check_argument(argument: Any, known: set[str], where: str, depth: int) -> N
         )
 
 
-def _dry_run(model: GraphModel, spec: Mapping[str, Any]) -> None:
+def _dry_run(model: GraphModel) -> None:
     """Forward and per-sample gradients on fake tensors: nothing is computed, however large it
     claims to be.
 
-    Fills in `model.output_shape` and `model.elements`.
+    Fills in `model.output_shape`, `elements` and `work`.
     """
-    shapes = {node: tuple(getattr(model, key).shape) for node, key in model._keys.items()}
+    shapes = {node: tuple(getattr(model, key).shape) for node, key in model.keys.items()}
     with (
         FakeTensorMode(),
         sdpa_kernel(SDPBackend.MATH),
@@ -382,7 +411,7 @@ def _dry_run(model: GraphModel, spec: Mapping[str, Any]) -> None:
         fake: dict[str, Tensor] = {node: torch.empty(shape) for node, shape in shapes.items()}
         sample = torch.empty((1, *model.input_shape))
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            output = _dry_forward(model, {**fake, model._input: sample}, counter)
+            output = _dry_forward(model, {**fake, model.input_node: sample}, counter)
         if output.dim() < 1 or output.dim() > 2 or output.shape[0] != 1 or output.numel() == 0:
             raise GraphRefused(
                 f"the output has shape {tuple(output.shape)}; [1] or [1, outputs] is needed"
@@ -390,12 +419,7 @@ def _dry_run(model: GraphModel, spec: Mapping[str, Any]) -> None:
         model.output_shape = tuple(output.shape[1:])
 
         def of_one(values: dict[str, Tensor], one: Tensor) -> Tensor:
-            every = {**values, model._input: one[None]}
-            for name, operation, arguments in spec["nodes"]:
-                every[name] = OPERATIONS[operation](
-                    *(_resolve(argument, every) for argument in arguments)
-                )
-            return every[spec["output"]].sum()
+            return model.walk({**values, model.input_node: one[None]}).sum()
 
         try:
             vmap(grad(of_one), in_dims=(None, 0), randomness="different")(
@@ -406,38 +430,44 @@ def _dry_run(model: GraphModel, spec: Mapping[str, Any]) -> None:
             raise GraphRefused(f"the model has no per-sample gradient: {first[:200]}") from error
 
 
-def _dry_forward(model: GraphModel, values: dict[str, Any], counter: FlopCounterMode) -> Tensor:
-    pooled = 0
-    for name, operation, arguments in model._nodes:
-        try:
-            result = OPERATIONS[operation](*(_resolve(argument, values) for argument in arguments))
-        except Exception as error:  # torch raises many kinds on nonsense; all mean the same here
-            raise GraphRefused(f"node {name!r} ({operation}) does not fit its arguments") from error
+def _dry_forward(model: GraphModel, values: dict[str, Tensor], counter: FlopCounterMode) -> Tensor:
+    pooled = reached = 0
+
+    def visit(node: Node, given: list[Any], made: Any) -> Tensor:
+        nonlocal pooled, reached
+        name, operation, arguments = node
         if (
-            not isinstance(result, Tensor)
-            or result.dtype != torch.float32
-            or result.dim() > MAX_DIMENSIONS
+            not isinstance(made, Tensor)
+            or made.dtype != torch.float32
+            or made.dim() > MAX_DIMENSIONS
         ):
             raise GraphRefused(
                 f"node {name!r} ({operation}) does not give one float32 tensor of at most 8 "
                 "dimensions"
             )
-        model.elements += result.numel()
-        if result.numel() > MAX_ELEMENTS or model.elements > MAX_TOTAL_ELEMENTS:
+        model.elements += made.numel()
+        if made.numel() > MAX_ELEMENTS or model.elements > MAX_TOTAL_ELEMENTS:
             raise GraphRefused(
-                f"node {name!r} needs {result.numel()} numbers, {model.elements} with those "
-                "before it; "
-                f"{MAX_ELEMENTS} and {MAX_TOTAL_ELEMENTS} are allowed"
+                f"node {name!r} needs {made.numel()} numbers, {model.elements} with those before "
+                f"it; {MAX_ELEMENTS} and {MAX_TOTAL_ELEMENTS} are allowed"
             )
         if operation in _POOLS:  # the counter counts none of these
-            pooled += result.numel() * _window(operation, arguments[1])
-        if (work := counter.get_total_flops() + pooled) > MAX_OPERATIONS:
+            pooled += made.numel() * _window(operation, arguments[1])
+        model.work = counter.get_total_flops() + pooled + model.elements
+        if (work := model.work - model.elements) > MAX_OPERATIONS:
             raise GraphRefused(
                 f"node {name!r}: one sample takes {work:.0e} operations, over {MAX_OPERATIONS:.0e}"
             )
-        values[name] = result
-    output: Tensor = values[model._output]
-    return output
+        reached += 1
+        return made
+
+    try:
+        return model.walk(values, visit)
+    except GraphRefused:
+        raise
+    except Exception as error:  # torch raises many kinds on nonsense; all mean the same here
+        name, operation, _ = model.nodes[reached]
+        raise GraphRefused(f"node {name!r} ({operation}) does not fit its arguments") from error
 
 
 def _window(operation: str, size: Any) -> int:

@@ -21,6 +21,7 @@ from fl_client.node.policy import Request
 from fl_client.node.policy import admit as allow
 from fl_client.node.room import DataRoom
 from fl_client.privacy import accounting, selfcheck
+from fl_client.privacy.slots import needed
 from fl_client.privacy.training import LOSSES, check_loss
 from fl_client.protocol import MAX_REASON, JobSpec, Refused, Signed, sha256_hex
 
@@ -177,6 +178,7 @@ def safe_model(
             f"({width},)"
         )
     # by the manifest, not by the rows: whether anybody has two records must not decide
-    several = entry.manifest.unit == "patient"
-    selfcheck.check(model, LOSSES[spec.loss], several, room.config.engine)
+    slots = needed(entry.manifest.persons, spec.plan.sampling_rate)
+    records = entry.manifest.records_per_patient
+    selfcheck.check(model, LOSSES[spec.loss], slots, records, room.config.engine)
     return model

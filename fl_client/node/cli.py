@@ -200,10 +200,16 @@ def offer(
 @node.command()
 def start(folder: Folder) -> None:
     """Serve the node's datasets until stopped. Dials out only; listens on no port."""
+    import torch
+
     from fl_client.node.handlers import make_app
     from fl_client.node.listing import register_node
     from fl_client.node.room import DataRoom
     from fl_client.node.supernode import serve
+
+    # A denormal takes dozens of times as long as another number: one patient's could be heard.
+    # Before torch starts its threads, which take the setting over.
+    torch.set_flush_denormal(True)
 
     form = "%(asctime)s %(name)s %(levelname)s %(message)s"
     logging.basicConfig(

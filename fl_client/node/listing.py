@@ -44,8 +44,7 @@ from fl_client.node.config import (
 from fl_client.privacy.ledger import Ledger
 from fl_client.privacy.noise import SecureRandom
 from fl_client.privacy.plan import Charge
-
-COUNT_NOISE = 5.0  # sd of the released person count; sensitivity 1, so also its noise multiplier
+from fl_client.privacy.slots import COUNT_NOISE
 
 
 @dataclass(frozen=True)

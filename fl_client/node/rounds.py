@@ -6,22 +6,21 @@ Knows nothing of how messages arrive (handlers.py) or how a job comes to be admi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from fl_client.errors import ProtocolError
-from fl_client.model.graph import parameters, predict, with_parameters
+from fl_client.model.graph import GraphModel, parameters
 from fl_client.model.weights import model_hash, to_safetensors
 from fl_client.node.admission import safe_model
 from fl_client.node.attestation import OwnFigures, check_and_sign
 from fl_client.node.room import AdmittedJob, DataRoom
-from fl_client.privacy import accounting, evaluation
+from fl_client.privacy import accounting
 from fl_client.privacy.ledger import FINAL_LOOK
-from fl_client.privacy.noise import SecureRandom
 from fl_client.privacy.plan import Charge
-from fl_client.privacy.training import train_round
+from fl_client.privacy.slots import round_seconds
+from fl_client.privacy.training import score_table, train_round
 from fl_client.protocol import JobSpec, Released, Scored, Signed, Trained, pack, unpack
 
 
@@ -50,7 +49,7 @@ def train(room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndar
     spec, entry = job.spec, job.entry
     if type(number) is not int or not 1 <= number <= spec.rounds:
         raise ProtocolError(f"round={number!r} must be a whole number from 1 to {spec.rounds}")
-    arrays = _checked(arrays, parameters(job.model))
+    arrays = _checked(arrays, job.model)
     if room.escrow.job(job.terms.job_id).status != "funded":
         raise ProtocolError("the escrow no longer holds this job's money")
     input_hash = model_hash(arrays)
@@ -68,6 +67,7 @@ def train(room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndar
             loss=spec.loss,
             expected_persons=spec.persons[entry.dataset_id],
             patients=records.patients,
+            records_per_patient=entry.manifest.records_per_patient,
             engine=room.config.engine,
         )
         reply = Trained(
@@ -75,8 +75,14 @@ def train(room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndar
             float(result.loss_mean),
             *_spent(room, job, spec.round_charges() * number),
             entry.manifest.unit,
-            # rounded up: the exact time depends on how many patients there are
-            math.ceil(result.seconds * 10) / 10,
+            # by the terms: a clock would tell of patients' records
+            round_seconds(
+                spec.plan,
+                spec.local_steps,
+                entry.manifest.persons,
+                entry.manifest.records_per_patient,
+                job.model.work,
+            ),
             result.device,
         )
         stored = pack(reply)
@@ -107,21 +113,25 @@ def evaluate(room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray]) -> S
     """
     job = _job(room, job_id)
     spec, number = job.spec, FINAL_LOOK
-    arrays = _checked(arrays, parameters(job.model))
+    arrays = _checked(arrays, job.model)
     if _rounds_answered(room, job_id) < spec.rounds:
         raise ProtocolError(f"the final model is looked at after {spec.rounds} rounds, not before")
     stored = room.ledger.begin_round(job_id, number, model_hash(arrays), spec.evaluation_charges())
     if stored is None:
         records = room.records[job.entry.dataset_id]
-        outputs = predict(with_parameters(job.model, arrays), records.features)
-        scores = evaluation.logits(outputs, spec.loss)
-        whose = records.patients
-        weights = None if whose is None else 1 / np.bincount(whose)[whose]
-        counts = evaluation.table(scores, records.targets, weights)
-        noise = SecureRandom().normal(evaluation.CELLS, spec.plan.score_noise_multiplier)
+        scores = score_table(
+            job.model,
+            arrays,
+            records.features,
+            records.targets,
+            spec.plan,
+            loss=spec.loss,
+            expected_persons=spec.persons[job.entry.dataset_id],
+            patients=records.patients,
+            records_per_patient=job.entry.manifest.records_per_patient,
+        )
         charges = [*spec.round_charges() * spec.rounds, *spec.evaluation_charges()]
-        released = evaluation.released(counts, noise)
-        stored = pack(Scored(tuple(released), *_spent(room, job, charges)))
+        stored = pack(Scored(tuple(scores), *_spent(room, job, charges)))
         room.ledger.finish_round(job_id, number, stored)
     return unpack(Scored, stored)
 
@@ -135,7 +145,7 @@ def attest(
     Only one result is ever signed for a job: a second, different one is refused.
     """
     job = _job(room, job_id)
-    arrays = _checked(arrays, parameters(job.model))
+    arrays = _checked(arrays, job.model)
     rounds = _rounds_answered(room, job_id)
     looked = any(row.answered and row.number == FINAL_LOOK for row in room.ledger.rounds(job_id))
     trained = [
@@ -178,12 +188,12 @@ def release(room: DataRoom, job_id: str) -> Released:
     return Released()
 
 
-def _checked(
-    given: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """`given` in the order of `wanted`, if names, shapes and types agree and every number is
-    finite.
+def _checked(given: Mapping[str, np.ndarray], model: GraphModel) -> dict[str, np.ndarray]:
+    """`given` in the order of the model's parameters, if names, shapes and types agree, every
+    number is finite, and the frozen ones are those that were admitted and self-checked.
     """
+    wanted = parameters(model)
+    frozen = set(model.frozen_names)
     if set(given) != set(wanted):
         raise ProtocolError(f"model: parameters must be {sorted(wanted)}")
     for name, array in given.items():
@@ -191,4 +201,6 @@ def _checked(
             raise ProtocolError(f"model: {name} must be float32 of shape {wanted[name].shape}")
         if not np.isfinite(array).all():
             raise ProtocolError(f"model: {name} holds a number that is not finite")
+        if name in frozen and not np.array_equal(array, wanted[name]):
+            raise ProtocolError(f"model: {name} is frozen and must stay as it was admitted")
     return {name: np.ascontiguousarray(given[name]) for name in wanted}

@@ -121,6 +121,7 @@ def audit(
         loss="binary_cross_entropy",
         expected_persons=canaries,
         patients=np.repeat(np.arange(len(there)), records) if records > 1 else None,
+        records_per_patient=records,
         engine=engine,
     )
     scores = -result.arrays["weight"][0]  # a canary that is there pushes its own weight down

@@ -70,13 +70,6 @@ def table(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = 
     return groups + np.bincount(start + GROUPS + fine, parts * IN_FINE, minlength=CELLS)
 
 
-def released(counts: np.ndarray, noise: np.ndarray) -> list[float]:
-    """The table with noise [CELLS] in every cell, rounded to float32 (see noise.py): what may leave
-    the node.
-    """
-    return [float(np.float32(c)) for c in counts + noise]
-
-
 def figures(tables: Sequence[Sequence[float]], noise_multiplier: float) -> dict[str, Any]:
     """Accuracy, AUC, event rate and calibration of the sum of several nodes' released tables, each
     {value, low, high}: the value and its 95 % interval.

@@ -1,26 +1,28 @@
-"""One differentially private round on one hospital's records. Knows nothing of ledgers, messages or
-money.
+"""One differentially private round on one hospital's records. Knows nothing of ledgers, messages
+or money.
 
 A patient, the unit of privacy, is one record or the mean of several: one gradient, clipped once.
-Clipped sums come from the single-sample graph under vmap, so that one patient's gradient depends on
-one patient by construction (clipping.py); every patient is drawn with probability q, independently
-(true Poisson, empty batches included), and the noise has the scale of Opacus's optimizer, sigma *
-C, by a cryptographic generator (noise.py). Sums are divided by constants of the job's terms, never
-by a function of the records. DP-SGD: Abadi et al. 2016, 1607.00133. Opacus's own engines are what
-the tests compare with.
+Every patient is drawn with probability q, independently (true Poisson, empty batches included),
+sits in a secret slot of a batch whose shape follows from the terms (slots.py), is clipped by a norm
+that is bounded and not estimated (clipping.py), and noise of sigma * C is added on a grid
+(noise.py). Sums are divided by constants of the job's terms, never by a function of the records.
+DP-SGD: Abadi et al. 2016, 1607.00133.
 
-Dropout masks alone come from torch's generator, seeded with 63 bits of the operating system's: they
-are no noise, and any mask keeps a patient's gradient below the clip.
+Nothing that a patient's record holds decides what is executed: shapes, the number of batches and of
+operations follow from the terms, and whatever fails between the charge and the reply counts as a
+sum of zeros. Dropout masks alone come from torch's generator, seeded with 63 bits of the operating
+system's: they go with the slot, and any mask keeps a patient's gradient below the clip.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,13 +32,25 @@ from torch.nn import functional
 
 from fl_client.errors import GraphRefused
 from fl_client.model.graph import GraphModel, parameters, with_parameters
-from fl_client.privacy import hooks
-from fl_client.privacy.clipping import KEEP, Loss, Sums, compiled, summer, traced
-from fl_client.privacy.noise import SecureRandom, gaussian
+from fl_client.privacy import evaluation
+from fl_client.privacy.clipping import most_patients
+from fl_client.privacy.compiling import (
+    KEEP,
+    ClippedSums,
+    book_keeping,
+    compiled,
+    frozen_of,
+    traced,
+)
+from fl_client.privacy.gradients import Loss, RowGradients
+from fl_client.privacy.hooks import Hooks
+from fl_client.privacy.noise import SecureRandom, grid_scale, on_grid, released, words_for
 from fl_client.privacy.plan import PrivacyPlan
+from fl_client.privacy.slots import needed, seated
 
-CHUNK_ELEMENTS = 64_000_000  # numbers of per-sample gradients and activations held at once: 256 MB
-MAX_RECORDS = 64  # of one patient; further ones do not count
+log = logging.getLogger("datahub.node")
+
+CHUNK_ELEMENTS = 64_000_000  # numbers of row gradients and activations held at once: 256 MB
 NOISE_BLOCK = 1 << 16  # noise values at once: they stay in the processor's cache
 
 
@@ -66,10 +80,10 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-# (model, loss, rows, steps of the whole job, records of a patient) -> its clipped sums
-ENGINES: dict[str, Callable[[GraphModel, Loss, int, int, int | None], Sums]] = {
-    "book-keeping": summer,
-    "hooks": hooks.summer,
+# (model, loss, slots, records of a patient, steps of the whole job) -> its clipped sums
+ENGINES: dict[str, Callable[[GraphModel, Loss, int, int, int], ClippedSums]] = {
+    "book-keeping": book_keeping,
+    "hooks": Hooks,
 }
 
 
@@ -89,14 +103,80 @@ def check_loss(model: GraphModel, loss: str) -> None:
         raise GraphRefused(f"the model's output of shape {outputs} must be one number for {loss}")
 
 
+class Patients(NamedTuple):
+    """A table by patient, the last row nobody's: x [p + 1, K, *shape], y and weight [p + 1, K].
+
+    A patient's weights add up to 1 over their records; nobody's are 0.
+    """
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+
+    @property
+    def persons(self) -> int:
+        """The true number of patients: it stays in the room."""
+        return len(self.y) - 1
+
+    def seated(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows x [S K, *shape], y and weight [S K], mask [S] of those at `places` [S]."""
+        x = self.x[places].flatten(0, 1)
+        return x, self.y[places].flatten(), self.weight[places].flatten(), places < self.persons
+
+
+def by_patient(
+    features: np.ndarray, targets: np.ndarray, patients: np.ndarray | None, records: int
+) -> Patients:
+    """The first `records` rows of each patient: features [n, *shape], targets [n], patients [n]
+    (numbers from 0; None: every row is somebody else's).
+
+    A patient with fewer has the first one again with weight 0, so that nobody's gradient depends on
+    a record that is not theirs.
+    """
+    n = len(targets)
+    if patients is None:
+        rows, there = np.arange(n)[:, None], np.ones((n, 1), dtype=bool)
+        records = 1
+    else:
+        order = np.argsort(patients, kind="stable")
+        _, start, count = np.unique(patients[order], return_index=True, return_counts=True)
+        there = np.arange(records) < count[:, None]
+        rows = order[np.where(there, start[:, None] + np.arange(records), start[:, None])]
+    persons = len(rows)
+    x = np.zeros((persons + 1, records, *features.shape[1:]), np.float32)
+    y, weight = (np.zeros((persons + 1, records), np.float32) for _ in range(2))
+    x[:persons], y[:persons] = features[rows], targets[rows]
+    weight[:persons] = there / np.maximum(1, there.sum(1, keepdims=True))
+    return Patients(*map(torch.from_numpy, (x, y, weight)))
+
+
+class Chunks(NamedTuple):
+    """How a batch of `times * slots` slots is worked on: `times` times `slots`."""
+
+    slots: int
+    times: int
+
+
+def chunks(model: GraphModel, slots: int, records: int, loss: Loss, engine: str) -> Chunks:
+    """Chunks for a batch of at least `slots`, by memory and by the proof of clipping.py. From the
+    terms alone.
+    """
+    of_rows = RowGradients(model, loss, records)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    held = trained if engine == "hooks" else of_rows.held
+    at_once = CHUNK_ELEMENTS // (records * (3 * model.elements + held))
+    most = max(1, min(slots, at_once, most_patients(of_rows.positions)))
+    times = math.ceil(slots / most)
+    return Chunks(math.ceil(slots / times), times)
+
+
 @dataclass(frozen=True)
 class RoundResult:
-    """New parameters, the noised mean loss of the incoming model, where and how long it ran."""
+    """New parameters, the noised mean loss of the incoming model, and where it ran."""
 
     arrays: dict[str, np.ndarray]
     loss_mean: float
     device: str
-    seconds: float
 
 
 def train_round(
@@ -111,24 +191,23 @@ def train_round(
     loss: str,
     expected_persons: int,
     patients: np.ndarray | None = None,
+    records_per_patient: int = 1,
     engine: str = "book-keeping",
 ) -> RoundResult:
     """`steps` DP-SGD steps from `arrays` on features [n, ...], targets [n]; releases parameters and
     one loss.
 
     Both are private: the parameters by `steps` mechanisms (plan.noise_multiplier,
-    plan.sampling_rate), the loss by
-    one (plan.metric_noise_multiplier, rate 1). The loss is the mean over patients of the incoming
-    model's.
-    `patients` [n] says whose record each is (numbers from 0); None: everyone has one. A patient's
-    records count as their
-    mean, in gradients and losses. `expected_persons` is the released count, a constant. `seconds`
-    is not private: it
-    depends on n. `engine` is a name in ENGINES. `model` stays as it is. Raises GraphRefused if
-    arrays, features or loss do
-    not fit the model.
+    plan.sampling_rate), the loss by one (plan.metric_noise_multiplier, rate 1). The loss is the
+    mean
+    over patients of the incoming model's. `patients` [n] says whose record each is (numbers from
+    0);
+    None: everyone has one. A patient's first `records_per_patient` records count as their mean, in
+    gradients and losses. `expected_persons` is the released count, a constant. `engine` is a name
+    in
+    ENGINES. `model` stays as it is. Raises GraphRefused if arrays, features or loss do not fit the
+    model; nothing that the records hold makes it raise.
     """
-    started = time.monotonic()
     check_loss(model, loss)
     if tuple(features.shape[1:]) != model.input_shape or targets.shape != features.shape[:1]:
         raise GraphRefused(
@@ -137,91 +216,72 @@ def train_round(
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = with_parameters(model, arrays).to(device)
-    features, targets = grouped(features, targets, patients)
-    records = features.shape[1] if targets.ndim > 1 else None
-    x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
-    y = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32)).to(device)
+    table = by_patient(features, targets, patients, records_per_patient)
+    table = Patients(*(each.to(device) for each in table))
     random = SecureRandom()
-    loss_mean = _noised_loss(model, x, y, plan, loss, expected_persons, random)
+    loss_mean = _noised_loss(model, table, plan, loss, expected_persons, random)
     model.train()
-    rows = _rows(model, len(y), plan.sampling_rate, records)
     # Dropout draws from torch's global generator, whose state at start is a known constant: with
     # known masks that move by one row when a patient is added, the sum would have no bounded
     # sensitivity.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.no_grad(),
+        _deterministic(),
+    ):
         torch.manual_seed(secrets.randbits(63))
-        run = ENGINES[engine](model, LOSSES[loss], rows, plan.steps, records)
+        slots, records = needed(expected_persons, plan.sampling_rate), table.y.shape[1]
+        work = chunks(model, slots, records, LOSSES[loss], engine)
+        run = ENGINES[engine](model, LOSSES[loss], work.slots, records, plan.steps)
         theta = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
+        frozen = frozen_of(model)
         # a float divisor of the terms: q times the released count, as Opacus divides for
         # loss_reduction="mean"
         rate = learning_rate / (plan.sampling_rate * expected_persons)
         clip = torch.tensor(plan.clip_norm, dtype=torch.float32, device=device)
-        scale = torch.tensor(
-            [plan.noise_multiplier * plan.clip_norm, rate], dtype=torch.float64, device=device
-        )
+        scale = _scale(float(clip), plan.noise_multiplier, len(theta), rate, device)
         for _ in range(steps):
-            drawn = torch.from_numpy(random.drawn(len(y), plan.sampling_rate)).to(device)
-            step(run, theta, x, y, drawn, clip, random, scale)
+            seats = seated(random, table.persons, plan.sampling_rate, work.slots * work.times)
+            places = torch.from_numpy(seats).to(device)
+            step(run, theta, frozen, table, places, clip, random, scale)
         _put_back(model, theta)
-    return RoundResult(parameters(model), loss_mean, str(device), time.monotonic() - started)
+    return RoundResult(parameters(model), loss_mean, str(device))
 
 
-def grouped(
-    features: np.ndarray, targets: np.ndarray, patients: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """One row per patient: features [p, K, ...] and [p, K, 2] of targets and weights, which sum to
-    1 for each patient.
+class _deterministic:
+    """Kernels of a GPU that add in an order of their own would not keep others' rows alike."""
 
-    K is the most records that a patient has, up to MAX_RECORDS. A patient with fewer has the first
-    one again with weight
-    0, so that nobody's gradient depends on a record that is not theirs. Unchanged where `patients`
-    is None.
-    """
-    if patients is None:
-        return features, targets
-    order = np.argsort(patients, kind="stable")
-    _, start, count = np.unique(patients[order], return_index=True, return_counts=True)
-    count = np.minimum(count, MAX_RECORDS)
-    place = np.arange(count.max(initial=1))
-    there = place < count[:, None]
-    rows = order[np.where(there, start[:, None] + place, start[:, None])]
-    weights = np.where(there, 1 / count[:, None], 0.0).astype(np.float32)
-    return features[rows], np.stack([targets[rows], weights], -1)
+    def __enter__(self) -> None:
+        self._before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
+
+    def __exit__(self, *_: object) -> None:
+        torch.use_deterministic_algorithms(self._before)
 
 
-def _rows(model: GraphModel, n: int, sampling_rate: float, records: int | None) -> int:
-    """How many samples are worked on at once: a drawn batch as a rule, never more than fits in
-    memory.
-    """
-    of_one = sum(p.numel() for p in model.parameters()) + 3 * model.elements * (records or 1)
-    usual = math.ceil(n * sampling_rate + 3 * math.sqrt(n * sampling_rate * (1 - sampling_rate)))
-    return max(1, min(n, usual, CHUNK_ELEMENTS // of_one))
+def _scale(clip: float, noise: float, size: int, rate: float, device: torch.device) -> Tensor:
+    """What a step's noise is scaled by: grid step, sd in grid steps, learning rate; float64 [3]."""
+    return torch.tensor([*grid_scale(clip, noise, size), rate], dtype=torch.float64, device=device)
 
 
 def step(
-    run: Sums,
+    run: ClippedSums,
     theta: Tensor,
-    x: Tensor,
-    y: Tensor,
-    drawn: Tensor,
+    frozen: list[Tensor],
+    table: Patients,
+    places: Tensor,
     clip: Tensor,
     random: SecureRandom,
     scale: Tensor,
 ) -> None:
-    """theta -= rate * (clipped sum over the rows `drawn` + sd * noise), in place; an empty batch
-    adds its noise alone.
+    """theta -= rate * (clipped sum over those at `places` + noise, on the grid), in place.
 
-    `scale` holds sd and rate, float64 [2]. Sums are float32, of pieces of run.rows; noise is added
-    in float64 and the
-    result rounded to float32 (noise.py).
+    `places` has a multiple of run.slots entries; an empty batch adds its noise alone. Chunks are
+    added in float64. `scale` is `_scale(...)`.
     """
-    total = (
-        run.sum(theta, *_batch(run, x, y, drawn[: run.rows]), clip)
-        if len(drawn)
-        else torch.zeros_like(theta)
+    total = _or_nothing(
+        lambda: clipped_total(run, theta, frozen, table, places, clip), _zeros_like(theta)
     )
-    for start in range(run.rows, len(drawn), run.rows):
-        total += run.sum(theta, *_batch(run, x, y, drawn[start : start + run.rows]), clip)
     whole = len(theta) <= NOISE_BLOCK  # views of a small model would take as long as its noise
     blocks = (
         [(theta, total)]
@@ -229,40 +289,56 @@ def step(
         else zip(torch.split(theta, NOISE_BLOCK), torch.split(total, NOISE_BLOCK), strict=True)
     )
     for part, summed in blocks:
-        words = random.words(len(part) + len(part) % 2).to(theta.device)
-        (_compiled_update(len(part), theta.device) if run.compiled else _update)(
-            part, summed, words, scale
-        )
+        words = random.words(words_for(len(part))).to(theta.device)
+        update = _compiled_update(len(part), theta.device) if run.compiled else _update
+        update(part, summed, words, scale)
+
+
+def _zeros_like(theta: Tensor) -> Tensor:
+    return torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
+
+
+def clipped_total(
+    run: ClippedSums,
+    theta: Tensor,
+    frozen: list[Tensor],
+    table: Patients,
+    places: Tensor,
+    clip: Tensor,
+) -> Tensor:
+    """Sum, float64 [P], of the clipped gradients of everybody at `places`, chunk by chunk."""
+    total = _zeros_like(theta)
+    for piece in torch.split(places, run.slots):
+        total += run.sum(theta, frozen, *table.seated(piece), clip)
+    return total
+
+
+def _or_nothing(work: Callable[[], Tensor], nothing: Tensor) -> Tensor:
+    """What `work` gives, or `nothing` where it fails.
+
+    An exception that one patient's record raises would be an answer about that patient, so between
+    the charge and the reply there is none. The hospital's own log has it.
+    """
+    try:
+        return work()
+    except Exception:  # any kind, out of memory included, must look alike from outside
+        log.exception("a sum over patients failed and counts as zeros; its noise is released")
+        return nothing
 
 
 def _update(theta: Tensor, total: Tensor, words: Tensor, scale: Tensor) -> Tensor:
-    noise = gaussian(words)[: len(theta)]
-    return theta.copy_(theta - (noise * scale[0] + total) * scale[1])
+    return theta.copy_(theta - on_grid(total, words, scale) * scale[2])
 
 
 @lru_cache(maxsize=KEEP)
 def _compiled_update(size: int, device: torch.device) -> Callable[..., Tensor]:
     numbers = torch.zeros(size, device=device)
-    words = SecureRandom().words(size + size % 2).to(device)
-    scale = torch.ones(2, dtype=torch.float64, device=device)
-    arguments = (numbers, numbers.clone(), words, scale)
+    words = SecureRandom().words(words_for(size)).to(device)
+    scale = torch.ones(3, dtype=torch.float64, device=device)
+    arguments = (numbers, numbers.double(), words, scale)
     graph = traced(_update, arguments)
-    return compiled(graph, arguments) or graph
-
-
-def _batch(run: Sums, x: Tensor, y: Tensor, piece: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples, targets and mask of exactly run.rows rows; what is missing is zeros that do not
-    count.
-    """
-    if len(piece) == len(x) == run.rows:
-        return x, y, run.everybody
-    if len(piece) == run.rows:
-        return x[piece], y[piece], run.everybody
-    samples, targets = x.new_zeros((run.rows, *x.shape[1:])), y.new_zeros((run.rows, *y.shape[1:]))
-    samples[: len(piece)], targets[: len(piece)] = x[piece], y[piece]
-    mask = torch.zeros_like(run.everybody)
-    mask[: len(piece)] = True
-    return samples, targets, mask
+    faster = compiled([(graph, arguments)])
+    return faster[0] if faster else graph
 
 
 def _put_back(model: GraphModel, theta: Tensor) -> None:
@@ -273,10 +349,44 @@ def _put_back(model: GraphModel, theta: Tensor) -> None:
             start += parameter.numel()
 
 
+# -- numbers about the model: every patient once, in slots as well ---------------------------------
+
+
+def _of_everybody(
+    model: GraphModel,
+    table: Patients,
+    expected_persons: int,
+    random: SecureRandom,
+    work: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    nothing: Tensor,
+) -> Tensor:
+    """Sum over chunks of work(outputs [S K, ...], y [S K], weight [S K], mask [S]), float64.
+
+    Outputs are the model's without dropout. Shapes follow from the terms.
+    """
+    records = table.y.shape[1]
+    slots = needed(expected_persons, 1.0)
+    at_once = max(1, min(slots, CHUNK_ELEMENTS // (records * 3 * model.elements)))
+    count = math.ceil(slots / at_once)
+    size = math.ceil(slots / count)
+    of_rows = vmap(lambda sample: model(sample[None])[0])
+
+    def everybody() -> Tensor:
+        total = nothing.clone()
+        seats = torch.from_numpy(seated(random, table.persons, 1.0, size * count))
+        for piece in torch.split(seats.to(table.x.device), size):
+            x, y, weight, mask = table.seated(piece)
+            total += work(of_rows(x), y, weight, mask)
+        return total
+
+    model.eval()
+    with torch.no_grad(), _deterministic():
+        return _or_nothing(everybody, nothing)
+
+
 def _noised_loss(
     model: GraphModel,
-    x: Tensor,
-    y: Tensor,
+    table: Patients,
     plan: PrivacyPlan,
     loss: str,
     expected_persons: int,
@@ -285,23 +395,42 @@ def _noised_loss(
     """Sum of losses clipped to [0, metric_clip] + noise of sd metric_noise_multiplier *
     metric_clip, over the count.
     """
-    model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    of_many = vmap(lambda s, t: LOSSES[loss](model(s[None])[0], t))
-    records = x.shape[1] if y.dim() > 1 else None
-    with torch.no_grad():
-        for rows in torch.split(torch.arange(len(y)), _rows(model, len(y), 1.0, records)):
-            if len(rows):
-                if records is None:
-                    values = of_many(x[rows], y[rows])
-                else:
-                    each = of_many(x[rows].flatten(0, 1), y[rows][..., 0].flatten()).view(
-                        -1, records
-                    )
-                    values = (each * y[rows][..., 1]).sum(1)
-                values = torch.where(
-                    values.isfinite(), values, torch.full_like(values, plan.metric_clip)
-                )
-                total += values.clamp(0.0, plan.metric_clip).to(torch.float64).sum()
-    noise = random.normal(1, plan.metric_noise_multiplier * plan.metric_clip)
-    return float(np.float32((float(total) + noise[0]) / expected_persons))  # rounded: see noise.py
+    of_rows = vmap(LOSSES[loss])
+
+    def clipped(outputs: Tensor, y: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+        each = (of_rows(outputs, y).double() * weight.double()).view(len(mask), -1).sum(1)
+        each = torch.where(each.isfinite(), each, plan.metric_clip).clamp(0.0, plan.metric_clip)
+        return torch.where(mask, each, 0.0).sum()[None]
+
+    nothing = torch.zeros(1, dtype=torch.float64, device=table.x.device)
+    total = _of_everybody(model, table, expected_persons, random, clipped, nothing)
+    noised = released(total.cpu().numpy(), plan.metric_clip, plan.metric_noise_multiplier, random)
+    return float(noised[0] / expected_persons)
+
+
+def score_table(
+    model: GraphModel,
+    arrays: Mapping[str, np.ndarray],
+    features: np.ndarray,
+    targets: np.ndarray,
+    plan: PrivacyPlan,
+    *,
+    loss: str,
+    expected_persons: int,
+    patients: np.ndarray | None = None,
+    records_per_patient: int = 1,
+) -> list[float]:
+    """The noised table of the model's scores (evaluation.py), of plan.score_noise_multiplier;
+    arguments as `train_round`. What may leave.
+    """
+    model = with_parameters(model, arrays)
+    table = by_patient(features, targets, patients, records_per_patient)
+    random = SecureRandom()
+
+    def cells(outputs: Tensor, y: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+        scores = evaluation.logits(outputs.numpy(), loss)
+        return torch.from_numpy(evaluation.table(scores, y.numpy(), weight.numpy()))
+
+    nothing = torch.zeros(evaluation.CELLS, dtype=torch.float64)
+    total = _of_everybody(model, table, expected_persons, random, cells, nothing)
+    return [float(n) for n in released(total.numpy(), 1.0, plan.score_noise_multiplier, random)]

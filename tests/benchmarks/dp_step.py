@@ -38,9 +38,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fl_client.model.export import export_model
 from fl_client.model.graph import load_model
-from fl_client.privacy.clipping import Summer
+from fl_client.privacy.compiling import BookKeeping
 from fl_client.privacy.noise import SecureRandom
-from fl_client.privacy.training import LOSSES, step
+from fl_client.privacy.slots import needed, seated
+from fl_client.privacy.training import LOSSES, Patients, _scale, by_patient, step
 
 SIGMA, CLIP, RATE = 1.0, 1.0, 1e-3
 LONG = 10**12  # steps of a job that compiling pays for
@@ -296,26 +297,27 @@ class Rivals:
 
         return step
 
-    def _summer(self, compiled: bool) -> tuple[Summer, Tensor]:
+    def _engine(self, compiled: bool) -> tuple[BookKeeping, Tensor]:
         model = load_model(
             *export_model(self._module().cpu(), torch.zeros(1, *self.case.shape))
         ).to(self.device)
-        run = Summer(model, LOSSES[self.case.loss], self.rows, LONG if compiled else 1)
+        steps = LONG if compiled else 1
+        run = BookKeeping(model, LOSSES[self.case.loss], self.rows, 1, steps)
         self.pays_from = run.pays_from
         return run, torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
     def ours(self, compiled: bool = False) -> Action:
         """Our engine: clipped sum, cryptographic noise, update."""
-        run, theta = self._summer(compiled)
-        random, everybody = SecureRandom(), torch.arange(self.rows, device=self.device)
+        run, theta = self._engine(compiled)
+        random, places = SecureRandom(), torch.arange(self.rows, device=self.device)
         clip = torch.tensor(CLIP, device=self.device)
-        scale = torch.tensor(
-            [SIGMA * CLIP, RATE / self.rows], dtype=torch.float64, device=self.device
-        )
+        scale = _scale(CLIP, SIGMA, len(theta), RATE / self.rows, torch.device(self.device))
+        table = by_patient(self.x.cpu().numpy(), self.y.cpu().numpy(), None, 1)
+        table = Patients(*(each.to(self.device) for each in table))
 
         def ours() -> None:
             with torch.no_grad():
-                step(run, theta, self.x, self.y, everybody, clip, random, scale)
+                step(run, theta, [], table, places, clip, random, scale)
 
         return ours
 
@@ -389,20 +391,22 @@ def epoch(quick: bool, device: str) -> dict[str, float]:
             optimizer.step()
 
     q = expected / people
-    rows = math.ceil(expected + 3 * math.sqrt(expected * (1 - q)))
+    rows = needed(people, q)
     actions: dict[str, Action] = {"plain": plain}
     random, clip = SecureRandom(), torch.tensor(CLIP, device=device)
-    scale = torch.tensor([SIGMA * CLIP, RATE / expected], dtype=torch.float64, device=device)
+    table = by_patient(x.cpu().numpy(), y.cpu().numpy(), None, 1)
+    table = Patients(*(each.to(device) for each in table))
     for kind, steps in (("traced", 1), ("compiled", LONG)):
         model = load_model(*export_model(mlp(), torch.zeros(1, 13))).to(device)
-        run = Summer(model, LOSSES[case.loss], rows, steps)
+        run = BookKeeping(model, LOSSES[case.loss], rows, 1, steps)
         theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+        scale = _scale(CLIP, SIGMA, len(theta), RATE / expected, torch.device(device))
 
-        def ours(run: Summer = run, theta: Tensor = theta) -> None:
+        def ours(run: BookKeeping = run, theta: Tensor = theta, scale: Tensor = scale) -> None:
             with torch.no_grad():
                 for _ in range(len(loader)):
-                    drawn = torch.from_numpy(random.drawn(people, q)).to(device)
-                    step(run, theta, x, y, drawn, clip, random, scale)
+                    places = torch.from_numpy(seated(random, people, q, rows)).to(device)
+                    step(run, theta, [], table, places, clip, random, scale)
 
         actions[f"ours_{kind}"] = ours
     seconds = alternate(actions, 5 if quick else 21, 2, device)

@@ -45,12 +45,18 @@ from torch import nn
 from fl_client.model.export import export_model
 from fl_client.model.families import build, logistic_learning_rate, logistic_rounds
 from fl_client.model.graph import GraphModel, load_model, parameters, predict
-from fl_client.privacy import clipping
+from fl_client.privacy import compiling
 from fl_client.privacy.accounting import calibrate
-from fl_client.privacy.clipping import summer
+from fl_client.privacy.compiling import book_keeping, frozen_of
 from fl_client.privacy.noise import SecureRandom
 from fl_client.privacy.plan import PrivacyPlan
-from fl_client.privacy.training import LOSSES, _put_back, step, train_round
+from fl_client.privacy.training import (
+    LOSSES,
+    _put_back,
+    by_patient,
+    clipped_total,
+    train_round,
+)
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 NOT_CLIPPED = 1e9
@@ -319,14 +325,18 @@ def _train_plainly(recipe: Recipe, sites: list[Site], model: GraphModel) -> Grap
     """
     x, y = (torch.from_numpy(part) for part in _pooled(sites))
     rows = max(1, round(len(y) * recipe.sampling_rate))
-    run = summer(model, LOSSES[recipe.loss], min(rows, 4096), 1)
+    size = min(rows, 4096)
+    run = book_keeping(model, LOSSES[recipe.loss], size, 1, 1)
     random, clip = SecureRandom(), torch.tensor(NOT_CLIPPED)
-    scale = torch.tensor([0.0, recipe.plain_learning_rate / rows], dtype=torch.float64)
+    table, frozen = by_patient(x.numpy(), y.numpy(), None, 1), frozen_of(model)
     with torch.no_grad():
-        theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+        theta = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
         for _ in range(recipe.plain_rounds):
-            drawn = torch.from_numpy(random.drawn(len(y), recipe.sampling_rate))
-            step(run, theta, x, y, drawn, clip, random, scale)
+            drawn = random.drawn(len(y), recipe.sampling_rate)
+            places = torch.full((-(-len(drawn) // size) * size,), len(y))  # the last are nobody
+            places[: len(drawn)] = torch.from_numpy(drawn)
+            total = clipped_total(run, theta, frozen, table, places, clip)
+            theta -= (total * (recipe.plain_learning_rate / rows)).float()
         _put_back(model, theta)
     return model
 
@@ -340,7 +350,7 @@ def score(name: str, arm: str, epsilon: float | None, seed: int) -> dict[str, fl
     """
     torch.set_num_threads(1)
     # a node serves few datasets; here eighteen sites of different size take turns in one process
-    clipping.KEEP = 64
+    compiling.KEEP = 64
     recipe, data = RECIPES[name], SOURCES[name](seed)
     if arm == "local":
         models = [train(recipe, [site], epsilon) for site in data.sites]
