@@ -28,10 +28,12 @@ from fl_client.data.tables import load
 from fl_client.model.export import export_model
 from fl_client.model.families import build
 from fl_client.model.weights import from_safetensors
-from fl_client.node import config
+from fl_client.node import config, entries
 from fl_client.node.admission import admit
+from fl_client.node.entries import DatasetEntry
 from fl_client.node.room import DataRoom
 from fl_client.node.rounds import train
+from fl_client.node.served import members_of, open_ledger
 from fl_client.privacy import accounting
 from fl_client.privacy.plan import PrivacyPlan
 from fl_client.protocol import JobSpec, Refused, Signed, Trained, sha256_hex
@@ -102,8 +104,13 @@ class Clinic:
         """Another table of so many patients under the same listing, as if it had always been so."""
         (entry,) = config.read(self.folder).datasets
         table(entry.file, patients)
-        records = load(entry.file, SCHEMA)
-        config.add_dataset(self.folder, replace(entry, patient_set=records.patient_set))
+        self.write(replace(entry, content=""))
+
+    def write(self, entry: DatasetEntry) -> None:
+        """Write a dataset's file as listing it would: its table is the one that is listed."""
+        secret = open_ledger(self.folder)[1]
+        records = load(entry.file, entry.manifest.schema, entry.patient_column, secret)
+        entries.write(self.folder, replace(entry, content=members_of(records).content))
 
     def paid(self, *args: Any, key: str = BUYER[1], **kwargs: Any) -> JobTerms:
         terms = self.terms(*args, **kwargs)
@@ -148,9 +155,9 @@ def clinic(bank: tuple[str, Deployment], tmp_path: Path) -> Clinic:
     manifest = Manifest("Clinic", "T", "", 40, 10, 3.0, 1e-5, SCHEMA)
     registry = Registry(connect(url, accounts()[1][1]), made.registry)
     dataset_id = registry.list_dataset(node.node_address, PRICE, 5000, manifest.hash, "u", "T")
-    entry = config.DatasetEntry(dataset_id, file, load(file, SCHEMA).patient_set, manifest)
-    config.add_dataset(folder, entry)
-    return Clinic(url, made, folder, dataset_id)
+    made_here = Clinic(url, made, folder, dataset_id)
+    made_here.write(DatasetEntry(dataset_id, file, manifest, name="t"))
+    return made_here
 
 
 def weights() -> dict[str, np.ndarray]:

@@ -109,8 +109,8 @@ def write(
         ledger = Ledger(h.folder / "ledger.sqlite")
         (entry,) = config.read(h.folder).datasets
         meter[h.name] = (
-            ledger.epsilon_spent(entry.patient_set),
-            ledger.budget(entry.patient_set)[0],
+            ledger.epsilon_spent(entry.name),
+            ledger.budget(entry.name).epsilon,
         )
     charts.epsilon_meter(meter, data.delta, out / "epsilon_meter.png")
     parts = jobs[0]["parts"]

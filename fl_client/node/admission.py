@@ -16,7 +16,7 @@ from datatokens.errors import BankError, TermsError
 from datatokens.terms import DatasetTerm, JobTerms, acceptance_message, rejection_message, sign
 from fl_client.errors import NodeError, ProtocolError
 from fl_client.model.graph import GraphModel, load_model
-from fl_client.node.config import DatasetEntry
+from fl_client.node.entries import DatasetEntry
 from fl_client.node.policy import Request
 from fl_client.node.policy import admit as allow
 from fl_client.node.room import DataRoom
@@ -47,6 +47,7 @@ def admit(room: DataRoom, raw_terms: bytes, graph: bytes, weights: bytes) -> Sig
     paid = False
     answer: Signed | Refused
     try:
+        room.refresh()
         room.free_overdue()
         entry = _check_paid(room, terms)
         paid = True
@@ -75,7 +76,7 @@ def _check_paid(room: DataRoom, terms: JobTerms) -> DatasetEntry:
             f"chain {room.config.chain_id} and market {room.config.market}"
         )
     line = room.line(terms)
-    entry = room.config.dataset(line.dataset_id)
+    entry = room.dataset(line.dataset_id)
     if entry is None:
         raise ProtocolError(f"dataset_id={line.dataset_id} is not served by this node")
     job = room.escrow.job(terms.job_id)
@@ -124,7 +125,7 @@ def _check_job(
     floor = max(room.config.policy.minimum_persons, manifest.minimum_persons)
     allow(replace(room.config.policy, minimum_persons=floor), request, manifest.delta)
     safe_model(room, spec, entry, graph, weights)
-    room.ledger.reserve(entry.patient_set, terms.job_id.hex(), charges)
+    room.ledger.reserve(entry.name, terms.job_id.hex(), charges, terms.buyer)
 
 
 def _check_price(room: DataRoom, terms: JobTerms, entry: DatasetEntry) -> None:

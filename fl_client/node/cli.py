@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,11 @@ console = Console()
 MAX_OVERLAP_HOURS = 24 * 90
 
 Folder = Annotated[Path, typer.Argument(help="The node's folder.")]
+DatasetId = Annotated[int, typer.Argument(help="The dataset's id.")]
+KeyFile = Annotated[
+    Path, typer.Option(help="File with the owner's private key; used once, not copied.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @node.command()
@@ -133,10 +139,74 @@ def add_dataset(
     )
     if not patient_column:
         console.print(
-            "privacy protects each record; if patients have several, name --patient-column and "
-            "list it again"
+            "privacy protects each record; if patients have several, list it with --patient-column "
+            "instead"
         )
     console.print(f"next: datahub node start {folder}")
+
+
+@node.command("replace-dataset")
+def replace_dataset_(
+    folder: Folder,
+    dataset_id: DatasetId,
+    file: Annotated[Path, typer.Option(help="CSV file with the new table.")],
+    owner_key_file: KeyFile,
+    as_json: Json = False,
+) -> None:
+    """Make a changed or moved table the next version of its dataset. Its patients keep their
+    budgets.
+    """
+    from fl_client.node.versions import replace_dataset
+
+    entry, version = replace_dataset(
+        node_config.read(folder), owner_key_file.read_text().strip(), dataset_id, file
+    )
+    persons, unit = entry.manifest.persons, entry.manifest.unit
+    if as_json:
+        facts = {"dataset_id": dataset_id, "manifest_version": version, "persons": persons}
+        typer.echo(json.dumps({**facts, "file": str(entry.file)}))
+        return
+    console.print(
+        f"dataset {dataset_id} is {entry.file} now, with about {persons} {unit}s (noised); "
+        f"manifest version {version}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@node.command("remove-dataset")
+def remove_dataset_(
+    folder: Folder, dataset_id: DatasetId, owner_key_file: KeyFile, as_json: Json = False
+) -> None:
+    """Retire a dataset on the chain, for good, and serve it no more. What it has spent stays."""
+    from fl_client.node.versions import remove_dataset
+
+    remove_dataset(node_config.read(folder), owner_key_file.read_text().strip(), dataset_id)
+    if as_json:
+        typer.echo(json.dumps({"dataset_id": dataset_id, "removed": True}))
+        return
+    console.print(f"dataset {dataset_id} is retired and no longer served")
+
+
+@node.command("withdraw-patient")
+def withdraw_patient_(
+    folder: Folder,
+    identifier: Annotated[
+        str, typer.Argument(help="The patient as the patient column has it; - reads it from stdin.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Leave a patient out of all datasets from the next round on. Nobody outside is told."""
+    from fl_client.node.versions import withdraw_patient
+
+    if identifier == "-":
+        identifier = sys.stdin.readline()
+    changed = withdraw_patient(node_config.read(folder), identifier)
+    if as_json:
+        typer.echo(json.dumps({"datasets": changed}))
+        return
+    numbers = ", ".join(str(one) for one in changed)
+    console.print(f"the patient takes no part any more in dataset {numbers}", highlight=False)
 
 
 @node.command("rotate-key")
@@ -218,7 +288,7 @@ def start(folder: Folder) -> None:
     for noisy in ("httpx", "httpcore", "flwr"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     configuration = node_config.read(folder)
-    if not configuration.datasets:
+    if not configuration.datasets and not configuration.unusable:
         raise ConfigError(
             f"{folder} has no dataset yet; list one with: datahub node add-dataset {folder} ..."
         )
@@ -230,6 +300,8 @@ def start(folder: Folder) -> None:
         )
     verify(chain, configuration.registry, configuration.market)
     room = DataRoom(configuration, chain)
+    if not room.datasets:
+        raise ConfigError("no dataset can be served: " + "; ".join(room.skipped.values()))
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
@@ -312,25 +384,36 @@ def status(
     "if pre-declared" is the tighter figure that would hold had all jobs been fixed in advance;
     nothing is admitted by it.
     """
+    from fl_client.node.served import open_ledger, problem, read_table, register
     from fl_client.privacy.accounting import pld_epsilon
-    from fl_client.privacy.ledger import Ledger
 
     configuration = node_config.read(folder)
-    ledger = Ledger(folder / "ledger.sqlite")
+    ledger, secret = open_ledger(folder)
     lines: list[dict[str, Any]] = []
+    unread = list(configuration.unusable.values())
     for entry in configuration.datasets:
-        limit, delta = ledger.budget(entry.patient_set)
+        why = problem(entry, secret)
+        if entry.name not in ledger.datasets():  # listed by an older version, not started since
+            if why:
+                unread.append(f"dataset {entry.dataset_id}: {why}")
+                continue
+            register(folder, ledger, entry, read_table(entry, secret))
+        budget = ledger.budget(entry.name)
+        older = [entry.patient_set] if entry.patient_set in ledger.datasets() else []
+        jobs = [job for name in (entry.name, *older) for job in ledger.jobs(name)]
+        history = [charge for name in (entry.name, *older) for charge in ledger.history(name)]
         lines.append(
             {
                 "dataset_id": entry.dataset_id,
                 "name": entry.manifest.name,
-                "epsilon_spent": ledger.epsilon_spent(entry.patient_set),
-                "epsilon_committed": ledger.epsilon_committed(entry.patient_set),
-                "epsilon_pld": pld_epsilon(ledger.history(entry.patient_set), delta),
-                "jobs_left": ledger.jobs_left(entry.patient_set),
-                "epsilon_lifetime": limit,
-                "delta": delta,
-                "jobs": [vars(job) for job in ledger.jobs(entry.patient_set)],
+                "epsilon_spent": ledger.epsilon_spent(entry.name),
+                "epsilon_committed": ledger.epsilon_committed(entry.name),
+                "epsilon_pld": pld_epsilon(history, budget.delta),
+                "jobs_left": ledger.jobs_left(entry.name),
+                "epsilon_lifetime": budget.epsilon,
+                "delta": budget.delta,
+                "not_served": why,
+                "jobs": [vars(job) for job in jobs],
             }
         )
     if as_json:
@@ -354,3 +437,10 @@ def status(
             "" if line["jobs_left"] is None else str(line["jobs_left"]),
         )
     console.print(table)
+    for line in lines:
+        if line["not_served"]:
+            console.print(
+                f"dataset {line['dataset_id']} is not served: {line['not_served']}", soft_wrap=True
+            )
+    for sentence in unread:
+        console.print(f"not served: {sentence}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""A node's folder: node.toml, its two keys, its ledger, its admitted jobs. Read once, every error
+"""A node's folder: node.toml, its keys, its ledger, its admitted jobs. Read once, every error
 at once.
 
 Knows nothing of what the values are used for. A node has three keys: the owner's (cold, lists
@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import secrets
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,22 +24,11 @@ from eth_account import Account
 
 from datatokens.errors import TermsError
 from datatokens.terms import address, whole
-from fl_client.data.schemas import PLATFORM_MINIMUM_PERSONS, Manifest
-from fl_client.errors import ConfigError, DatasetError
+from fl_client.data.schemas import PLATFORM_MINIMUM_PERSONS
+from fl_client.errors import ConfigError
+from fl_client.node import entries
+from fl_client.node.entries import DatasetEntry
 from fl_client.node.policy import Policy
-
-
-@dataclass(frozen=True)
-class DatasetEntry:
-    """One listed dataset of the node: its id on-chain, where its table is, the manifest that was
-    published.
-    """
-
-    dataset_id: int
-    file: Path
-    patient_set: str
-    manifest: Manifest
-    patient_column: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +47,7 @@ class NodeConfig:
     engine: str
     policy: Policy
     datasets: tuple[DatasetEntry, ...]
+    unusable: Mapping[str, str]  # file of a dataset -> why it cannot be used
 
     @property
     def ca_file(self) -> Path:
@@ -158,6 +149,8 @@ def create(folder: Path, *, name: str, hub: str, chain: str, network: dict[str, 
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     write_private(folder / "keys" / "supernode.key", pem)
+    # what patients' identities are keyed with: without it nobody's history is found
+    write_private(folder / "keys" / "patients.key", secrets.token_hex(32).encode())
     (folder / "superlink-ca.crt").write_text(network["ca_certificate"])
     (folder / "node.toml").write_text(text)
     return read(folder)
@@ -183,19 +176,6 @@ def promote_next_key(folder: Path, old: str) -> NodeConfig:
         os.link(keys / "node.key", kept)
     (keys / "next.key").replace(keys / "node.key")
     return read(folder)
-
-
-def add_dataset(folder: Path, entry: DatasetEntry) -> None:
-    """Write a listed dataset into the folder: datasets/<id>.json."""
-    path = folder / "datasets" / f"{entry.dataset_id}.json"
-    path.parent.mkdir(exist_ok=True)
-    content = {
-        "file": str(entry.file),
-        "patient_set": entry.patient_set,
-        "patient_column": entry.patient_column,
-        "manifest": entry.manifest.as_dict(),
-    }
-    path.write_text(json.dumps(content, indent=2))
 
 
 def read(folder: Path) -> NodeConfig:
@@ -227,27 +207,10 @@ def read(folder: Path) -> NodeConfig:
     values["engine"] = field("engine", _engine)
     values["chain_id"] = field("chain_id", lambda n, v: whole(n, v, 1, 2**64 - 1))
     policy = field("policy", lambda _, value: _policy(value))
-    datasets = []
-    for path in sorted((folder / "datasets").glob("*.json")):
-        try:
-            entry = json.loads(path.read_text())
-            manifest = Manifest.from_dict(entry["manifest"])
-            column = _column(entry.get("patient_column", ""))
-            if bool(column) != (manifest.unit == "patient"):
-                raise ConfigError(
-                    f"patient_column={column!r} does not go with the published unit "
-                    f"{manifest.unit!r}"
-                )
-            datasets.append(
-                DatasetEntry(
-                    int(path.stem), Path(entry["file"]), entry["patient_set"], manifest, column
-                )
-            )
-        except (DatasetError, ConfigError, KeyError, ValueError) as error:
-            problems.append(f"{path.name}: {error}")
     if problems:
         raise ConfigError(f"{folder}/node.toml: " + "; ".join(problems))
-    return NodeConfig(folder=folder, policy=policy, datasets=tuple(datasets), **values)
+    datasets, unusable = entries.read(folder)
+    return NodeConfig(folder=folder, policy=policy, datasets=datasets, unusable=unusable, **values)
 
 
 def _text(name: str, value: object) -> str:
@@ -260,12 +223,6 @@ def _engine(name: str, value: object) -> str:
     if value not in ("book-keeping", "hooks"):
         raise ConfigError(f"{name}={value!r} must be book-keeping or hooks")
     return str(value)
-
-
-def _column(value: object) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"patient_column={value!r} must be a column's name, or empty")
-    return value
 
 
 def unknown(where: str, given: Mapping[str, Any], known: Sequence[str]) -> list[str]:

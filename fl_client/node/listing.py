@@ -9,6 +9,7 @@ contributors' addresses and weights.
 from __future__ import annotations
 
 import csv
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +33,12 @@ from fl_client.data.schemas import (
     check_cohort,
     check_records_per_patient,
 )
-from fl_client.data.tables import load
+from fl_client.data.tables import Records, load
 from fl_client.errors import ConfigError, DatasetError
-from fl_client.node.config import (
-    DatasetEntry,
-    NodeConfig,
-    add_dataset,
-    next_node_key,
-    promote_next_key,
-)
+from fl_client.node import entries
+from fl_client.node.config import NodeConfig, next_node_key, promote_next_key
+from fl_client.node.entries import DatasetEntry
+from fl_client.node.served import members_of, open_ledger
 from fl_client.privacy.ledger import Ledger
 from fl_client.privacy.noise import SecureRandom
 from fl_client.privacy.plan import Charge
@@ -124,18 +122,20 @@ def list_dataset(
     leaves.
     """
     check_records_per_patient(listing.records_per_patient, listing.unit)
-    records = load(file, schema, listing.patient_column)
+    ledger, secret = open_ledger(config.folder)
+    records = load(file, schema, listing.patient_column, secret)
     check_cohort(records.persons, listing.minimum_persons)
-    key = records.patient_set
-    ledger = Ledger(config.folder / "ledger.sqlite")
-    ledger.open_patient_set(key, listing.lifetime_epsilon, listing.delta)
+    chain = connect(config.chain, owner_key)
+    enrol(config, chain)
+    # a name of the node's own: the id on the chain is known only after the count is charged
+    name = secrets.token_hex(8)
+    ledger.open_dataset(name, listing.lifetime_epsilon, listing.delta)
+    ledger.set_members(name, members_of(records))
     manifest = Manifest(
         hospital=config.name,
         name=listing.name,
         description=listing.description,
-        persons=_released_count(
-            config.folder, ledger, key, records.persons, listing.minimum_persons
-        ),
+        persons=released_count(ledger, name, records, listing.minimum_persons),
         minimum_persons=listing.minimum_persons,
         lifetime_epsilon=listing.lifetime_epsilon,
         delta=listing.delta,
@@ -144,8 +144,6 @@ def list_dataset(
         unit=listing.unit,
         records_per_patient=listing.records_per_patient,
     )
-    chain = connect(config.chain, owner_key)
-    enrol(config, chain)
     registry = Registry(chain, config.registry)
     dataset_id = registry.list_dataset(
         config.node_address,
@@ -159,8 +157,16 @@ def list_dataset(
     # end is kept
     epsilon_micro, delta_pico = privacy_charged(listing.lifetime_epsilon, listing.delta)
     registry.set_privacy_budget(dataset_id, epsilon_micro, delta_pico * 10**6)
-    entry = DatasetEntry(dataset_id, file.resolve(), key, manifest, listing.patient_column)
-    add_dataset(config.folder, entry)
+    entry = DatasetEntry(
+        dataset_id,
+        file.resolve(),
+        manifest,
+        listing.patient_column,
+        name,
+        members_of(records).content,
+        entries.stamp_of(file),
+    )
+    entries.write(config.folder, entry)
     hub_request(config.hub, "PUT", f"/api/datasets/{dataset_id}/manifest", manifest.as_dict())
     post_contributors(config, owner_key, dataset_id, contributors)
     return entry
@@ -189,19 +195,18 @@ def post_contributors(
     return epoch
 
 
-def _released_count(folder: Path, ledger: Ledger, key: str, persons: int, minimum: int) -> int:
-    """The noised count, drawn once per patient set and charged before it is drawn; the same ever
-    after.
+def released_count(ledger: Ledger, name: str, records: Records, minimum: int) -> int:
+    """The noised count, drawn once for exactly these patients and charged before it is drawn; the
+    same ever after.
     """
-    path = folder / "datasets" / f"count-{key[:32]}.txt"
-    if path.exists():
-        return int(path.read_text())
-    ledger.charge(key, Charge(COUNT_NOISE, 1.0, 1, "released count"))
-    noise = SecureRandom().normal(1, COUNT_NOISE)
-    released = max(minimum, PLATFORM_MINIMUM_PERSONS, round(persons + float(noise[0])))
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(str(released))
-    return released
+    who = members_of(records).who
+    known = ledger.counted(who)
+    if known is None:
+        ledger.charge(name, Charge(COUNT_NOISE, 1.0, 1, "released count"))
+        noise = SecureRandom().normal(1, COUNT_NOISE)
+        known = round(records.persons + float(noise[0]))
+        ledger.keep_count(who, known)
+    return max(minimum, PLATFORM_MINIMUM_PERSONS, known)
 
 
 def enrol(config: NodeConfig, owner: Chain) -> int:

@@ -6,19 +6,24 @@ Knows nothing of what is admitted (admission.py) or done with an admitted job (r
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from datatokens.bindings.escrow import Escrow
-from datatokens.bindings.registry import Registry
+from datatokens.bindings.registry import Registry, State
 from datatokens.chain.connection import Chain
 from datatokens.terms import DatasetTerm, JobTerms
-from fl_client.data.tables import Records, load
-from fl_client.errors import DatasetError
+from fl_client.data.tables import Records
+from fl_client.errors import DatasetError, LedgerError
 from fl_client.model.graph import GraphModel
-from fl_client.node.config import DatasetEntry, NodeConfig
+from fl_client.node import entries
+from fl_client.node.config import NodeConfig
+from fl_client.node.entries import DatasetEntry
 from fl_client.node.job_folder import JobFolder
-from fl_client.privacy.ledger import Ledger
+from fl_client.node.served import open_ledger, read_table, register
 from fl_client.protocol import JobSpec
+
+log = logging.getLogger("datahub.node")
 
 
 @dataclass(frozen=True)
@@ -37,33 +42,75 @@ class AdmittedJob:
 
 
 class DataRoom:
-    """One hospital's node, its datasets loaded."""
+    """One hospital's node, its datasets loaded. A dataset that cannot be used is in `skipped` (its
+    number or file -> why), and the others are served.
+    """
 
     def __init__(self, config: NodeConfig, chain: Chain):
-        """Load every dataset and check that it is still the one that was listed. Raises
-        DatasetError.
+        """Load every dataset and have the ledger know who is in it. Raises ConfigError or
+        LedgerError where nothing can be served at all.
         """
         self.config = config
         self.chain = chain
         self.escrow = Escrow(chain, config.market)
         self.registry = Registry(chain, config.registry)
-        self.ledger = Ledger(config.folder / "ledger.sqlite")
+        self.ledger, self._secret = open_ledger(config.folder)
         self._keys = config.node_keys
         self.jobs: dict[str, AdmittedJob] = {}  # admitted ones that rounds.py has loaded
-        self.records: dict[int, Records] = {}
-        for entry in config.datasets:
-            records = load(entry.file, entry.manifest.schema, entry.patient_column)
-            if records.patient_set != entry.patient_set:
-                raise DatasetError(
-                    f"dataset {entry.dataset_id}: {entry.file} has changed since it was listed; "
-                    "list it as a new dataset"
-                )
-            self.records[entry.dataset_id] = records
-            manifest = entry.manifest
-            self.ledger.open_patient_set(
-                entry.patient_set, manifest.lifetime_epsilon, manifest.delta
-            )
+        self.records: dict[int, Records] = {}  # without those who have withdrawn
+        self.skipped: dict[str, str] = {}
+        self._entries: dict[int, DatasetEntry] = {}
+        self._tables: dict[int, Records] = {}  # with them
+        self._seen: object = None
+        self.refresh()
         self.free_overdue()
+
+    def refresh(self) -> None:
+        """Take in what has been listed, replaced, removed or withdrawn since the last look."""
+        files = sorted((self.config.folder / "datasets").glob("*.json"))
+        seen = [(path.name, path.stat().st_mtime_ns) for path in files]
+        if seen == self._seen:
+            return
+        found, unusable = entries.read(self.config.folder)
+        before, self._entries = self._entries, {}
+        self.skipped = dict(unusable)
+        for entry in found:
+            try:
+                self._take_in(entry, before.get(entry.dataset_id))
+            except (DatasetError, LedgerError) as error:
+                self.skipped[str(entry.dataset_id)] = f"dataset {entry.dataset_id}: {error}"
+        for gone in set(self._tables) - set(self._entries):
+            del self._tables[gone]
+            self.records.pop(gone, None)
+        self.jobs.clear()
+        self._seen = [(path.name, path.stat().st_mtime_ns) for path in files if path.exists()]
+        for sentence in self.skipped.values():
+            log.warning("not served: %s", sentence)
+
+    def _take_in(self, entry: DatasetEntry, before: DatasetEntry | None) -> None:
+        if self.registry.standing(entry.dataset_id).state is State.RETIRED:
+            raise DatasetError("it is retired; datahub node remove-dataset takes it off the list")
+        unchanged = before is not None and (before.file, before.content, before.manifest) == (
+            entry.file,
+            entry.content,
+            entry.manifest,
+        )
+        table = self._tables.get(entry.dataset_id) if unchanged else None
+        if table is None:
+            table = read_table(entry, self._secret)
+        entry = register(self.config.folder, self.ledger, entry, table)
+        self._tables[entry.dataset_id] = table
+        self.records[entry.dataset_id] = table.without(entry.withdrawn_keys)
+        self._entries[entry.dataset_id] = entry
+
+    def dataset(self, dataset_id: int) -> DatasetEntry | None:
+        """The dataset with this id as it is now, if this node serves it."""
+        return self._entries.get(dataset_id)
+
+    @property
+    def datasets(self) -> list[DatasetEntry]:
+        """What is served."""
+        return list(self._entries.values())
 
     def line(self, terms: JobTerms) -> DatasetTerm:
         """The job's line that is ours: the one that names one of our keys. Raises TermsError if
@@ -85,10 +132,7 @@ class DataRoom:
         by now.
         """
         now = self.chain.now()
-        for entry in self.config.datasets:
-            for line in self.ledger.jobs(entry.patient_set):
-                if line.closed:
-                    continue
-                terms = self.folder(line.job_id).terms
-                if terms is not None and terms.deadline < now:
-                    self.ledger.close_job(line.job_id)
+        for job_id in self.ledger.open_jobs():
+            terms = JobFolder(self.config.folder, job_id).terms
+            if terms is not None and terms.deadline < now:
+                self.ledger.close_job(job_id)

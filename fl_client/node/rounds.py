@@ -25,7 +25,10 @@ from fl_client.protocol import JobSpec, Released, Scored, Signed, Trained, pack,
 
 
 def _job(room: DataRoom, job_id: str) -> AdmittedJob:
-    """An admitted job, from memory or, after a restart, from the folder."""
+    """An admitted job, from memory or, after a restart, from the folder; its dataset as it is now:
+    who has withdrawn takes no part from here on.
+    """
+    room.refresh()
     if job_id in room.jobs:
         return room.jobs[job_id]
     folder = room.folder(job_id)
@@ -33,12 +36,23 @@ def _job(room: DataRoom, job_id: str) -> AdmittedJob:
     if terms is None or not isinstance(answer, Signed):
         raise ProtocolError(f"job {job_id[:12]} was not accepted by this node")
     spec = JobSpec.from_dict(terms.spec)
-    entry = room.config.dataset(room.line(terms).dataset_id)
+    entry = room.dataset(room.line(terms).dataset_id)
     if entry is None:
         raise ProtocolError(f"job {job_id[:12]} is for a dataset that this node no longer serves")
     job = AdmittedJob(terms, spec, entry, safe_model(room, spec, entry, *folder.model_files))
     room.jobs[job_id] = job
     return job
+
+
+def _same_version(job: AdmittedJob) -> None:
+    """Raises ProtocolError where the dataset has another released count than the job was accepted
+    with: batches have slots for the patients of that count (slots.py).
+    """
+    if job.spec.persons[job.entry.dataset_id] != job.entry.manifest.persons:
+        raise ProtocolError(
+            f"dataset {job.entry.dataset_id} has a new version since job {job.id[:12]} was "
+            "accepted; ask for a new quote"
+        )
 
 
 def train(room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndarray]) -> Trained:
@@ -53,9 +67,12 @@ def train(room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndar
     if room.escrow.job(job.terms.job_id).status != "funded":
         raise ProtocolError("the escrow no longer holds this job's money")
     input_hash = model_hash(arrays)
-    stored = room.ledger.begin_round(job_id, number, input_hash, spec.round_charges())
+    _same_version(job)
+    records = room.records[entry.dataset_id]
+    stored = room.ledger.begin_round(
+        job_id, number, input_hash, spec.round_charges(), entry.name, records.members
+    )
     if stored is None:
-        records = room.records[entry.dataset_id]
         result = train_round(
             job.model,
             arrays,
@@ -98,7 +115,7 @@ def _spent(
     """
     return (
         accounting.epsilon(charges, job.spec.plan.delta),
-        room.ledger.epsilon_spent(job.entry.patient_set),
+        room.ledger.epsilon_spent(job.entry.name),
         job.entry.manifest.delta,
     )
 
@@ -116,9 +133,17 @@ def evaluate(room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray]) -> S
     arrays = _checked(arrays, job.model)
     if _rounds_answered(room, job_id) < spec.rounds:
         raise ProtocolError(f"the final model is looked at after {spec.rounds} rounds, not before")
-    stored = room.ledger.begin_round(job_id, number, model_hash(arrays), spec.evaluation_charges())
+    _same_version(job)
+    records = room.records[job.entry.dataset_id]
+    stored = room.ledger.begin_round(
+        job_id,
+        number,
+        model_hash(arrays),
+        spec.evaluation_charges(),
+        job.entry.name,
+        records.members,
+    )
     if stored is None:
-        records = room.records[job.entry.dataset_id]
         scores = score_table(
             job.model,
             arrays,

@@ -1,15 +1,18 @@
-"""The lifetime privacy ledger: what every patient set has spent, over all jobs, written before the
-act.
+"""The lifetime privacy ledger: what every patient has spent, over all datasets, versions and jobs,
+written before the act.
 
-Knows nothing of training or money. Rows are mechanisms (noise multiplier, sampling rate, steps),
-never a bare epsilon, and rows of spent privacy are never changed or deleted. One SQLite file (WAL,
-synchronous=FULL); every change is one IMMEDIATE transaction, so several threads or processes, and
-kill -9 at any point, are safe.
+Charges stand against cohorts, which say who was there (cohorts.py). A patient's history is what was
+charged to every cohort that holds them, whatever the dataset, its version, schema or unit, at as
+many units as they have in it; every dataset's budget (epsilon, delta, and the order of the RDP
+filter, fixed when the budget was opened) binds everybody whom the dataset ever held. Budgets may
+fall, never rise. What fits is in affordable.py.
 
-A round goes: `begin_round` (the charge is on disk) -> train -> `finish_round` (the reply is on
-disk) -> the reply leaves. A round that was answered before gets its stored reply again, which costs
-nothing; a round whose reply was never stored has released nothing, so running it again is covered
-by the charge already written.
+Rows are mechanisms (noise multiplier, sampling rate, steps), never a bare epsilon, and rows of
+spent privacy are never changed or deleted. A round goes: `begin_round` (the charge is on disk) ->
+train -> `finish_round` (the reply is on disk) -> the reply leaves. A round that was answered before
+gets its stored reply again, which costs nothing; a round whose reply was never stored has released
+nothing, so running it again is covered by the charge already written. Knows nothing of training or
+money.
 """
 
 from __future__ import annotations
@@ -18,51 +21,22 @@ import math
 import sqlite3
 import time
 from ast import literal_eval
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_client.errors import BudgetExceeded, LedgerError
-from fl_client.privacy import accounting
-from fl_client.privacy.accounting import best_order, epsilon, fits, how_many_fit
+from fl_client.data.identity import Members
+from fl_client.errors import LedgerError, PolicyRefusal
+from fl_client.privacy import accounting, cohorts
+from fl_client.privacy.accounting import epsilon
+from fl_client.privacy.affordable import Budget, Room, budget_of, check_fits, epsilon_of
+from fl_client.privacy.ledger_file import LedgerFile
 from fl_client.privacy.plan import Charge
 
-BUSY_TIMEOUT_S = 30.0
 FINAL_LOOK = (
     0  # the number of the one round that trains nothing: the table of the final model's scores
 )
 COLUMNS = "noise_multiplier, sampling_rate, steps, what"  # in the order of Charge's fields
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS patient_set (
-  key TEXT PRIMARY KEY, epsilon REAL NOT NULL, delta REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS spent (
-  id INTEGER PRIMARY KEY, key TEXT NOT NULL REFERENCES patient_set, job_id TEXT NOT NULL,
-  round INTEGER NOT NULL,
-  noise_multiplier REAL NOT NULL, sampling_rate REAL NOT NULL, steps INTEGER NOT NULL,
-  what TEXT NOT NULL,
-  at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS reserved (
-  id INTEGER PRIMARY KEY, key TEXT NOT NULL REFERENCES patient_set, job_id TEXT NOT NULL,
-  noise_multiplier REAL NOT NULL, sampling_rate REAL NOT NULL, steps INTEGER NOT NULL,
-  what TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS job (
-  job_id TEXT PRIMARY KEY, key TEXT NOT NULL REFERENCES patient_set, charges TEXT NOT NULL,
-  closed INTEGER NOT NULL DEFAULT 0, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS round (
-  job_id TEXT NOT NULL REFERENCES job, number INTEGER NOT NULL, input_hash BLOB NOT NULL,
-  reply BLOB,
-  PRIMARY KEY (job_id, number));
-CREATE TABLE IF NOT EXISTS curve (
-  noise_multiplier REAL NOT NULL, sampling_rate REAL NOT NULL, version TEXT NOT NULL,
-  rdp BLOB NOT NULL,
-  PRIMARY KEY (noise_multiplier, sampling_rate, version)) WITHOUT ROWID;
-CREATE TRIGGER IF NOT EXISTS spent_is_kept BEFORE DELETE ON spent
-  BEGIN SELECT RAISE(ABORT, 'spent rows stay'); END;
-CREATE TRIGGER IF NOT EXISTS spent_is_fixed BEFORE UPDATE ON spent
-  BEGIN SELECT RAISE(ABORT, 'spent rows stay'); END;
-"""
 
 
 @dataclass(frozen=True)
@@ -87,140 +61,147 @@ class JobLine:
 
 class Ledger:
     """The ledger in one file. Every method opens its own connection and raises LedgerError if
-    SQLite fails.
+    SQLite fails, and, where it changes something, if the file is not the one written last.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        with self._transaction() as db:
-            for statement in SCHEMA.split(";\n"):
-                if statement.strip():
-                    db.execute(statement)
-            # derived from the rows and kept only for speed: a new process answers at once
-            kept = "SELECT noise_multiplier, sampling_rate, rdp FROM curve WHERE version=?"
-            for noise_multiplier, sampling_rate, rdp in db.execute(kept, (accounting.CURVES,)):
-                accounting.remember(noise_multiplier, sampling_rate, rdp)
+        self.file = LedgerFile(path)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One IMMEDIATE transaction: what is read in it is still true when it commits."""
-        with self._connection() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:  # SQLite has rolled back by itself when the disk is full
-                    db.execute("ROLLBACK")
-                raise
+    # -- datasets ----------------------------------------------------------------------------------
 
-    @contextmanager
-    def _snapshot(self) -> Iterator[sqlite3.Connection]:
-        """One consistent view for reading; waits for no writer."""
-        with self._connection() as db:
-            db.execute("BEGIN")
-            yield db
+    def open_dataset(self, dataset: str, limit: float, delta: float) -> None:
+        """Name the lifetime budget of a dataset; naming it again may lower it.
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        try:
-            db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-            try:
-                _use_wal(db)
-                db.execute("PRAGMA synchronous=FULL")
-                db.execute("PRAGMA foreign_keys=ON")
-                yield db
-            finally:
-                db.close()
-        except sqlite3.Error as error:
-            raise LedgerError(
-                f"the privacy ledger cannot be used ({error}); nothing was released"
-            ) from error
-
-    # -- budgets -----------------------------------------------------------------------------------
-
-    def open_patient_set(self, key: str, epsilon_limit: float, delta: float) -> None:
-        """Name the lifetime budget of a patient set; naming it again changes the budget, never the
-        history.
-
-        A budget may go below what is spent: then nothing more fits. Raises LedgerError for a number
-        out of range.
+        It may go below what is spent: then nothing more fits. Raises LedgerError for a number out
+        of range, or above what it was.
         """
-        if type(key) is not str or not key:
-            raise LedgerError(f"patient set {key!r} must be a name")
-        if not (
-            isinstance(epsilon_limit, int | float)
-            and math.isfinite(epsilon_limit)
-            and 0 < epsilon_limit <= 1e4
-        ):
-            raise LedgerError(f"epsilon={epsilon_limit!r} must be above 0 and at most 10000")
+        if type(dataset) is not str or not dataset:
+            raise LedgerError(f"dataset {dataset!r} must be a name")
+        if not (isinstance(limit, int | float) and math.isfinite(limit) and 0 < limit <= 1e4):
+            raise LedgerError(f"epsilon={limit!r} must be above 0 and at most 10000")
         if not (isinstance(delta, int | float) and 0 < delta <= 1e-2):
             raise LedgerError(f"delta={delta!r} must be above 0 and at most 0.01")
-        with self._transaction() as db:
-            db.execute(
-                "INSERT INTO patient_set VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
-                "epsilon=excluded.epsilon,"
-                " delta=excluded.delta",
-                (key, epsilon_limit, delta),
-            )
+        with self.file.change() as db:
+            known = db.execute(
+                "SELECT epsilon, delta FROM dataset WHERE name=?", (dataset,)
+            ).fetchone()
+            if known is None:
+                order = accounting.best_order(limit, delta)
+                db.execute(
+                    "INSERT INTO dataset VALUES (?, ?, ?, ?)", (dataset, limit, delta, order)
+                )
+            elif limit > known[0] or delta > known[1]:
+                raise LedgerError(
+                    f"the lifetime budget of epsilon {known[0]:g} at delta={known[1]:g} that was "
+                    f"promised for dataset {dataset} may fall, never rise to {limit:g} at "
+                    f"delta={delta:g}"
+                )
+            elif known != (limit, delta):
+                db.execute(
+                    "UPDATE dataset SET epsilon=?, delta=? WHERE name=?", (limit, delta, dataset)
+                )
 
-    def budget(self, key: str) -> tuple[float, float]:
-        """(epsilon, delta) of a patient set. Raises LedgerError for an unknown one."""
-        with self._snapshot() as db:
-            return _budget(db, key)
+    def set_members(self, dataset: str, members: Members) -> None:
+        """Say who is in the dataset from now on. The same again is a no-op."""
+        with self.file.change() as db:
+            budget_of(db, dataset)
+            cohorts.enter(db, dataset, members)
 
-    def history(self, key: str) -> list[Charge]:
-        """Everything spent, oldest first; equal mechanisms are one Charge with their steps added
-        up.
+    def inherit(self, patient_set: str, members: Members) -> None:
+        """Have everybody in `members` bound by what an older ledger knows of `patient_set`, if
+        anything: by its budget, and by all that it has spent.
         """
-        with self._snapshot() as db:
-            return _charges(db, "spent", key)
+        with self.file.change() as db:
+            for cohort in cohorts.of_dataset(db, patient_set):
+                cohorts.hold(db, cohort, members)
 
-    def reserved(self, key: str) -> list[Charge]:
+    def members(self, dataset: str) -> tuple[str, str] | None:
+        """(who, content) of the dataset as it is now: fingerprints as of Members."""
+        with self.file.snapshot() as db:
+            now = cohorts.newest(db, dataset)
+            row = db.execute("SELECT who, content FROM cohort WHERE id=?", (now,)).fetchone()
+        return None if row is None else (str(row[0]), str(row[1]))
+
+    def datasets(self) -> list[str]:
+        """Every dataset with a budget."""
+        with self.file.snapshot() as db:
+            return [str(row[0]) for row in db.execute("SELECT name FROM dataset ORDER BY name")]
+
+    def counted(self, who: str) -> int | None:
+        """The noised number of exactly these patients, if it was drawn before."""
+        with self.file.snapshot() as db:
+            row = db.execute("SELECT persons FROM counted WHERE who=?", (who,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def keep_count(self, who: str, persons: int) -> None:
+        """Keep a noised number, which is what is said of these patients ever after."""
+        with self.file.change() as db:
+            db.execute("INSERT OR IGNORE INTO counted VALUES (?, ?)", (who, persons))
+
+    # -- figures -----------------------------------------------------------------------------------
+
+    def budget(self, dataset: str) -> Budget:
+        """The budget of a dataset. Raises LedgerError for an unknown one."""
+        with self.file.snapshot() as db:
+            return budget_of(db, dataset)
+
+    def history(self, dataset: str) -> list[Charge]:
+        """Everything spent on the dataset, oldest first; equal mechanisms are one Charge with their
+        steps added up.
+        """
+        with self.file.snapshot() as db:
+            return _charges(db, "spent", cohorts.of_dataset(db, dataset))
+
+    def reserved(self, dataset: str) -> list[Charge]:
         """Everything set aside for admitted jobs and not begun; equal mechanisms added up."""
-        with self._snapshot() as db:
-            return _charges(db, "reserved", key)
+        with self.file.snapshot() as db:
+            return _charges(db, "reserved", cohorts.of_dataset(db, dataset))
 
-    def epsilon_spent(self, key: str) -> float:
-        """Epsilon of everything spent, at the patient set's delta."""
-        with self._snapshot() as db:
-            return epsilon(_charges(db, "spent", key), _budget(db, key)[1])
+    def epsilon_spent(self, dataset: str) -> float:
+        """What any patient whom the dataset ever held may have lost over everything: the largest,
+        at the dataset's delta. Never falls.
+        """
+        with self.file.snapshot() as db:
+            return epsilon_of(db, dataset, ("spent",))
 
-    def jobs_left(self, key: str) -> int | None:
+    def epsilon_committed(self, dataset: str) -> float:
+        """The same with what is reserved."""
+        with self.file.snapshot() as db:
+            return epsilon_of(db, dataset, ("spent", "reserved"))
+
+    def jobs_left(self, dataset: str) -> int | None:
         """How many more jobs like the newest one fit; None before the first."""
-        with self._snapshot() as db:
+        with self.file.snapshot() as db:
             row = db.execute(
-                "SELECT charges FROM job WHERE key=? ORDER BY at DESC LIMIT 1", (key,)
+                "SELECT charges FROM job WHERE dataset=? ORDER BY at DESC LIMIT 1", (dataset,)
             ).fetchone()
             if row is None:
                 return None
-            limit, delta = _budget(db, key)
-            like = [Charge(*fields) for fields in literal_eval(row[0])]
-            committed = _charges(db, "spent", key) + _charges(db, "reserved", key)
-            return how_many_fit(committed, like, limit, delta, best_order(limit, delta))
-
-    def epsilon_committed(self, key: str) -> float:
-        """Epsilon of everything spent or reserved together."""
-        with self._snapshot() as db:
-            return epsilon(
-                _charges(db, "spent", key) + _charges(db, "reserved", key), _budget(db, key)[1]
-            )
+            return Room(db, _newest(db, dataset), _charges_of(row[0])).how_many()
 
     # -- spending ----------------------------------------------------------------------------------
 
-    def charge(self, key: str, charge: Charge) -> None:
+    def charge(self, dataset: str, charge: Charge) -> None:
         """Spend at once, outside a job (the catalogue's noised count). Raises BudgetExceeded."""
-        with self._transaction() as db:
-            _check_fits(db, key, [charge], charge.what)
-            _keep_curves(db, [charge])
-            _insert_spent(db, key, "", 0, charge)
+        with self.file.change() as db:
+            cohort = _newest(db, dataset)
+            check_fits(db, cohort, [charge], charge.what)
+            _insert_spent(db, cohort, "", 0, charge)
 
-    def reserve(self, key: str, job_id: str, charges: Sequence[Charge]) -> None:
+    def reserve(
+        self,
+        dataset: str,
+        job_id: str,
+        charges: Sequence[Charge],
+        buyer: str = "",
+        most_of_buyer: int | None = None,
+    ) -> None:
         """Set aside the worst case of a whole job. The same again is a no-op.
 
-        Raises BudgetExceeded if it does not fit, LedgerError for a second, different reservation of
-        the same job, for
-        a job that is closed and for a job without charges.
+        Raises BudgetExceeded if it does not fit, PolicyRefusal if `buyer` has `most_of_buyer` open
+        reservations already, LedgerError for a second, different reservation of the same job, for a
+        job that is closed and for a job without charges.
         """
         if not job_id or not charges:
             raise LedgerError(
@@ -228,47 +209,61 @@ class Ledger:
             )
         charges = _added_up(charges)
         described = repr([(c.noise_multiplier, c.sampling_rate, c.steps, c.what) for c in charges])
-        with self._transaction() as db:
+        with self.file.change() as db:
             known = db.execute(
-                "SELECT key, charges, closed FROM job WHERE job_id=?", (job_id,)
+                "SELECT dataset, charges, closed FROM job WHERE job_id=?", (job_id,)
             ).fetchone()
-            if known and known[:2] != (key, described):
+            if known and known[:2] != (dataset, described):
                 raise LedgerError(f"job {job_id[:12]} has another reservation already")
             if known and known[2]:
                 raise LedgerError(f"job {job_id[:12]} is closed; its reservation is not made again")
             if known:
                 return
-            _check_fits(db, key, charges, "this job")
-            _keep_curves(db, charges)
+            if most_of_buyer is not None:
+                (held,) = db.execute(
+                    "SELECT count(DISTINCT job_id) FROM reserved JOIN job USING (job_id) "
+                    "WHERE buyer=?",
+                    (buyer,),
+                ).fetchone()
+                if held >= most_of_buyer:
+                    raise PolicyRefusal(
+                        f"buyer={buyer} has {held} jobs here that are not done; at most "
+                        f"{most_of_buyer} at a time hold a reservation"
+                    )
+            cohort = _newest(db, dataset)
+            check_fits(db, cohort, charges, "this job")
+            now = time.time()
             db.execute(
-                "INSERT INTO job VALUES (?, ?, ?, 0, ?)", (job_id, key, described, time.time())
+                "INSERT INTO job VALUES (?, ?, ?, 0, ?, ?, ?, 0)",
+                (job_id, dataset, described, now, buyer, now),
             )
-            for c in charges:
-                db.execute(
-                    "INSERT INTO reserved (key, job_id, noise_multiplier, sampling_rate, steps, "
-                    "what)"
-                    " VALUES (?, ?, ?, ?, ?, ?)",
-                    (key, job_id, c.noise_multiplier, c.sampling_rate, c.steps, c.what),
-                )
+            _insert_reserved(db, cohort, job_id, charges)
 
     def begin_round(
-        self, job_id: str, number: int, input_hash: bytes, charges: Sequence[Charge]
+        self,
+        job_id: str,
+        number: int,
+        input_hash: bytes,
+        charges: Sequence[Charge],
+        dataset: str = "",
+        members: Members | None = None,
     ) -> bytes | None:
         """Write the round's charge before anything is trained; the stored reply if the round was
         answered before.
 
         None means: train, then `finish_round`. It is also the answer for a round that was begun
-        with the same input
-        and never finished, whose charge is on disk already; if two callers train it at once,
-        `finish_round` lets one
-        of the two replies leave. Raises LedgerError if the job is unknown or closed, the round was
-        asked with another
-        input or other charges, or the charges are more than what the job still has reserved.
+        with the same input and never finished, whose charge is on disk already; if two callers
+        train it at once, `finish_round` lets one of the two replies leave. The round is charged to
+        those whom it trains on, `members` of `dataset`, or whoever is in the job's dataset now;
+        where that is not whom the job was admitted for, or its reservation lapsed, the rest of the
+        job must fit again. Raises LedgerError if the job is unknown or closed, the round was asked
+        with another input or other charges, the charges are more than what the job still has
+        reserved, or the dataset never held `members`; BudgetExceeded if it does not fit again.
         """
         if not charges:
             raise LedgerError(f"round {number} of job {job_id[:12]} names no charge")
         charges = _added_up(charges)
-        with self._transaction() as db:
+        with self.file.change() as db:
             row = db.execute(
                 "SELECT input_hash, reply FROM round WHERE job_id=? AND number=?", (job_id, number)
             ).fetchone()
@@ -279,32 +274,32 @@ class Ledger:
                     )
                 if row[1] is not None:
                     return bytes(row[1])
-            key, closed = _job(db, job_id)
+            admitted_for, closed = _job(db, job_id)
             if closed:
                 raise LedgerError(f"job {job_id[:12]} is closed; no further round is answered")
-            if (
-                row is not None
-            ):  # begun, never answered: nothing left the room, the charge on disk covers it
-                paid = db.execute(
-                    f"SELECT {COLUMNS} FROM spent WHERE job_id=? AND round=? ORDER BY id",  # noqa: S608 fixed text
-                    (job_id, number),
-                )
-                if [Charge(*r) for r in paid] != charges:
-                    raise LedgerError(
-                        f"round {number} of job {job_id[:12]} was begun with other charges"
-                    )
+            cohort = (
+                _newest(db, dataset or admitted_for)
+                if members is None
+                else cohorts.matching(db, dataset or admitted_for, members)
+            )
+            if cohort is None:
+                raise LedgerError(f"dataset {dataset} does not hold those who would be trained on")
+            if row is not None:  # begun, never answered: nothing left the room
+                _charge_begun(db, cohort, job_id, number, charges)
                 return None
+            _reserve_again(db, cohort, job_id)
             for charge in charges:
                 _take_reserved(db, job_id, number, charge)
-                _insert_spent(db, key, job_id, number, charge)
+                _insert_spent(db, cohort, job_id, number, charge)
             db.execute("INSERT INTO round VALUES (?, ?, ?, NULL)", (job_id, number, input_hash))
+            db.execute("UPDATE job SET moved_at=? WHERE job_id=?", (time.time(), job_id))
             return None
 
     def finish_round(self, job_id: str, number: int, reply: bytes) -> None:
         """Store a round's reply; only then may it leave. Raises LedgerError for a round not begun,
         or answered.
         """
-        with self._transaction() as db:
+        with self.file.change() as db:
             done = db.execute(
                 "UPDATE round SET reply=? WHERE job_id=? AND number=? AND reply IS NULL",
                 (reply, job_id, number),
@@ -321,16 +316,30 @@ class Ledger:
         A round in training may still be finished, since its charge is spent. Raises LedgerError for
         an unknown job.
         """
-        with self._transaction() as db:
-            _job(db, job_id)
-            db.execute("DELETE FROM reserved WHERE job_id=?", (job_id,))
-            db.execute("UPDATE job SET closed=1 WHERE job_id=?", (job_id,))
+        with self.file.change() as db:
+            if not _job(db, job_id)[1]:
+                db.execute("DELETE FROM reserved WHERE job_id=?", (job_id,))
+                db.execute("UPDATE job SET closed=1 WHERE job_id=?", (job_id,))
+
+    def free_idle(self, since: float) -> list[str]:
+        """Free the reservations of jobs that no round was begun of since then (unix seconds); their
+        ids. Such a job is not over: its next round reserves what is left of it again, if it fits.
+        """
+        with self.file.change() as db:
+            rows = db.execute(
+                "SELECT job_id FROM job WHERE NOT closed AND NOT lapsed AND moved_at < ?", (since,)
+            )
+            idle = [str(row[0]) for row in rows]
+            for job_id in idle:
+                db.execute("DELETE FROM reserved WHERE job_id=?", (job_id,))
+                db.execute("UPDATE job SET lapsed=1 WHERE job_id=?", (job_id,))
+        return idle
 
     # -- looking -----------------------------------------------------------------------------------
 
     def rounds(self, job_id: str) -> list[RoundRow]:
         """The rounds of a job that were begun."""
-        with self._snapshot() as db:
+        with self.file.snapshot() as db:
             rows = db.execute(
                 "SELECT number, reply IS NOT NULL FROM round WHERE job_id=? ORDER BY number",
                 (job_id,),
@@ -339,20 +348,20 @@ class Ledger:
 
     def reply(self, job_id: str, number: int) -> bytes | None:
         """The stored reply of a round, if it was answered."""
-        with self._snapshot() as db:
+        with self.file.snapshot() as db:
             row = db.execute(
                 "SELECT reply FROM round WHERE job_id=? AND number=?", (job_id, number)
             ).fetchone()
         return bytes(row[0]) if row and row[0] is not None else None
 
-    def jobs(self, key: str) -> list[JobLine]:
-        """Every job of a patient set, newest first."""
-        with self._snapshot() as db:
-            delta = _budget(db, key)[1]
+    def jobs(self, dataset: str) -> list[JobLine]:
+        """Every job of a dataset, newest first."""
+        with self.file.snapshot() as db:
+            delta = budget_of(db, dataset).delta
             lines = []
             for job_id, closed in db.execute(
-                "SELECT job_id, closed FROM job WHERE key=? ORDER BY at DESC", (key,)
-            ):
+                "SELECT job_id, closed FROM job WHERE dataset=? ORDER BY at DESC", (dataset,)
+            ).fetchall():
                 answered = db.execute(
                     "SELECT count(*) FROM round WHERE job_id=? AND number>0 AND reply IS NOT NULL",
                     (job_id,),
@@ -365,52 +374,95 @@ class Ledger:
                 )
             return lines
 
+    def open_jobs(self) -> list[str]:
+        """Every job that is not closed."""
+        with self.file.snapshot() as db:
+            rows = db.execute("SELECT job_id FROM job WHERE NOT closed ORDER BY at")
+            return [str(row[0]) for row in rows]
 
-def _budget(db: sqlite3.Connection, key: str) -> tuple[float, float]:
-    row = db.execute("SELECT epsilon, delta FROM patient_set WHERE key=?", (key,)).fetchone()
-    if row is None:
-        raise LedgerError(f"patient set {key[:12]} has no budget")
-    return float(row[0]), float(row[1])
+
+def _newest(db: sqlite3.Connection, dataset: str) -> int:
+    budget_of(db, dataset)
+    cohort = cohorts.newest(db, dataset)
+    if cohort is None:
+        raise LedgerError(f"dataset {dataset} has no members yet")
+    return cohort
 
 
-def _charges(db: sqlite3.Connection, table: str, key: str) -> list[Charge]:
+def _charge_begun(
+    db: sqlite3.Connection, cohort: int, job_id: str, number: int, charges: Sequence[Charge]
+) -> None:
+    """Have a round that was begun and never answered charged to `cohort`: it is on disk already,
+    unless others are in the dataset since. Raises LedgerError for other charges, BudgetExceeded.
+    """
+    paid: dict[int, list[Charge]] = {}
+    for of, *row in db.execute(
+        f"SELECT cohort, {COLUMNS} FROM spent WHERE job_id=? AND round=? ORDER BY id",  # noqa: S608
+        (job_id, number),
+    ):
+        paid.setdefault(of, []).append(Charge(*row))
+    if any(each != charges for each in paid.values()):
+        raise LedgerError(f"round {number} of job {job_id[:12]} was begun with other charges")
+    if cohort not in paid:
+        check_fits(db, cohort, charges, "this round, for those who have joined since,")
+        for charge in charges:
+            _insert_spent(db, cohort, job_id, number, charge)
+
+
+def _reserve_again(db: sqlite3.Connection, cohort: int, job_id: str) -> None:
+    """Have what is left of the job reserved for `cohort`: anew where the reservation lapsed or is
+    another cohort's. Raises BudgetExceeded.
+    """
+    mine = f"SELECT cohort, {COLUMNS} FROM reserved WHERE job_id=?"  # noqa: S608 fixed text
+    rows = db.execute(mine, (job_id,)).fetchall()
+    charges, lapsed = db.execute(
+        "SELECT charges, lapsed FROM job WHERE job_id=?", (job_id,)
+    ).fetchone()
+    if not lapsed and all(row[0] == cohort for row in rows):
+        return
+    rest = [Charge(*row[1:]) for row in rows]
+    if lapsed:
+        spent = db.execute(f"SELECT {COLUMNS} FROM spent WHERE job_id=?", (job_id,))  # noqa: S608
+        rest = _less(_charges_of(charges), [Charge(*row) for row in spent])
+    db.execute("DELETE FROM reserved WHERE job_id=?", (job_id,))
+    if rest:
+        check_fits(db, cohort, rest, "what is left of this job")
+        _insert_reserved(db, cohort, job_id, rest)
+    db.execute("UPDATE job SET lapsed=0 WHERE job_id=?", (job_id,))
+
+
+def _less(whole: Sequence[Charge], part: Sequence[Charge]) -> list[Charge]:
+    """What is left of `whole` without `part`, mechanism by mechanism."""
+    steps = {(c.noise_multiplier, c.sampling_rate, c.what): 0 for c in whole}
+    for sign, charges in ((1, whole), (-1, part)):
+        for c in charges:
+            steps[c.noise_multiplier, c.sampling_rate, c.what] += sign * c.steps
+    return [Charge(noise, rate, n, what) for (noise, rate, what), n in steps.items() if n > 0]
+
+
+def _charges(db: sqlite3.Connection, table: str, of: Collection[int]) -> list[Charge]:
     """Charges of `spent` or `reserved`, equal mechanisms added up (RDP adds per step, so the order
     does not matter).
     """
+    marks = ",".join("?" * len(of))
     rows = db.execute(
         f"SELECT noise_multiplier, sampling_rate, sum(steps), what FROM {table}"  # noqa: S608 fixed
-        " WHERE key=? GROUP BY noise_multiplier, sampling_rate, what ORDER BY min(id)",
-        (key,),
+        f" WHERE cohort IN ({marks})"
+        " GROUP BY noise_multiplier, sampling_rate, what ORDER BY min(id)",
+        tuple(of),
     )
     return [Charge(*row) for row in rows]
 
 
+def _charges_of(described: str) -> list[Charge]:
+    return [Charge(*fields) for fields in literal_eval(described)]
+
+
 def _job(db: sqlite3.Connection, job_id: str) -> tuple[str, bool]:
-    row = db.execute("SELECT key, closed FROM job WHERE job_id=?", (job_id,)).fetchone()
+    row = db.execute("SELECT dataset, closed FROM job WHERE job_id=?", (job_id,)).fetchone()
     if row is None:
         raise LedgerError(f"job {job_id[:12]} has reserved nothing here")
     return str(row[0]), bool(row[1])
-
-
-def _check_fits(db: sqlite3.Connection, key: str, charges: Sequence[Charge], who: str) -> None:
-    limit, delta = _budget(db, key)
-    committed = _charges(db, "spent", key) + _charges(db, "reserved", key)
-    if not fits(committed, charges, limit, delta, best_order(limit, delta)):
-        before, alone = epsilon(committed, delta), epsilon(charges, delta)
-        raise BudgetExceeded(
-            f"{who} needs epsilon={alone:.3f} on top of {before:.3f} spent or reserved, together "
-            f"{epsilon([*committed, *charges], delta):.3f}; the lifetime budget of {limit:g} at "
-            f"delta={delta:g} "
-            f"leaves {max(0.0, limit - before):.3f}"
-        )
-
-
-def _keep_curves(db: sqlite3.Connection, charges: Sequence[Charge]) -> None:
-    for noise_multiplier, sampling_rate in {(c.noise_multiplier, c.sampling_rate) for c in charges}:
-        if sampling_rate < 1:  # without sampling it is one division
-            rdp = accounting.curve(noise_multiplier, sampling_rate)
-            row = (noise_multiplier, sampling_rate, accounting.CURVES, rdp)
-            db.execute("INSERT OR IGNORE INTO curve VALUES (?, ?, ?, ?)", row)
 
 
 def _added_up(charges: Sequence[Charge]) -> list[Charge]:
@@ -422,26 +474,6 @@ def _added_up(charges: Sequence[Charge]) -> list[Charge]:
         mechanism = (c.noise_multiplier, c.sampling_rate, c.what)
         steps[mechanism] = steps.get(mechanism, 0) + c.steps
     return [Charge(noise, rate, total, what) for (noise, rate, what), total in steps.items()]
-
-
-def _use_wal(db: sqlite3.Connection) -> None:
-    """Switch to WAL. Two openers of a new file collide here, and SQLite does not wait by itself for
-    this one lock.
-    """
-    give_up = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
-                raise
-            time.sleep(0.01)
-            continue
-        if mode != "wal":
-            raise sqlite3.OperationalError(
-                f"journal mode {mode} instead of wal: keep the file on a local disk"
-            )
-        return
 
 
 def _take_reserved(db: sqlite3.Connection, job_id: str, number: int, charge: Charge) -> None:
@@ -464,14 +496,25 @@ def _take_reserved(db: sqlite3.Connection, job_id: str, number: int, charge: Cha
         db.execute("UPDATE reserved SET steps=steps-? WHERE id=?", (charge.steps, row[0]))
 
 
+def _insert_reserved(
+    db: sqlite3.Connection, cohort: int, job_id: str, charges: Sequence[Charge]
+) -> None:
+    for c in charges:
+        db.execute(
+            "INSERT INTO reserved (cohort, job_id, noise_multiplier, sampling_rate, steps, what)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (cohort, job_id, c.noise_multiplier, c.sampling_rate, c.steps, c.what),
+        )
+
+
 def _insert_spent(
-    db: sqlite3.Connection, key: str, job_id: str, number: int, charge: Charge
+    db: sqlite3.Connection, cohort: int, job_id: str, number: int, charge: Charge
 ) -> None:
     db.execute(
-        "INSERT INTO spent (key, job_id, round, noise_multiplier, sampling_rate, steps, what, at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO spent (cohort, job_id, round, noise_multiplier, sampling_rate, steps, what, "
+        "at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            key,
+            cohort,
             job_id,
             number,
             charge.noise_multiplier,

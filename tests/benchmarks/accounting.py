@@ -8,21 +8,30 @@ adds their epsilons, `jobs.filter` is what the node admits (RDP filter, valid wh
 after having seen results), `jobs.pld` what would fit if all had been fixed in advance. Then a
 ledger of 1,000 jobs with mixed terms, each question asked cold, by a new process, and warm:
 `SECONDS.left.*` what is left, `SECONDS.more.*` how many more such jobs fit.
+
+Then a hospital of a million patients: five datasets with ten versions each, between which patients
+come and go and which overlap, 20 jobs on each version: `patients.seconds.*` of entering a version,
+of opening the ledger and asking what is left, how many more fit, and of reserving a job (a new
+process each), with `patients.classes` of equal history.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fl_client.data.identity import Members
 from fl_client.privacy.accounting import (
     best_order,
     calibrate,
@@ -46,6 +55,21 @@ for question in (ledger.epsilon_spent, ledger.jobs_left) * 2:
     question("ward")
     found.append(time.perf_counter() - started)
 print(*found)
+"""
+QUESTIONS = {
+    "left": "ledger.epsilon_spent('ward 0')",
+    "more": "ledger.jobs_left('ward 0')",
+    "reserve": "ledger.reserve('ward 0', 'new', [Charge(21.5, 0.02, 7, 'training')])",
+}
+ASK_ONCE = """
+import sys, time
+from pathlib import Path
+from fl_client.privacy.ledger import Ledger
+from fl_client.privacy.plan import Charge
+started = time.perf_counter()
+ledger = Ledger(Path(sys.argv[1]))
+exec(sys.argv[2])
+print(time.perf_counter() - started)
 """
 
 
@@ -79,7 +103,8 @@ def speed(jobs: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.sqlite"
         ledger = Ledger(path)
-        ledger.open_patient_set("ward", 1000.0, DELTA)
+        ledger.open_dataset("ward", 1000.0, DELTA)
+        ledger.set_members("ward", Members([b"a patient's key."], np.ones(1, dtype=bool)))
         started = time.perf_counter()
         for i in range(jobs):
             rate = (1.0, 0.5, 0.1, 0.02)[i % 4]
@@ -106,15 +131,59 @@ def speed(jobs: int) -> dict[str, float]:
     }
 
 
+def patients(people: int, versions: int, jobs: int) -> dict[str, float]:
+    """Seconds with `people` patients in `versions` versions of five datasets, and `jobs` jobs."""
+    keys = [i.to_bytes(16, "little") for i in range(people)]
+    random = np.random.default_rng(1)
+    # five wards of 60 % of everybody each, which overlap; a version loses 2 % and gains 2 %
+    there = [np.roll(np.arange(people) < people * 0.6, i * people // 5) for i in range(5)]
+    entered = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger.sqlite"
+        ledger = Ledger(path)
+        for i in range(5):
+            ledger.open_dataset(f"ward {i}", 1000.0, DELTA)
+        for version in range(versions):
+            ward = version % 5
+            there[ward] ^= random.random(people) < 0.02
+            started = time.perf_counter()
+            ledger.set_members(f"ward {ward}", Members(keys, there[ward].copy()))
+            entered.append(time.perf_counter() - started)
+            for i in range(jobs // versions):
+                rate = (1.0, 0.5, 0.1, 0.02)[i % 4]
+                mechanism = Charge(20.0 + i + version % 5 / 8, rate, 1 + i, "training")
+                ledger.charge(f"ward {ward}", mechanism)
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            (classes,) = db.execute("SELECT count(DISTINCT class) FROM patient").fetchone()
+        asked = {}
+        for name, question in QUESTIONS.items():
+            ledger.reserve("ward 0", f"like the last {name}", [Charge(25.0, 1.0, 3, "training")])
+            said = subprocess.run(
+                [sys.executable, "-c", ASK_ONCE, path, question],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            asked[f"patients.seconds.{name}"] = float(said.stdout)
+    return asked | {
+        "patients.seconds.enter_a_version": max(entered),
+        "patients.people": people,
+        "patients.versions": versions,
+        "patients.jobs": versions * (jobs // versions),
+        "patients.classes": classes,
+    }
+
+
 def main() -> None:
     """Print the figures and write them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="100 jobs in the long ledger")
+    parser.add_argument("--quick", action="store_true", help="100 jobs, 20,000 patients")
     parser.add_argument("--json", type=Path, help="file to write the flat figures to")
     given = parser.parse_args()
     figures = capacity() | speed(100 if given.quick else 1000)
+    figures |= patients(20_000, 20, 100) if given.quick else patients(10**6, 50, 1000)
     figures["jobs.filter_over_adding"] = figures["jobs.filter"] / figures["jobs.adding"]
     table = Table("measure", "value", box=None, pad_edge=False)
     for name, value in figures.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from datahub.demo import data as demo_data
 from datahub.demo.stack import wait_for
 from datatokens.deploy import Deployment
 from fl_client.node import config as node_config
@@ -70,6 +71,10 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
         contributors,
         "--owner-key-file",
         owner,
+        "--patient-column",
+        demo_data.PATIENT,
+        "--records-per-patient",
+        "1",
     ]
     tiny = tmp_path / "tiny.csv"
     tiny.write_text("\n".join(table.read_text().splitlines()[:8]))
@@ -113,7 +118,7 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
         assert not (hospital.folder / "jobs" / job).exists()
 
     status = json.loads(datahub("node", "status", node, "--json"))
-    assert 0.9 < status[0]["epsilon_spent"] < 1.5 and status[0]["jobs"][0]["rounds_answered"] == 2
+    assert 0.9 < status[0]["epsilon_spent"] < 2.5 and status[0]["jobs"][0]["rounds_answered"] == 2
     shown = json.loads(datahub("owner", "show", node, str(entry.dataset_id), "--json"))
     assert (shown["state"], shown["hospital_units"], shown["stated_epsilon"]) == (
         "active",
@@ -168,6 +173,25 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
         "chain", "privacy", tmp_path / "deployment.json", "--chain", stack.chain_url
     )
 
+    # a row more is the next version of the same dataset, whose patients keep what they have spent
+    fresh = tmp_path / "fresh.csv"
+    head, first, *rest = table.read_text().splitlines()
+    fresh.write_text("\n".join([head, first, *rest, first.rsplit(",", 1)[0] + ",new"]))
+    table.unlink()
+    assert "is not there; if it was moved" in datahub("node", "status", node)
+    replaced = json.loads(
+        datahub("node", "replace-dataset", *as_owner, "--file", fresh, *signed, "--json")
+    )
+    assert replaced["manifest_version"] == 2 and replaced["persons"] > 0
+    shown_now = m.buyer.hub.get("/api/datasets")
+    assert next(r for r in shown_now if r["dataset_id"] == entry.dataset_id)["manifest"]["persons"]
+    after = json.loads(datahub("node", "status", node, "--json"))[0]
+    assert after["not_served"] == "" and after["epsilon_spent"] > status[0]["epsilon_spent"]
+    assert "takes no part any more" in datahub("node", "withdraw-patient", node, "new")
+    assert "nobody with this identifier" in datahub(
+        "node", "withdraw-patient", node, "nobody", fails=True
+    )
+
     assert "kept for its jobs" in datahub("node", "rotate-key", node, *signed)
     renewed = node_config.read(node)
     assert renewed.node_address != shown["node"] and shown["node"] in renewed.node_keys
@@ -177,6 +201,10 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     paid = json.loads(datahub("claim", *where, "--key-file", wallet, "--json"))
     assert paid == {str(entry.dataset_id): 4_000_000 * 5000 // 10_000 * 3 // 4}
     assert "nothing to claim now" in datahub("claim", *where, "--key-file", wallet)
+    assert "is retired and no longer served" in datahub(
+        "node", "remove-dataset", *as_owner, *signed
+    )
+    assert json.loads(datahub("node", "status", node, "--json")) == []
 
 
 def entry_chain(folder: Path) -> int:

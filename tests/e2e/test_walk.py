@@ -63,10 +63,8 @@ def test_walk__order_over_four_hospitals__settles_and_a_contributor_claims(
         (entry,) = node_config.read(hospital.folder).datasets
         line = next(x for x in report["hospitals"] if x["dataset_id"] == hospital.dataset_id)
         ledger = Ledger(hospital.folder / "ledger.sqlite")
-        assert ledger.epsilon_spent(entry.patient_set) == pytest.approx(line["epsilon_lifetime"])
-        assert ledger.epsilon_committed(entry.patient_set) == pytest.approx(
-            line["epsilon_lifetime"]
-        )
+        assert ledger.epsilon_spent(entry.name) == pytest.approx(line["epsilon_lifetime"])
+        assert ledger.epsilon_committed(entry.name) == pytest.approx(line["epsilon_lifetime"])
         paid = line["price_units"] + line["reward_units"]
         assert revenue_units(m, hospital.dataset_id) - earned[hospital.dataset_id] == paid
     account, key = m.stack.accounts[6]
@@ -107,9 +105,7 @@ def test_walk__one_hospital_cannot_afford_it__everything_comes_back(
     for hospital in m.hospitals:
         (entry,) = node_config.read(hospital.folder).datasets
         ledger = Ledger(hospital.folder / "ledger.sqlite")
-        assert ledger.epsilon_committed(entry.patient_set) == ledger.epsilon_spent(
-            entry.patient_set
-        )
+        assert ledger.epsilon_committed(entry.name) == ledger.epsilon_spent(entry.name)
 
 
 def test_hub__job_that_nobody_paid__refused(marketplace: Marketplace) -> None:
@@ -337,7 +333,7 @@ def test_walk__node_killed_in_the_middle__the_job_is_finished_and_charged_once(
     ledger = Ledger(victim.folder / "ledger.sqlite")
 
     def training_steps() -> int:
-        return sum(c.steps for c in ledger.history(entry.patient_set) if c.what == "training")
+        return sum(c.steps for c in ledger.history(entry.name) if c.what == "training")
 
     before = training_steps()
     job = m.buyer.order(m.ids, epsilon=0.5, purpose=PURPOSE, rounds=5)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fl_client.errors import ConfigError
-from fl_client.node import config
+from fl_client.node import config, entries
 
 NETWORK = {
     "chain_id": 31337,
@@ -40,11 +40,17 @@ def test_read__misspelt_key__is_named_with_the_nearest_right_one(folder: Path) -
         assert f"policy.{wrong} is unknown, the nearest known one is policy.{right}" in said
 
 
-def test_read__dataset_whose_column_does_not_go_with_its_unit__refused(folder: Path) -> None:
+def test_read__dataset_whose_column_does_not_go_with_its_unit__is_left_out_in_words(
+    folder: Path,
+) -> None:
     from fl_client.data.schemas import Feature, Manifest, Schema
 
     schema = Schema((Feature("a", 0, 1),), "y", 0)
     manifest = Manifest("Clinic", "T", "", 40, 10, 3.0, 1e-5, schema)
-    config.add_dataset(folder, config.DatasetEntry(1, folder / "t.csv", "s", manifest, "who"))
-    with pytest.raises(ConfigError, match=r"patient_column='who' does not go with .* 'record'"):
-        config.read(folder)
+    entries.write(folder, entries.DatasetEntry(1, folder / "t.csv", manifest, "who"))
+    found = config.read(folder)
+    assert found.datasets == ()
+    assert (
+        "patient_column='who' does not go with the published unit 'record'"
+        in found.unusable["1.json"]
+    )

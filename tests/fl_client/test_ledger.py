@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,10 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fl_client.errors import BudgetExceeded, LedgerError
+from fl_client.data.identity import Members, patient_key
+from fl_client.errors import BudgetExceeded, LedgerError, PolicyRefusal
 from fl_client.privacy import accounting
-from fl_client.privacy.accounting import epsilon
+from fl_client.privacy.accounting import best_order, epsilon, lifetime_epsilon
+from fl_client.privacy.affordable import Budget
 from fl_client.privacy.ledger import Ledger
+from fl_client.privacy.ledger_file import LedgerFile
 from fl_client.privacy.plan import Charge
 
 DELTA = 1e-5
@@ -39,8 +42,18 @@ def job_of(rounds: int) -> tuple[Charge, ...]:
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     opened = Ledger(tmp_path / "ledger.sqlite")
-    opened.open_patient_set("ward", 3.0, DELTA)
+    opened.open_dataset("ward", 3.0, DELTA)
+    opened.set_members("ward", patients("p1", "p2"))
     return opened
+
+
+def lifetime(charges: Sequence[Charge], limit: float = 3.0) -> float:
+    return lifetime_epsilon(charges, DELTA, best_order(limit, DELTA))
+
+
+def patients(*names: str) -> Members:
+    keys = [patient_key(b"secret", name) for name in names]
+    return Members(keys, np.ones(len(keys), dtype=bool))
 
 
 def _steps(charges: list[Charge]) -> Counter:
@@ -61,7 +74,7 @@ def test_begin_round__reserved_job__moves_the_charge_from_reserved_to_spent(ledg
     assert ledger.history("ward") == list(ROUND)
     assert ledger.reserved("ward") == list(job_of(2))
     assert ledger.epsilon_committed("ward") == pytest.approx(committed, rel=1e-12)
-    assert ledger.epsilon_spent("ward") == epsilon(ROUND, DELTA)
+    assert ledger.epsilon_spent("ward") == lifetime(ROUND)
 
 
 def test_begin_round__answered_before__gives_the_stored_reply_without_a_charge(
@@ -206,7 +219,7 @@ def test_reserve__does_not_fit__says_what_is_needed_spent_and_left(ledger: Ledge
     with pytest.raises(BudgetExceeded) as refused:
         ledger.reserve("ward", "greedy", (Charge(1.0, 1.0, 5, "training"),))
     before = ledger.epsilon_committed("ward")
-    alone = epsilon([Charge(1.0, 1.0, 5, "training")], DELTA)
+    alone = lifetime([Charge(1.0, 1.0, 5, "training")])
     sentence = str(refused.value)
     assert (
         f"this job needs epsilon={alone:.3f} on top of {before:.3f} spent or reserved" in sentence
@@ -221,7 +234,7 @@ def test_reserve__same_again__is_counted_once_and_a_different_one_refused(ledger
     assert ledger.reserved("ward") == list(job_of(3))
     with pytest.raises(LedgerError, match="another reservation"):
         ledger.reserve("ward", "job", job_of(4))
-    ledger.open_patient_set("other ward", 3.0, DELTA)
+    ledger.open_dataset("other ward", 3.0, DELTA)
     with pytest.raises(LedgerError, match="another reservation"):
         ledger.reserve("other ward", "job", job_of(3))
 
@@ -238,7 +251,7 @@ def test_reserve__same_again_after_some_rounds__does_not_refill_the_reservation(
 def test_reserve__nothing_or_unknown_patients__refuses(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match="at least one charge"):
         ledger.reserve("ward", "job", ())
-    with pytest.raises(LedgerError, match="patient set nowhere has no budget"):
+    with pytest.raises(LedgerError, match="dataset nowhere has no budget"):
         ledger.reserve("nowhere", "job", job_of(1))
 
 
@@ -246,13 +259,13 @@ def test_reserve__many_equal_jobs__compose_so_that_more_fit_than_the_sum_allows(
     ledger: Ledger,
 ) -> None:
     one = (Charge(40.0, 1.0, 60, "training"),)
-    alone, admitted = epsilon(one, DELTA), 0
+    alone, admitted = lifetime(one), 0
     with contextlib.suppress(BudgetExceeded):
         while True:
             ledger.reserve("ward", f"job {admitted}", one)
             admitted += 1
     assert admitted > 1.5 * (3.0 / alone)
-    assert epsilon(one * admitted, DELTA) <= 3.0 < epsilon(one * (admitted + 1), DELTA)
+    assert lifetime(one * admitted) <= 3.0 < lifetime(one * (admitted + 1))
 
 
 def test_charge__outside_a_job__is_spent_at_once_until_the_budget_is_gone(ledger: Ledger) -> None:
@@ -261,20 +274,23 @@ def test_charge__outside_a_job__is_spent_at_once_until_the_budget_is_gone(ledger
         for _ in range(100):
             ledger.charge("ward", count)
     (spent,) = ledger.history("ward")
-    assert epsilon([spent], DELTA) <= 3.0 < epsilon([spent, count], DELTA)
+    assert lifetime([spent]) <= 3.0 < lifetime([spent, count])
 
 
-def test_open_patient_set__lowered_and_raised__keeps_the_history(ledger: Ledger) -> None:
+def test_open_dataset__lowered__keeps_the_history_and_may_not_rise_again(ledger: Ledger) -> None:
     ledger.reserve("ward", "job", job_of(3))
     ledger.begin_round("job", 1, b"model", ROUND)
-    ledger.open_patient_set("ward", 0.01, DELTA)  # below what is spent
+    ledger.open_dataset("ward", 0.01, 1e-6)  # below what is spent
     assert ledger.history("ward") == list(ROUND)
     with pytest.raises(BudgetExceeded, match=r"leaves 0\.000"):
         ledger.reserve("ward", "late", job_of(1))
-    ledger.open_patient_set("ward", 5.0, 1e-6)
-    assert ledger.budget("ward") == (5.0, 1e-6)
-    assert ledger.epsilon_spent("ward") == epsilon(ROUND, 1e-6)
-    ledger.reserve("ward", "late", job_of(1))
+    order = best_order(3.0, DELTA)  # of the budget as it was opened
+    assert ledger.budget("ward") == Budget(0.01, 1e-6, order)
+    assert ledger.epsilon_spent("ward") == lifetime_epsilon(ROUND, 1e-6, order)
+    for limit, delta in ((0.02, 1e-6), (0.01, 1e-5)):
+        with pytest.raises(LedgerError, match=r"epsilon 0\.01 at delta=1e-06 .* never rise to"):
+            ledger.open_dataset("ward", limit, delta)
+    assert ledger.budget("ward") == Budget(0.01, 1e-6, order)
 
 
 @pytest.mark.parametrize(
@@ -288,27 +304,201 @@ def test_open_patient_set__lowered_and_raised__keeps_the_history(ledger: Ledger)
         (1.0, float("nan"), "delta=nan"),
     ],
 )
-def test_open_patient_set__number_out_of_range__refuses(
+def test_open_dataset__number_out_of_range__refuses(
     ledger: Ledger, limit: float, delta: float, named: str
 ) -> None:
     with pytest.raises(LedgerError, match=named):
-        ledger.open_patient_set("ward", limit, delta)
-    assert ledger.budget("ward") == (3.0, DELTA)
+        ledger.open_dataset("ward", limit, delta)
+    assert ledger.budget("ward") == Budget(3.0, DELTA, best_order(3.0, DELTA))
 
 
 def test_budget__two_patient_sets__do_not_touch_each_other(ledger: Ledger) -> None:
-    ledger.open_patient_set("other ward", 1.0, DELTA)
+    ledger.open_dataset("other ward", 1.0, DELTA)
+    ledger.set_members("other ward", patients("p3"))
     ledger.charge("other ward", TRAIN)
     assert ledger.history("ward") == []
     assert ledger.epsilon_spent("ward") == 0.0
     assert ledger.history("other ward") == [TRAIN]
 
 
+# -- one lifetime per patient ----------------------------------------------------------------------
+
+
+def table_of(*rows: tuple[str, str]) -> Members:
+    """A table of (patient, record): patients are the units."""
+    units = list(dict.fromkeys(patient_key(b"secret", who) for who, _ in rows))
+    tied = [(record.encode(), units.index(patient_key(b"secret", who))) for who, record in rows]
+    return Members(units, np.ones(len(units), dtype=bool), tied)
+
+
+def test_reserve__another_dataset_with_one_of_the_patients__shares_the_lifetime(
+    ledger: Ledger,
+) -> None:
+    ledger.open_dataset("clinic", 2.0, DELTA)
+    ledger.set_members("clinic", patients("p2", "p3"))
+    ledger.charge("clinic", Charge(2.7, 1.0, 1, "training"))
+    assert 1.5 < ledger.epsilon_spent("clinic") < 2.0
+    assert ledger.epsilon_spent("ward") > 1.5, "p2 is in both"
+    with pytest.raises(BudgetExceeded, match="of another dataset with some of the same patients"):
+        ledger.reserve("ward", "job", [Charge(2.7, 1.0, 1, "training")])
+    ledger.set_members("ward", patients("p1"))
+    ledger.reserve("ward", "job", [Charge(2.7, 1.0, 1, "training")])
+
+
+def test_reserve__records_of_patients_who_have_several__count_at_the_group_s_worst(
+    ledger: Ledger,
+) -> None:
+    ledger.open_dataset("visits", 8.0, DELTA)
+    records = [f"record {i}".encode() for i in range(10)]
+    ledger.set_members("visits", Members(records, np.ones(10, dtype=bool)))
+    job = Charge(30.0, 1.0, 1, "training")
+    ledger.charge("visits", job)
+    assert ledger.epsilon_spent("visits") == lifetime([job], 8.0), "nothing ties the records yet"
+    ledger.open_dataset("ten each", 8.0, DELTA)
+    ledger.set_members("ten each", table_of(*(("p9", f"record {i}") for i in range(10))))
+    grouped = Charge(3.0, 1.0, 1, "training")
+    assert ledger.epsilon_spent("ten each") == pytest.approx(lifetime([grouped], 8.0))
+    assert ledger.epsilon_spent("visits") == pytest.approx(lifetime([grouped], 8.0))
+    left = ledger.jobs_left("visits")
+    assert left is None
+    ledger.reserve("visits", "job", [job])
+    assert ledger.epsilon_committed("visits") == pytest.approx(lifetime([grouped] * 2, 8.0))
+
+
+def test_set_members__patients_come_and_go__a_dataset_s_figure_never_falls(ledger: Ledger) -> None:
+    ledger.charge("ward", Charge(5.0, 1.0, 1, "training"))
+    before = ledger.epsilon_spent("ward")
+    ledger.set_members("ward", patients("p8", "p9"))
+    assert ledger.epsilon_spent("ward") == before
+    ledger.open_dataset("new ones", 3.0, DELTA)
+    ledger.set_members("new ones", patients("p8", "p9"))
+    assert ledger.epsilon_spent("new ones") == 0, "they have not been trained on"
+    ledger.set_members("new ones", patients("p1"))
+    assert ledger.epsilon_spent("new ones") == before
+
+
+def test_begin_round__somebody_withdrew__is_charged_to_the_others_alone(ledger: Ledger) -> None:
+    ledger.open_dataset("clinic", 9.0, DELTA)
+    ledger.set_members("clinic", patients("p2"))
+    ledger.reserve("ward", "job", job_of(2))
+    ledger.begin_round("job", 1, b"model", ROUND)
+    left = patients("p1", "p2").without(np.array([False, True]))
+    ledger.set_members("ward", left)
+    assert ledger.begin_round("job", 2, b"model", ROUND, "ward", left) is None
+    assert ledger.epsilon_spent("clinic") == pytest.approx(
+        lifetime_epsilon(ROUND, DELTA, best_order(9.0, DELTA))
+    )
+    assert ledger.epsilon_spent("ward") == pytest.approx(lifetime(job_of(2)))
+    with pytest.raises(LedgerError, match="does not hold those who would be trained on"):
+        ledger.begin_round("job", 3, b"model", ROUND, "ward", patients("p7"))
+
+
+def test_begin_round__patients_joined_who_cannot_afford_the_rest__refused(ledger: Ledger) -> None:
+    ledger.open_dataset("clinic", 3.0, DELTA)
+    ledger.set_members("clinic", patients("p9"))
+    ledger.charge("clinic", Charge(2.0, 1.0, 1, "training"))
+    ledger.reserve("ward", "job", (Charge(3.0, 1.0, 2, "training"),))
+    ledger.set_members("ward", patients("p1", "p2", "p9"))
+    one = (Charge(3.0, 1.0, 1, "training"),)
+    with pytest.raises(BudgetExceeded, match="what is left of this job needs"):
+        ledger.begin_round("job", 1, b"model", one)
+    assert ledger.reserved("ward") == [Charge(3.0, 1.0, 2, "training")]
+    ledger.set_members("ward", patients("p1", "p2"))
+    assert ledger.begin_round("job", 1, b"model", one) is None
+
+
+def test_begin_round__begun_and_others_are_there_when_it_is_asked_again__are_charged_too(
+    ledger: Ledger,
+) -> None:
+    ledger.open_dataset("clinic", 3.0, DELTA)
+    ledger.set_members("clinic", patients("p9"))
+    ledger.reserve("ward", "job", job_of(1))
+    ledger.begin_round("job", 1, b"model", ROUND)
+    ledger.set_members("ward", patients("p1", "p9"))
+    assert ledger.epsilon_spent("clinic") == 0
+    for _ in range(2):
+        assert ledger.begin_round("job", 1, b"model", ROUND) is None
+    assert ledger.epsilon_spent("clinic") == lifetime(ROUND)
+
+
+def test_free_idle__no_round_for_an_hour__frees_and_the_next_round_reserves_again(
+    ledger: Ledger,
+) -> None:
+    ledger.reserve("ward", "job", job_of(3))
+    ledger.begin_round("job", 1, b"model", ROUND)
+    assert ledger.free_idle(time.time() - 3600) == []
+    assert ledger.free_idle(time.time() + 1) == ["job"] and ledger.reserved("ward") == []
+    assert ledger.begin_round("job", 2, b"model", ROUND) is None
+    assert ledger.reserved("ward") == list(ROUND)
+    ledger.free_idle(time.time() + 1)
+    ledger.charge("ward", Charge(1.54, 1.0, 1, "another's"))
+    with pytest.raises(BudgetExceeded, match="what is left of this job"):
+        ledger.begin_round("job", 3, b"model", ROUND)
+    assert _steps(ledger.history("ward")) == _steps([*job_of(2), Charge(1.54, 1.0, 1, "another's")])
+
+
+def test_reserve__buyer_with_enough_open_jobs__refused_until_one_is_done(ledger: Ledger) -> None:
+    for name in ("a", "b"):
+        ledger.reserve("ward", name, job_of(1), "0xB", 2)
+    with pytest.raises(PolicyRefusal, match="has 2 jobs here that are not done; at most 2"):
+        ledger.reserve("ward", "c", job_of(1), "0xB", 2)
+    ledger.reserve("ward", "c", job_of(1), "0xC", 2)
+    ledger.begin_round("a", 1, b"model", ROUND)  # nothing of it is reserved any more
+    ledger.reserve("ward", "d", job_of(1), "0xB", 2)
+
+
+some_members = st.sets(st.sampled_from(["p1", "p2", "p3", "p4"]), min_size=1)
+histories = st.lists(
+    st.one_of(
+        st.tuples(st.just("list"), st.sampled_from("abc"), some_members),
+        st.tuples(st.just("job"), st.sampled_from("abc"), st.sampled_from([2.0, 4.0, 9.0])),
+    ),
+    min_size=4,
+    max_size=14,
+)
+
+
+@given(histories, st.tuples(*[st.floats(0.8, 4.0)] * 3))
+@settings(max_examples=40, deadline=None)
+def test_reserve__any_versions_of_any_datasets__nobody_goes_over_a_budget_that_binds_them(
+    steps: list, limits: tuple
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder) / "ledger.sqlite")
+        now: dict[str, set[str]] = {}
+        ever: dict[str, set[str]] = {}
+        spent: dict[str, list[Charge]] = {}
+        for number, (kind, name, what) in enumerate(steps):
+            if kind == "list":
+                ledger.open_dataset(name, limits["abc".index(name)], DELTA)
+                ledger.set_members(name, patients(*sorted(what)))
+                now[name] = what
+                ever.setdefault(name, set()).update(what)
+                continue
+            if name not in now:
+                continue
+            charge = Charge(what, 1.0, 1, "training")
+            try:
+                ledger.reserve(name, f"job {number}", [charge])
+            except BudgetExceeded:
+                # somebody in it, or who was in all of its versions, would go over
+                continue
+            ledger.begin_round(f"job {number}", 1, b"model", [charge])
+            for who in now[name]:
+                spent.setdefault(who, []).append(charge)
+                for dataset, people in ever.items():
+                    if who in people:
+                        budget = ledger.budget(dataset)
+                        lost = lifetime_epsilon(spent[who], budget.delta, budget.order)
+                        assert lost <= budget.epsilon
+                        assert lost <= ledger.epsilon_spent(dataset) * (1 + 1e-12)
+
+
 # -- the file --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "statement", ["DELETE FROM spent", "UPDATE spent SET steps = 0", "DELETE FROM patient_set"]
+    "statement", ["DELETE FROM spent", "UPDATE spent SET steps = 0", "DELETE FROM dataset"]
 )
 def test_file__someone_edits_history__sqlite_refuses(ledger: Ledger, statement: str) -> None:
     ledger.charge("ward", TRAIN)
@@ -331,10 +521,10 @@ def test_file__is_not_a_database__refuses_in_one_sentence(tmp_path: Path) -> Non
 
 def test_file__read_while_a_writer_is_at_work__answers_at_once(ledger: Ledger) -> None:
     ledger.charge("ward", TRAIN)
-    with ledger._transaction() as db:
-        db.execute("UPDATE patient_set SET epsilon = 9")
+    with ledger.file.change() as db:
+        db.execute("UPDATE dataset SET epsilon = 2")
         started = time.monotonic()
-        assert ledger.budget("ward") == (3.0, DELTA)
+        assert ledger.budget("ward") == Budget(3.0, DELTA, best_order(3.0, DELTA))
         assert ledger.epsilon_spent("ward") > 0
         assert time.monotonic() - started < 5  # a blocked reader would wait 30 s
 
@@ -415,7 +605,8 @@ class AgainstAPlainModel(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.ledger = Ledger(Path(self.folder.name) / "ledger.sqlite")
         self.limit = limit
-        self.ledger.open_patient_set("ward", limit, DELTA)
+        self.ledger.open_dataset("ward", limit, DELTA)
+        self.ledger.set_members("ward", patients("p1", "p2"))
         self.released: list[Charge] = []
         self.reservations: dict[str, Counter] = {}
         self.rounds: dict[tuple[str, int], tuple[bytes, list[Charge], bytes | None]] = {}
@@ -529,20 +720,21 @@ def test_death__at_thousands_of_random_statements__over_counts_at_most_the_round
     with tempfile.TemporaryDirectory(
         dir="/dev/shm" if Path("/dev/shm").exists() else None
     ) as folder:
-        path, own = Path(folder) / "ledger.sqlite", Ledger._connection
+        path, own = Path(folder) / "ledger.sqlite", LedgerFile._connection
         for lives, after in [*deaths, (10**9, False)]:  # the last one lives
             left = [lives]
 
             @contextlib.contextmanager
             def connection(
-                self: Ledger, left: list = left, after: bool = after
+                self: LedgerFile, left: list = left, after: bool = after
             ) -> Iterator[Mortal]:
                 with own(self) as db:
                     yield Mortal(db, left, after)
 
-            with patch.object(Ledger, "_connection", connection), contextlib.suppress(Death):
+            with patch.object(LedgerFile, "_connection", connection), contextlib.suppress(Death):
                 ledger = Ledger(path)
-                ledger.open_patient_set("ward", 50.0, DELTA)
+                ledger.open_dataset("ward", 50.0, DELTA)
+                ledger.set_members("ward", patients("p1", "p2"))
                 ledger.reserve("ward", "job", job_of(rounds))
                 for number in range(1, rounds + 1):
                     reply = ledger.begin_round("job", number, b"model", ROUND)
@@ -597,8 +789,9 @@ def _said(read_end: int, already: bytes = b"") -> list[str]:
 def test_kill_9__at_fifty_random_moments__every_trained_round_is_charged_exactly_once(
     ledger: Ledger,
 ) -> None:
-    ledger.open_patient_set("ward", 50.0, DELTA)
-    ledger.reserve("ward", "job", job_of(1000))
+    ledger.open_dataset("large ward", 50.0, DELTA)
+    ledger.set_members("large ward", patients("q1", "q2"))
+    ledger.reserve("large ward", "job", job_of(1000))
     chance = random.Random(20261123)
     trained, answered, kills = set(), {}, 0
 
@@ -633,8 +826,8 @@ def test_kill_9__at_fifty_random_moments__every_trained_round_is_charged_exactly
         begun = ledger.rounds("job")
         assert trained <= {row.number for row in begun}
         assert len(begun) - len(trained) <= kills  # begun, and killed before training
-        assert _steps(ledger.history("ward")) == _steps(list(job_of(len(begun))))
-        assert _steps(ledger.reserved("ward")) == _steps(list(job_of(1000 - len(begun))))
+        assert _steps(ledger.history("large ward")) == _steps(list(job_of(len(begun))))
+        assert _steps(ledger.reserved("large ward")) == _steps(list(job_of(1000 - len(begun))))
         for number, reply in answered.items():
             assert ledger.reply("job", number).hex() == reply
     assert len(answered) > 50, "the processes must get some work done between the kills"
@@ -642,7 +835,7 @@ def test_kill_9__at_fifty_random_moments__every_trained_round_is_charged_exactly
 
 def test_reserve__two_processes_for_the_last_budget__one_wins(tmp_path: Path) -> None:
     last = (Charge(10.0, 1.0, 30, "training"),)  # more than half of 3
-    assert epsilon(last, DELTA) <= 3.0 < epsilon(last * 2, DELTA)
+    assert lifetime(last) <= 3.0 < lifetime(last * 2)
     for attempt in range(5):
         path = tmp_path / f"{attempt}.sqlite"
         at = time.monotonic() + 0.1
@@ -651,7 +844,8 @@ def test_reserve__two_processes_for_the_last_budget__one_wins(tmp_path: Path) ->
             while time.monotonic() < at:  # both create the file and reserve at the same moment
                 pass
             mine = Ledger(path)
-            mine.open_patient_set("ward", 3.0, DELTA)
+            mine.open_dataset("ward", 3.0, DELTA)
+            mine.set_members("ward", patients("p1", "p2"))
             try:
                 mine.reserve("ward", f"job {os.getpid()}", last)
                 os.write(out, b"won\n")

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,9 @@ from datatokens.terms import (
     check_signature,
     rejection_message,
 )
-from fl_client.errors import ConfigError, DatasetError, LedgerError, ProtocolError
+from fl_client.errors import ConfigError, LedgerError, ProtocolError
 from fl_client.model.weights import from_safetensors, model_hash
-from fl_client.node import config
+from fl_client.node import config, entries
 from fl_client.node.admission import admit
 from fl_client.node.listing import enrol, rotate_key
 from fl_client.node.rounds import attest, evaluate, release, train
@@ -222,11 +221,21 @@ def test_admit__asked_again_after_a_restart__gives_the_same_answer(clinic: Clini
     assert admit(clinic.room(), terms.to_json(), GRAPH, WEIGHTS) == first
 
 
-def test_data_room__table_changed_since_listing__refuses_to_start(clinic: Clinic) -> None:
-    entry = config.read(clinic.folder).datasets[0]
+def test_data_room__table_changed_since_listing__is_skipped_and_says_what_to_do(
+    clinic: Clinic,
+) -> None:
+    (entry,) = config.read(clinic.folder).datasets
     entry.file.write_text(entry.file.read_text() + "\n1,1,1\n")
-    with pytest.raises(DatasetError, match="has changed since it was listed"):
-        clinic.room()
+    room = clinic.room()
+    assert room.datasets == []
+    assert (
+        f"has changed since it was listed; make it the next version of this dataset: datahub node "
+        f"replace-dataset FOLDER {clinic.dataset_id}" in room.skipped[str(clinic.dataset_id)]
+    )
+    answer = admit(room, clinic.paid().to_json(), GRAPH, WEIGHTS)
+    assert isinstance(answer, Refused)
+    assert answer.reason == f"dataset_id={clinic.dataset_id} is not served by this node"
+    assert answer.signature == b"", "it may be served again in a minute"
 
 
 def test_train__same_round_again_even_after_a_restart__same_reply_and_one_charge(
@@ -237,7 +246,7 @@ def test_train__same_round_again_even_after_a_restart__same_reply_and_one_charge
     again = train(clinic.room(), job, 1, weights())
     assert first == again
     assert model_hash(from_safetensors(first.model)) != model_hash(weights())
-    key = config.read(clinic.folder).datasets[0].patient_set
+    key = config.read(clinic.folder).datasets[0].name
     assert (
         sum(
             c.steps
@@ -309,7 +318,7 @@ def test_train__parameters_that_do_not_fit__cost_nothing(clinic: Clinic, bad: st
         arrays["bias"] = np.array([np.nan], np.float32)
     with pytest.raises(ProtocolError, match="model:"):
         train(clinic.room(), job, 1, arrays)
-    key = config.read(clinic.folder).datasets[0].patient_set
+    key = config.read(clinic.folder).datasets[0].name
     assert not [
         c for c in Ledger(clinic.folder / "ledger.sqlite").history(key) if c.what == "training"
     ]
@@ -319,7 +328,7 @@ def test_evaluate__asked_again_after_a_restart__the_same_table_for_one_charge(
     clinic: Clinic,
 ) -> None:
     terms, spec, arrays, part = trained(clinic)
-    job, key = terms.job_id.hex(), config.read(clinic.folder).datasets[0].patient_set
+    job, key = terms.job_id.hex(), config.read(clinic.folder).datasets[0].name
     before = Ledger(clinic.folder / "ledger.sqlite").history(key)
     first = evaluate(clinic.room(), job, arrays)
     assert evaluate(clinic.room(), job, arrays) == first and len(first.scores) == CELLS
@@ -338,7 +347,7 @@ def test_evaluate__before_the_last_round__refused_and_costs_nothing(clinic: Clin
     job = accepted(clinic).job_id.hex()
     room = clinic.room()
     arrays = from_safetensors(train(room, job, 1, weights()).model)
-    key = config.read(clinic.folder).datasets[0].patient_set
+    key = config.read(clinic.folder).datasets[0].name
     before = room.ledger.history(key)
     with pytest.raises(ProtocolError, match="after 2 rounds, not before"):
         evaluate(room, job, arrays)
@@ -374,15 +383,13 @@ def test_attest__table_that_the_node_released__must_be_in_the_report_as_it_was(
 def test_data_room__patient_column__patients_are_the_unit_in_rounds_and_tables(
     clinic: Clinic,
 ) -> None:
-    path = clinic.folder / "datasets" / f"{clinic.dataset_id}.json"
-    entry = json.loads(path.read_text())
-    table = Path(entry["file"])
-    head, *rows = table.read_text().split("\n")
-    table.write_text(
+    (entry,) = config.read(clinic.folder).datasets
+    head, *rows = entry.file.read_text().split("\n")
+    entry.file.write_text(
         "\n".join([f"{head},who", *(f"{row},p{i // 2}" for i, row in enumerate(rows))])
     )
-    entry["manifest"] |= {"unit": "patient", "records_per_patient": 2}
-    path.write_text(json.dumps(entry | {"patient_column": "who"}))
+    manifest = replace(entry.manifest, unit="patient", records_per_patient=2)
+    clinic.write(replace(entry, manifest=manifest, patient_column="who"))
     room = clinic.room()
     assert room.records[clinic.dataset_id].persons == 20
     terms, spec, arrays, _ = trained(clinic)
@@ -390,9 +397,8 @@ def test_data_room__patient_column__patients_are_the_unit_in_rounds_and_tables(
     # sums of the noised cells around the true 20 in groups and in cells: six standard deviations
     expected = 20 * (IN_GROUP + IN_FINE)
     assert abs(sum(scores) - expected) < 6 * CELLS**0.5 * spec.plan.score_noise_multiplier
-    path.write_text(json.dumps(entry | {"patient_column": "whose"}))
-    with pytest.raises(DatasetError, match="lacks the column"):
-        clinic.room()
+    entries.update(clinic.folder, clinic.dataset_id, patient_column="whose")
+    assert "lacks the column" in clinic.room().skipped[str(clinic.dataset_id)]
 
 
 def test_attest__honest_report__is_signed_and_settles(clinic: Clinic) -> None:
@@ -473,7 +479,7 @@ def test_attest__before_the_last_round__refused(clinic: Clinic) -> None:
 
 def test_release__frees_the_reservation_and_ends_the_job(clinic: Clinic) -> None:
     terms = accepted(clinic, epsilon=2.5)
-    key = config.read(clinic.folder).datasets[0].patient_set
+    key = config.read(clinic.folder).datasets[0].name
     ledger = Ledger(clinic.folder / "ledger.sqlite")
     assert ledger.epsilon_committed(key) > 2.4
     release(clinic.room(), terms.job_id.hex())

@@ -1,0 +1,135 @@
+"""A node's listed datasets, one file each: datasets/<id>.json. Knows nothing of what is in a table.
+
+A file that cannot be used is a sentence beside the others, so that it takes nobody down with it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fl_client.data.schemas import Manifest
+from fl_client.errors import ConfigError, DatasetError
+from fl_client.node.job_folder import write_whole
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One listed dataset of the node: its id on-chain, where its table is, the manifest that was
+    published.
+
+    name         what the ledger calls it
+    content      fingerprint of its table (Members.content); "" before the table was first read by
+                 a version that knows patients
+    stamp        size and time of the table's file when it was last read: while they are equal it is
+                 not read again just to say that all is well
+    withdrawn    keys of patients who are in the table and take no part any more, hexadecimal
+    patient_set  what an older ledger called those who are in it; "" where there was none
+    """
+
+    dataset_id: int
+    file: Path
+    manifest: Manifest
+    patient_column: str = ""
+    name: str = ""
+    content: str = ""
+    stamp: str = ""
+    withdrawn: tuple[str, ...] = ()
+    patient_set: str = ""
+
+    @property
+    def withdrawn_keys(self) -> frozenset[bytes]:
+        """The keys of those who have withdrawn."""
+        return frozenset(bytes.fromhex(key) for key in self.withdrawn)
+
+
+def path_of(folder: Path, dataset_id: int) -> Path:
+    """Where a dataset of the node in `folder` is written."""
+    return folder / "datasets" / f"{dataset_id}.json"
+
+
+def write(folder: Path, entry: DatasetEntry) -> None:
+    """Write a dataset's file, whole or not at all."""
+    content = {
+        "file": str(entry.file),
+        "patient_column": entry.patient_column,
+        "name": entry.name,
+        "content": entry.content,
+        "stamp": entry.stamp,
+        "withdrawn": list(entry.withdrawn),
+        "patient_set": entry.patient_set,
+        "manifest": entry.manifest.as_dict(),
+    }
+    write_whole(path_of(folder, entry.dataset_id), json.dumps(content, indent=2).encode())
+
+
+def update(folder: Path, dataset_id: int, **changes: Any) -> DatasetEntry:
+    """Change these fields of a dataset's file and no others, whoever else changes it; the entry as
+    it is then. Raises ConfigError for a dataset that is not there.
+    """
+    lock = os.open(folder / "datasets" / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        entry = next((e for e in read(folder)[0] if e.dataset_id == dataset_id), None)
+        if entry is None:
+            raise ConfigError(f"dataset_id={dataset_id} is not one of this node's datasets")
+        entry = replace(entry, **changes)
+        write(folder, entry)
+    finally:
+        os.close(lock)
+    return entry
+
+
+def stamp_of(file: Path) -> str:
+    """Size and time of a table's file; "" where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def remove(folder: Path, dataset_id: int) -> None:
+    """Set a dataset's file aside: it is no longer served. What it has spent stays in the ledger."""
+    path = path_of(folder, dataset_id)
+    aside = path.parent / "removed"
+    aside.mkdir(exist_ok=True)
+    path.replace(aside / path.name)
+
+
+def read(folder: Path) -> tuple[tuple[DatasetEntry, ...], dict[str, str]]:
+    """(the datasets of the node in `folder`, file name -> why it cannot be used)."""
+    found, problems = [], {}
+    for path in sorted((folder / "datasets").glob("*.json"), key=lambda p: (len(p.stem), p.stem)):
+        try:
+            found.append(_entry(int(path.stem), json.loads(path.read_text())))
+        except (DatasetError, ConfigError, KeyError, TypeError, ValueError) as error:
+            problems[path.name] = f"{path.name}: {error}"
+    return tuple(found), problems
+
+
+def _entry(dataset_id: int, value: Mapping[str, Any]) -> DatasetEntry:
+    manifest = Manifest.from_dict(value["manifest"])
+    column = value.get("patient_column", "")
+    if not isinstance(column, str):
+        raise ConfigError(f"patient_column={column!r} must be a column's name, or empty")
+    if bool(column) != (manifest.unit == "patient"):
+        raise ConfigError(
+            f"patient_column={column!r} does not go with the published unit {manifest.unit!r}"
+        )
+    return DatasetEntry(
+        dataset_id,
+        Path(value["file"]),
+        manifest,
+        column,
+        str(value.get("name", dataset_id)),
+        str(value.get("content", "")),
+        str(value.get("stamp", "")),
+        tuple(bytes.fromhex(key).hex() for key in value.get("withdrawn", ())),
+        str(value.get("patient_set", "")),
+    )
