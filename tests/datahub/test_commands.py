@@ -78,3 +78,11 @@ def test_claim__a_contributors_share__no_torch(hub: HubWorld, url: str) -> None:
     done = run("claim", *common, "--account", ACCOUNTS[1], "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {str(dataset_id): owed[dataset_id]}
+
+
+def test_sdk__connecting_disputing_and_opening_results__no_torch_until_a_model_is_quoted() -> None:
+    script = "import sys, datahub.buyer.sdk; assert not {'torch', 'opacus'} & set(sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
