@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fl_client.errors import GraphRefused
-from fl_client.model.graph import GraphModel
+from fl_client.model.graph import GraphModel, parameters, with_parameters
 from fl_client.privacy.compiling import ClippedSums, frozen_of, made_up, rows_depend_on_others
 from fl_client.privacy.gradients import Loss
 from fl_client.privacy.noise import MARGIN
-from fl_client.privacy.training import ENGINES, chunks
+from fl_client.privacy.training import ENGINES, chunks, deterministic, device
 
 CLIP = 1.0
 FAR_OUT = (50.0, -50.0, 1e30, float("inf"), float("nan"))
@@ -33,21 +33,21 @@ def check(
     that will train, a name in `training.ENGINES`.
     """
     quiet = torch.random.get_rng_state()
-    training = model.training
     try:
         with torch.no_grad():
             # without dropout, whose masks would differ between two sums
-            _check(model.eval(), loss, slots, records, engine)
+            there = with_parameters(model, parameters(model)).to(device())
+            with deterministic():
+                _check(there.eval(), loss, slots, records, engine)
     finally:
-        model.train(training)
         torch.random.set_rng_state(quiet)
 
 
 def _check(model: GraphModel, loss: Loss, slots: int, records: int, engine: str) -> None:
     run = _built(model, loss, slots, records, engine)
-    x, y, weight, everybody = made_up(model, run.slots, records)
+    x, y, weight, everybody = made_up(model, run.slots, records, device())
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
-    frozen, clip = frozen_of(model), torch.tensor(CLIP)
+    frozen, clip = frozen_of(model), torch.tensor(CLIP, device=x.device)
 
     def total(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         summed = run.sum(theta, frozen, x, y, weight, mask, clip)
@@ -70,9 +70,9 @@ def _check(model: GraphModel, loss: Loss, slots: int, records: int, engine: str)
         raise GraphRefused(
             f"self-check: other patients' records move the gradient of patient {moved_by_others}"
         )
-    first = torch.arange(len(x)) < records
+    first = torch.arange(len(x), device=x.device) < records
     honest = total(x, y, everybody)
-    without = total(x, y, everybody & (torch.arange(run.slots) > 0))
+    without = total(x, y, everybody & (torch.arange(run.slots, device=x.device) > 0))
     for factor in FAR_OUT:
         changed = torch.where(first.view(-1, *[1] * (x.dim() - 1)), x * factor, x)
         replaced = total(changed, torch.where(first, 1 - y, y), everybody)

@@ -19,7 +19,8 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -214,10 +215,10 @@ def train_round(
             f"features {features.shape} and targets {targets.shape} must be [n, "
             f"*{model.input_shape}] and [n]"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = with_parameters(model, arrays).to(device)
+    where = device()
+    model = with_parameters(model, arrays).to(where)
     table = by_patient(features, targets, patients, records_per_patient)
-    table = Patients(*(each.to(device) for each in table))
+    table = Patients(*(each.to(where) for each in table))
     random = SecureRandom()
     loss_mean = _noised_loss(model, table, plan, loss, expected_persons, random)
     model.train()
@@ -225,9 +226,9 @@ def train_round(
     # known masks that move by one row when a patient is added, the sum would have no bounded
     # sensitivity.
     with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.random.fork_rng(devices=[where] if where.type == "cuda" else []),
         torch.no_grad(),
-        _deterministic(),
+        deterministic(),
     ):
         torch.manual_seed(secrets.randbits(63))
         slots, records = needed(expected_persons, plan.sampling_rate), table.y.shape[1]
@@ -238,25 +239,30 @@ def train_round(
         # a float divisor of the terms: q times the released count, as Opacus divides for
         # loss_reduction="mean"
         rate = learning_rate / (plan.sampling_rate * expected_persons)
-        clip = torch.tensor(plan.clip_norm, dtype=torch.float32, device=device)
-        scale = _scale(float(clip), plan.noise_multiplier, len(theta), rate, device)
+        clip = torch.tensor(plan.clip_norm, dtype=torch.float32, device=where)
+        scale = _scale(float(clip), plan.noise_multiplier, len(theta), rate, where)
         for _ in range(steps):
             seats = seated(random, table.persons, plan.sampling_rate, work.slots * work.times)
-            places = torch.from_numpy(seats).to(device)
+            places = torch.from_numpy(seats).to(where)
             step(run, theta, frozen, table, places, clip, random, scale)
         _put_back(model, theta)
-    return RoundResult(parameters(model), loss_mean, str(device))
+    return RoundResult(parameters(model), loss_mean, str(where))
 
 
-class _deterministic:
+def device() -> torch.device:
+    """Where this machine trains."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
     """Kernels of a GPU that add in an order of their own would not keep others' rows alike."""
-
-    def __enter__(self) -> None:
-        self._before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
-
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self._before)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _scale(clip: float, noise: float, size: int, rate: float, device: torch.device) -> Tensor:
@@ -380,7 +386,7 @@ def _of_everybody(
         return total
 
     model.eval()
-    with torch.no_grad(), _deterministic():
+    with torch.no_grad(), deterministic():
         return _or_nothing(everybody, nothing)
 
 
