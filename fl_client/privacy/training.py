@@ -398,20 +398,32 @@ def _noised_loss(
     expected_persons: int,
     random: SecureRandom,
 ) -> float:
-    """Sum of losses clipped to [0, metric_clip] + noise of sd metric_noise_multiplier *
-    metric_clip, over the count.
+    """`loss_sum` at metric_clip + noise of sd metric_noise_multiplier * metric_clip, over the
+    count.
     """
+    total = loss_sum(model, table, plan.metric_clip, loss, expected_persons, random)
+    noised = released(total.cpu().numpy(), plan.metric_clip, plan.metric_noise_multiplier, random)
+    return float(noised[0] / expected_persons)
+
+
+def loss_sum(
+    model: GraphModel,
+    table: Patients,
+    clip: float,
+    loss: str,
+    expected_persons: int,
+    random: SecureRandom,
+) -> Tensor:
+    """Sum, float64 [1], of the patients' losses clipped to [0, clip]: private, not to leave."""
     of_rows = vmap(LOSSES[loss])
 
     def clipped(outputs: Tensor, y: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
         each = (of_rows(outputs, y).double() * weight.double()).view(len(mask), -1).sum(1)
-        each = torch.where(each.isfinite(), each, plan.metric_clip).clamp(0.0, plan.metric_clip)
+        each = torch.where(each.isfinite(), each, clip).clamp(0.0, clip)
         return torch.where(mask, each, 0.0).sum()[None]
 
     nothing = torch.zeros(1, dtype=torch.float64, device=table.x.device)
-    total = _of_everybody(model, table, expected_persons, random, clipped, nothing)
-    noised = released(total.cpu().numpy(), plan.metric_clip, plan.metric_noise_multiplier, random)
-    return float(noised[0] / expected_persons)
+    return _of_everybody(model, table, expected_persons, random, clipped, nothing)
 
 
 def score_table(
@@ -432,11 +444,18 @@ def score_table(
     model = with_parameters(model, arrays)
     table = by_patient(features, targets, patients, records_per_patient)
     random = SecureRandom()
+    total = score_sum(model, table, loss, expected_persons, random)
+    return [float(n) for n in released(total.numpy(), 1.0, plan.score_noise_multiplier, random)]
+
+
+def score_sum(
+    model: GraphModel, table: Patients, loss: str, expected_persons: int, random: SecureRandom
+) -> Tensor:
+    """The exact table of scores, float64 [CELLS]: private, not to leave."""
 
     def cells(outputs: Tensor, y: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
         scores = evaluation.logits(outputs.numpy(), loss)
         return torch.from_numpy(evaluation.table(scores, y.numpy(), weight.numpy()))
 
     nothing = torch.zeros(evaluation.CELLS, dtype=torch.float64)
-    total = _of_everybody(model, table, expected_persons, random, cells, nothing)
-    return [float(n) for n in released(total.numpy(), 1.0, plan.score_noise_multiplier, random)]
+    return _of_everybody(model, table, expected_persons, random, cells, nothing)
