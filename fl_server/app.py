@@ -1,38 +1,31 @@
 """The ServerApp of a job: ask for admission, average rounds, collect attestations, seal the result.
 Holds no key.
 
-Reads one job folder (terms.json, graph.json, weights.safetensors, nodes.json) and writes
-progress.jsonl, then outcome.json: attested, refused or failed. Asks exactly the hospitals in the
-terms, never who happens to be online. Knows nothing of money: settlement.py sends what is written
-here. A run repeated after a crash catches up at once, because nodes answer a round that they have
-answered before with the same reply.
+Reads what the hub has put into a job's folder and leaves there what comes of it (run_folder.py).
+Asks exactly the hospitals in the terms, never who happens to be online. Knows nothing of money:
+settlement.py sends what is written here. A run repeated after a crash catches up at once, because
+nodes answer a round that they have answered before with the same reply.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-import flwr.superlink.grid.http_grid as http_grid
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from datatokens.terms import JobTerms
-from fl_client import protocol
-from fl_client.errors import GraphRefused, ProtocolError
+from fl_client.errors import GraphRefused
 from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
 from fl_client.privacy.evaluation import CELLS
 from fl_client.protocol import (
     Admit,
     Attest,
     Evaluate,
-    JobSpec,
     Refused,
     Release,
     Released,
@@ -43,97 +36,35 @@ from fl_client.protocol import (
 )
 from fl_server.aggregation import weighted_mean, with_momentum
 from fl_server.errors import RunFailed
+from fl_server.exchange import Send, ask, through
 from fl_server.report import Part, Round, build, loss_interval95
 from fl_server.results import Result, seal
+from fl_server.run_folder import RunFolder
 
 app = ServerApp()
 
-POLL_S = 0.08
 ADMIT_TIMEOUT_S = 120.0  # a model's dry run on a slow machine
 ROUND_TIMEOUT_S = 600.0
-# Flower waits 1 to 10 s when a reply is listed before its objects are there
-FIRST_BACKOFF_S, BACKOFF_CAP_S = 0.02, 0.25
-
-_pull_objects = http_grid.pull_objects
-
-
-def _pull_objects_quickly(*args: Any, **kwargs: Any) -> dict[str, bytes]:
-    quick = {"initial_backoff": FIRST_BACKOFF_S, "backoff_cap": BACKOFF_CAP_S, **kwargs}
-    objects: dict[str, bytes] = _pull_objects(*args, **quick)
-    return objects
-
-
-class JobFolder:
-    """The files of one job; every write is whole or not at all."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.terms = JobTerms.from_json((path / "terms.json").read_bytes())
-        self.spec = JobSpec.from_dict(self.terms.spec)
-        self.graph = (path / "graph.json").read_bytes()
-        self.weights = (path / "weights.safetensors").read_bytes()
-        nodes: dict[str, int] = json.loads((path / "nodes.json").read_text())
-        self.supernode = {line.dataset_id: nodes[line.node] for line in self.terms.datasets}
-
-    @property
-    def id(self) -> str:
-        """Job id, 64 hexadecimal digits."""
-        return self.terms.job_id.hex()
-
-    def progress(self, event: str, **facts: Any) -> None:
-        """Append one line to progress.jsonl, for people who wait."""
-        with (self.path / "progress.jsonl").open("a") as file:
-            file.write(json.dumps({"at": time.time(), "event": event, **facts}) + "\n")
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file so that a reader sees all of it or none."""
-        temporary = self.path / f".{name}.new"
-        temporary.write_bytes(content)
-        temporary.replace(self.path / name)
-
-    def finish(self, state: str, **facts: Any) -> None:
-        """Write outcome.json, the last thing a run does."""
-        self.write("outcome.json", json.dumps({"state": state, **facts}).encode())
 
 
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Conduct one job from admission to attestations."""
-    http_grid.pull_objects = _pull_objects_quickly
     job_id = str(context.run_config["job-id"])
     if len(job_id) != 64 or not all(c in "0123456789abcdef" for c in job_id):
         raise RunFailed(f"job-id={job_id[:80]!r} must be 64 hexadecimal digits")
-    job = JobFolder(Path(os.environ["DATAHUB_JOBS"]) / job_id)
+    job = RunFolder(Path(os.environ["DATAHUB_JOBS"]) / job_id)
     try:
-        conduct(job, lambda messages, timeout: exchange(grid, messages, timeout))
+        conduct(job, through(grid))
     except RunFailed as error:
         job.finish("failed", reason=str(error))
 
 
-Said = TypeVar("Said")
-Exchange = Callable[[dict[int, Message], float], dict[int, Message]]
-
-
-def exchange(grid: Grid, messages: dict[int, Message], timeout: float) -> dict[int, Message]:
-    """Send each dataset's message, wait for the replies (polling fast); those that came in time, by
-    dataset id.
-    """
-    ids = dict(zip(grid.push_messages(messages.values()), messages, strict=True))
-    replies: dict[int, Message] = {}
-    end = time.monotonic() + timeout
-    while ids and time.monotonic() < end:
-        for reply in grid.pull_messages(ids):
-            replies[ids.pop(reply.metadata.reply_to_message_id)] = reply
-        if ids:
-            time.sleep(POLL_S)
-    return replies
-
-
-def conduct(job: JobFolder, ask: Exchange) -> None:
+def conduct(job: RunFolder, send: Send) -> None:
     """The whole job; raises RunFailed when it cannot reach a result."""
     terms, spec = job.terms, job.spec
     job.progress("started", hospitals=len(terms.datasets))
-    active = _admission(job, ask)
+    active = _admission(job, send)
     if active is None:
         return
     arrays = last = from_safetensors(job.weights)
@@ -144,7 +75,7 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
         started = time.monotonic()
         request = Train(job.id, number, to_safetensors(arrays))
         good: dict[int, Update] = {}
-        replies = _asked(job, active, request, Trained, ask, ROUND_TIMEOUT_S)
+        replies = ask(send, job.supernodes, active, request, Trained, ROUND_TIMEOUT_S)
         for dataset_id in active:
             update = _update(replies[dataset_id], arrays)
             if isinstance(update, Refused):
@@ -192,15 +123,15 @@ def conduct(job: JobFolder, ask: Exchange) -> None:
         name: np.asarray(np.mean([a[name] for a in tail], axis=0, dtype=np.float64), np.float32)
         for name in arrays
     }
-    parts |= _evaluated(job, ask, final, {d: parts[d] for d in active})
-    _attestation(job, ask, final, rounds, parts)
+    parts |= _evaluated(job, send, final, {d: parts[d] for d in active})
+    _attestation(job, send, final, rounds, parts)
 
 
-def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
+def _admission(job: RunFolder, send: Send) -> list[int] | None:
     """Dataset ids that accepted; None when too many refused (the outcome is written then)."""
     everyone = [line.dataset_id for line in job.terms.datasets]
     request = Admit(job.terms.to_json(), job.graph, job.weights)
-    replies = _asked(job, everyone, request, Signed, ask, ADMIT_TIMEOUT_S)
+    replies = ask(send, job.supernodes, everyone, request, Signed, ADMIT_TIMEOUT_S)
     accepted, rejections, acceptances = [], {}, {}
     for line in job.terms.datasets:
         said = replies[line.dataset_id]
@@ -216,13 +147,11 @@ def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
             acceptances[line.node] = said.signature.hex()
         elif said.signature:
             rejections[line.node] = {"reason": reason, "signature": said.signature.hex()}
-    # for the hub to put on the chain while the rounds go on: only who has accepted there can be
-    # paid
-    job.write("acceptances.json", json.dumps(acceptances).encode())
+    job.keep_acceptances(acceptances)
     if len(accepted) >= job.terms.quorum:
         return accepted
     if len(job.terms.datasets) - len(rejections) < job.terms.quorum:
-        _asked(job, accepted, Release(job.id), Released, ask, ADMIT_TIMEOUT_S)
+        ask(send, job.supernodes, accepted, Release(job.id), Released, ADMIT_TIMEOUT_S)
         job.finish("refused", rejections=rejections)
         return None
     # somebody was silent: the others keep their reservation, the hub may start another run before
@@ -233,7 +162,7 @@ def _admission(job: JobFolder, ask: Exchange) -> list[int] | None:
 
 
 def _evaluated(
-    job: JobFolder, ask: Exchange, final: dict[str, np.ndarray], parts: Mapping[int, Part]
+    job: RunFolder, send: Send, final: dict[str, np.ndarray], parts: Mapping[int, Part]
 ) -> dict[int, Part]:
     """The parts with each hospital's table of the final model's scores. Who does not answer is
     asked once more, since a table that was drawn is paid for; who then does not answer is left out
@@ -244,7 +173,7 @@ def _evaluated(
     request = Evaluate(job.id, to_safetensors(final))
     for _ in range(2):
         missing = [d for d in parts if d not in found]
-        for d, said in _asked(job, missing, request, Scored, ask, ADMIT_TIMEOUT_S).items():
+        for d, said in ask(send, job.supernodes, missing, request, Scored, ADMIT_TIMEOUT_S).items():
             if isinstance(said, Scored) and len(said.scores) == CELLS:
                 found[d] = replace(
                     parts[d],
@@ -257,8 +186,8 @@ def _evaluated(
 
 
 def _attestation(
-    job: JobFolder,
-    ask: Exchange,
+    job: RunFolder,
+    send: Send,
     final: dict[str, np.ndarray],
     rounds: list[Round],
     parts: Mapping[int, Part],
@@ -267,7 +196,7 @@ def _attestation(
     active = [line.dataset_id for i, line in enumerate(job.terms.datasets) if worked >> i & 1]
     job.progress("attesting", model_hash=model_hash(final).hex())
     request = Attest(job.id, to_safetensors(final), report)
-    replies = _asked(job, active, request, Signed, ask, ADMIT_TIMEOUT_S)
+    replies = ask(send, job.supernodes, active, request, Signed, ADMIT_TIMEOUT_S)
     signatures = {}
     for line in job.terms.datasets:
         if line.dataset_id in active:
@@ -288,47 +217,8 @@ def _attestation(
     sealed = seal(
         Result(final, job.graph, report), job.spec.buyer_public_key, job.terms.job_id.hex()
     )
-    job.write("result.sealed", sealed)
-    job.write("report.json", report)
+    job.keep_result(report, sealed)
     job.finish("attested", signatures=signatures, model_hash=model_hash(final).hex(), worked=worked)
-
-
-def _asked(
-    job: JobFolder,
-    dataset_ids: Iterable[int],
-    request: Any,
-    kind: type[Said],
-    ask: Exchange,
-    timeout: float,
-) -> dict[int, Said | Refused]:
-    """What each of these hospitals says to a request, checked: a `kind`, or a refusal in its place,
-    which silence and nonsense are too.
-    """
-    record = protocol.to_record(request)
-    messages = {
-        d: Message(
-            RecordDict({protocol.REQUEST: ConfigRecord(dict(record))}),
-            job.supernode[d],
-            request.kind,
-        )
-        for d in dataset_ids
-    }
-    replies = ask(messages, timeout) if messages else {}
-    return {d: _said(kind, replies.get(d)) for d in messages}
-
-
-def _said(kind: type[Said], reply: Message | None) -> Said | Refused:
-    if reply is None:
-        return Refused("no answer in time")
-    if reply.has_error():
-        return Refused(f"error: {reply.error.reason[:500]}")
-    try:
-        said = protocol.read_reply(kind, reply.content.get(protocol.REPLY))
-    except ProtocolError as error:
-        return Refused(f"an answer that is not understood: {error}")
-    if isinstance(said, Refused) and not said.reason:
-        return replace(said, reason="refused without a reason")
-    return said
 
 
 Update = tuple[Trained, dict[str, np.ndarray]]  # what a hospital says, and its parameters

@@ -1,7 +1,7 @@
 """Start, watch and stop Flower runs, and register SuperNodes, through the SuperLink's control API.
 
-Built on Flower's private modules, as are superlink.py and one patch in app.py; tests pin Flower's
-version and hold the list of such files. Knows nothing of what a run does.
+Built on Flower's private modules, as are superlink.py and a patch in exchange.py; tests pin
+Flower's version and hold the list of such files. Knows nothing of what a run does.
 """
 
 from __future__ import annotations

@@ -90,11 +90,3 @@ def refund_rejected(
     if len(good) < needed:
         raise RunFailed(f"{len(good)} signed refusals, {needed} are needed before the deadline")
     escrow.refund_rejected(terms, good)
-
-
-def read_outcome(raw: bytes) -> dict[str, Any]:
-    """outcome.json as a run wrote it."""
-    value = json.loads(raw)
-    if not isinstance(value, dict) or value.get("state") not in ("attested", "refused", "failed"):
-        raise RunFailed("the run's outcome is not understood")
-    return value

@@ -122,7 +122,7 @@ def test_flowers_private_modules__are_touched_by_these_files_alone() -> None:
     assert touching == {
         "fl_client/node/bundle.py",
         "fl_client/node/supernode.py",
-        "fl_server/app.py",
+        "fl_server/exchange.py",
         "fl_server/runs.py",
         "fl_server/superlink.py",
     }

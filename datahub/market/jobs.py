@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from sqlmodel import col, select
@@ -23,6 +22,7 @@ from datatokens.terms import JobTerms
 from fl_client.errors import NodeError
 from fl_client.privacy.accounting import pld_epsilon
 from fl_client.protocol import JobSpec
+from fl_server.run_folder import RunFolder
 
 _pld = lru_cache(maxsize=100)(pld_epsilon)  # a second of work, always the same
 
@@ -74,36 +74,22 @@ def job_row(desk: Desk, job_id: str) -> JobRow:
     return row
 
 
-def progress(folder: Path) -> list[dict[str, Any]]:
-    """The lines of progress.jsonl, newest run included; [] before the run has begun."""
-    try:
-        text = (folder / "progress.jsonl").read_text()
-    except FileNotFoundError:
-        return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue  # the last line is being written right now
-    return lines
+def run_folder(desk: Desk, row: JobRow) -> RunFolder:
+    """Where the runs of a job read and write."""
+    return RunFolder(desk.config.jobs_folder / row.job_id)
 
 
 def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
     """A job as the API and the page show it."""
     terms = JobTerms.from_json(row.terms.encode())
     spec = JobSpec.from_dict(terms.spec)
-    folder = desk.config.jobs_folder / row.job_id
-    lines = progress(folder)
+    folder = run_folder(desk, row)
+    lines = folder.events()
     rounds = {line["number"]: line for line in lines if line["event"] == "round"}
     admissions = {line["dataset_id"]: line for line in lines if line["event"] == "admission"}
     settled = desk.escrow.settlement(terms.job_id) if row.state == JobState.SETTLED else None
     # only what was attested is shown
-    report = (
-        json.loads((folder / "report.json").read_bytes())
-        if settled
-        else {"evaluation": None, "hospitals": []}
-    )
+    report = json.loads(folder.report) if settled else {"evaluation": None, "hospitals": []}
     attested = {line["dataset_id"]: line for line in report["hospitals"] if line["worked"]}
     return {
         "job_id": row.job_id,
@@ -155,7 +141,7 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
             "change_units": settled.change_units,
         },
         "evaluation": report["evaluation"],
-        "result_ready": (folder / "result.sealed").exists() and row.state == JobState.SETTLED,
+        "result_ready": row.state == JobState.SETTLED and folder.has_result,
     }
 
 
@@ -178,10 +164,10 @@ def recent(desk: Desk, limit: int = 100) -> list[dict[str, Any]]:
     ]
 
 
-def result_file(desk: Desk, row: JobRow, name: str) -> bytes:
-    """report.json or result.sealed of a settled job. Raises Conflict before it is settled."""
+def result(desk: Desk, row: JobRow) -> RunFolder:
+    """The folder with report and sealed model of a settled job. Raises Conflict before that."""
     if row.state != JobState.SETTLED:
         raise Conflict(
             f"job {row.job_id[:12]} is {row.state}; its result is given out once it is settled"
         )
-    return (desk.config.jobs_folder / row.job_id / name).read_bytes()
+    return run_folder(desk, row)

@@ -7,24 +7,25 @@ Knows nothing of HTTP; money moves only through fl_server.settlement.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from typing import Any
 
 from sqlmodel import col, select
 
 from datahub.errors import Conflict, HubError
 from datahub.market.desk import Desk
 from datahub.market.domain import FINAL, JobState, advance
-from datahub.market.jobs import progress
+from datahub.market.jobs import run_folder
 from datahub.market.tables import JobRow, NodeRow
 from datatokens.errors import BankError
 from datatokens.terms import JobTerms
 from fl_client.protocol import JobSpec
 from fl_server import settlement
 from fl_server.errors import TheatreError
+from fl_server.run_folder import RunFolder
 
 log = logging.getLogger("datahub.hub")
 
@@ -79,33 +80,33 @@ def step(desk: Desk, row: JobRow) -> None:
     if status in ("settled", "refunded"):
         _end(desk, row, JobState(status))
         return
-    folder = desk.config.jobs_folder / row.job_id
+    folder = run_folder(desk, row)
     if status in ("proposed", "disputed"):
         _wait_or_finalize(desk, row, terms)
         return
     if desk.chain.now() > terms.deadline:  # before anything that the contract would refuse by now
         _refund(desk, row, terms, folder)
         return
-    if (folder / "acceptances.json").exists():
-        settlement.accept(desk.escrow, terms, json.loads((folder / "acceptances.json").read_text()))
-    if (folder / "outcome.json").exists():
-        _act_on_outcome(desk, row, terms, folder)
+    if acceptances := folder.acceptances:
+        settlement.accept(desk.escrow, terms, acceptances)
+    if outcome := folder.outcome:
+        _act_on_outcome(desk, row, terms, folder, outcome)
     elif row.run_id is None:
         _start_run(desk, row, terms, folder)
     else:
         _watch_run(desk, row, folder)
 
 
-def _refund(desk: Desk, row: JobRow, terms: JobTerms, folder: Path) -> None:
+def _refund(desk: Desk, row: JobRow, terms: JobTerms, folder: RunFolder) -> None:
     """The deadline has passed: the buyer has everything back, whatever a run has left behind."""
-    if row.state == JobState.ATTESTED or (folder / "result.sealed").exists():
+    if row.state == JobState.ATTESTED or folder.has_result:
         row.reason = "the result came after the deadline"
     row.reason = row.reason or "the deadline passed before the hospitals had signed a result"
     desk.escrow.refund(terms)
     _end(desk, row, JobState.REFUNDED)
 
 
-def _start_run(desk: Desk, row: JobRow, terms: JobTerms, folder: Path) -> None:
+def _start_run(desk: Desk, row: JobRow, terms: JobTerms, folder: RunFolder) -> None:
     known = desk.superlink.runs_of(row.job_id)
     if len(known) > row.runs_started:  # started just before a crash of the hub
         row.run_id, row.runs_started = str(known[-1]), len(known)
@@ -124,46 +125,44 @@ def _start_run(desk: Desk, row: JobRow, terms: JobTerms, folder: Path) -> None:
         row.reason = f"waiting for node {absent[0]} to connect"
         return
     row.reason = ""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "terms.json").write_bytes(row.terms.encode())
-    (folder / "nodes.json").write_text(
-        json.dumps({n: int(r.supernode_id) for n, r in nodes.items() if r})
+    models = desk.config.models_folder
+    folder.hand_over(
+        row.terms.encode(),
+        graph=(models / spec.graph_hash).read_bytes(),
+        weights=(models / spec.weights_hash).read_bytes(),
+        nodes={node: int(found.supernode_id) for node, found in nodes.items() if found},
     )
-    for name, digest in (
-        ("graph.json", spec.graph_hash),
-        ("weights.safetensors", spec.weights_hash),
-    ):
-        (folder / name).write_bytes((desk.config.models_folder / digest).read_bytes())
     row.run_id = str(desk.superlink.start_run(row.job_id))
     row.runs_started += 1
 
 
-def _watch_run(desk: Desk, row: JobRow, folder: Path) -> None:
-    events = {line["event"] for line in progress(folder)}
+def _watch_run(desk: Desk, row: JobRow, folder: RunFolder) -> None:
+    events = {line["event"] for line in folder.events()}
     if "round" in events:
         row.state = advance(JobState(row.state), JobState.RUNNING)
     elif "admission" in events:
         row.state = advance(JobState(row.state), JobState.ACCEPTED)
-    if (folder / f"outcome.{row.runs_started}.json").exists():
+    if folder.has_outcome_of(row.runs_started):
         return  # that run failed, and it was the last: only the deadline is left
     status = desk.superlink.run_status(int(row.run_id or 0))
-    if status.state == "finished" and not (folder / "outcome.json").exists():
+    if status.state == "finished" and folder.outcome is None:
         _another_run(
             row,
             f"run {row.run_id} ended without an outcome ({status.outcome}: {status.details[:300]})",
         )
 
 
-def _act_on_outcome(desk: Desk, row: JobRow, terms: JobTerms, folder: Path) -> None:
-    outcome = settlement.read_outcome((folder / "outcome.json").read_bytes())
+def _act_on_outcome(
+    desk: Desk, row: JobRow, terms: JobTerms, folder: RunFolder, outcome: Mapping[str, Any]
+) -> None:
     if outcome["state"] == "attested":
         row.state = advance(JobState(row.state), JobState.ATTESTED)
-        settlement.settle(desk.escrow, terms, outcome, (folder / "report.json").read_bytes())
+        settlement.settle(desk.escrow, terms, outcome, folder.report)
     elif outcome["state"] == "refused":
         row.reason = "; ".join(r["reason"] for r in outcome["rejections"].values())
         settlement.refund_rejected(desk.escrow, terms, outcome["rejections"])
     else:
-        (folder / "outcome.json").replace(folder / f"outcome.{row.runs_started}.json")
+        folder.set_outcome_aside(row.runs_started)
         _another_run(row, outcome["reason"])
         return
     status = desk.escrow.job(terms.job_id).status

@@ -260,13 +260,13 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
     @app.get("/api/jobs/{job_id}/report")
     def report(job_id: str, desk: DeskDep) -> Response:
         """The canonical JSON whose SHA-256 is on-chain."""
-        raw = jobs.result_file(desk, jobs.job_row(desk, job_id), "report.json")
+        raw = jobs.result(desk, jobs.job_row(desk, job_id)).report
         return Response(raw, media_type="application/json")
 
     @app.get("/api/jobs/{job_id}/result")
     def result(job_id: str, desk: DeskDep) -> Response:
         """Model and report, sealed to the buyer's key: of no use to anybody else."""
-        raw = jobs.result_file(desk, jobs.job_row(desk, job_id), "result.sealed")
+        raw = jobs.result(desk, jobs.job_row(desk, job_id)).sealed
         return Response(raw, media_type="application/octet-stream")
 
     @app.get("/api/claims/{account}")

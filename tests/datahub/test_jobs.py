@@ -87,7 +87,7 @@ def test_describe__not_settled__shows_no_report_though_a_file_is_there(hub: HubW
     assert shown["evaluation"] is None and shown["settlement"] is None
     assert shown["result_ready"] is False and shown["epsilon_pld"] is None
     with pytest.raises(Conflict, match="its result is given out once it is settled"):
-        jobs.result_file(hub.desk, row, "report.json")
+        jobs.result(hub.desk, row)
 
 
 def test_recent__several__newest_first_and_no_more_than_asked(hub: HubWorld) -> None:

@@ -195,7 +195,7 @@ def test_reconcile__an_attested_result__is_settled_and_shown(hub: HubWorld) -> N
     assert shown["settlement"]["paid_units"] == prices + 600 + 3 * 14
     assert shown["settlement"]["change_units"] == 3 * 7
     assert shown["epsilon_pld"] < 2.0
-    assert jobs.result_file(hub.desk, row, "result.sealed") == b"sealed"
+    assert jobs.result(hub.desk, row).sealed == b"sealed"
 
 
 def test_reconcile__a_damaged_report__no_money_moves(hub: HubWorld) -> None:

@@ -165,7 +165,7 @@ def test_wire_keys__are_spelled_in_protocol_py_alone() -> None:
                 assert node.value not in told, f"{path.name} spells {node.value}"
             if isinstance(node, ast.Call) and ast.unparse(node).startswith("ConfigRecord("):
                 makers |= {(path.name, ast.unparse(given)) for given in node.args}
-    assert makers == {("handlers.py", "reply"), ("app.py", "dict(record)")}
+    assert makers == {("handlers.py", "reply"), ("exchange.py", "dict(record)")}
 
 
 def test_job_spec__server_momentum__is_part_of_the_terms_from_version_2_on() -> None:

@@ -29,8 +29,9 @@ from fl_client.protocol import (
     Train,
     Trained,
 )
-from fl_server.app import JobFolder, conduct
+from fl_server.app import conduct
 from fl_server.errors import RunFailed
+from fl_server.run_folder import RunFolder
 from tests.conftest import NODE_KEYS, spec, terms
 
 
@@ -44,7 +45,7 @@ START = {"w": np.zeros(3, np.float32)}
 Script = Callable[[int, str, ConfigRecord], dict[str, Any] | Error | None]
 
 
-def folder(tmp_path: Path, momentum: float = 0.0, **changes: Any) -> JobFolder:
+def folder(tmp_path: Path, momentum: float = 0.0, **changes: Any) -> RunFolder:
     # weights that float32 holds exactly
     weighted = spec(persons={1: 64, 2: 32, 3: 16, 4: 16}, server_momentum=momentum)
     job = terms(weighted, **changes)
@@ -53,7 +54,7 @@ def folder(tmp_path: Path, momentum: float = 0.0, **changes: Any) -> JobFolder:
     (tmp_path / "graph.json").write_bytes(b"{}")
     (tmp_path / "weights.safetensors").write_bytes(to_safetensors(START))
     (tmp_path / "nodes.json").write_text(json.dumps(nodes))
-    return JobFolder(tmp_path)
+    return RunFolder(tmp_path)
 
 
 def honest(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def conductor(script: Script) -> Any:
     return ask
 
 
-def outcome(job: JobFolder) -> dict[str, Any]:
+def outcome(job: RunFolder) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((job.path / "outcome.json").read_text())
     return value
 
