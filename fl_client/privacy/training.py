@@ -256,13 +256,17 @@ def device() -> torch.device:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Kernels of a GPU that add in an order of their own would not keep others' rows alike."""
-    before = torch.are_deterministic_algorithms_enabled()
+    """No kernels of a GPU that add in an order of their own, which would not keep others' rows
+    alike, and none that take 19 bits for float32 (TF32), which no compiler would agree with.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
     torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _scale(clip: float, noise: float, size: int, rate: float, device: torch.device) -> Tensor:

@@ -41,7 +41,14 @@ from fl_client.model.graph import load_model
 from fl_client.privacy.compiling import BookKeeping
 from fl_client.privacy.noise import SecureRandom
 from fl_client.privacy.slots import needed, seated
-from fl_client.privacy.training import LOSSES, Patients, _scale, by_patient, step
+from fl_client.privacy.training import (
+    LOSSES,
+    Patients,
+    _scale,
+    by_patient,
+    deterministic,
+    step,
+)
 
 SIGMA, CLIP, RATE = 1.0, 1.0, 1e-3
 LONG = 10**12  # steps of a job that compiling pays for
@@ -363,7 +370,8 @@ def measure(quick: bool, device: str, console: Console) -> dict[str, float]:
                     figures[f"{name}_{rows}.{engine}.mem"] = (memory[engine] + held) / (
                         memory["plain"] + held
                     )
-            figures[f"{name}_{rows}.compiled_from_steps"] = round(rivals.pays_from)
+            if math.isfinite(rivals.pays_from):
+                figures[f"{name}_{rows}.compiled_from_steps"] = round(rivals.pays_from)
             figures[f"{name}_{rows}.plain_microseconds"] = seconds["plain"] * 1e6
             figures[f"{name}_{rows}.ours"] = figures[f"{name}_{rows}.ours_compiled"]
             if memory:
@@ -425,7 +433,8 @@ def main() -> None:
     console = Console(width=150)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
-    figures = measure(given.quick, device, console)
+    with deterministic():  # for every rival: as a node trains
+        figures = measure(given.quick, device, console)
     engines = [
         "plain",
         "plain_fused",
