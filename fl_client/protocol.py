@@ -260,7 +260,7 @@ class Trained:
     epsilon_lifetime: float
     delta_lifetime: float
     unit: Annotated[str, 20]
-    training_seconds: float
+    compute_seconds: float
     device: Annotated[str, 80]
 
 

@@ -88,18 +88,18 @@ def conduct(job: RunFolder, send: Send) -> None:
                 f"round {number}: {len(active)} hospitals answered, the quorum is {terms.quorum}"
             )
         for dataset_id, (said, _) in good.items():
-            before = parts[dataset_id].training_seconds if dataset_id in parts else 0.0
+            before = parts[dataset_id].compute_seconds if dataset_id in parts else 0.0
             parts[dataset_id] = Part(
                 dataset_id,
                 number,
                 said.epsilon_job,
                 said.epsilon_lifetime,
                 said.delta_lifetime,
-                round(before + said.training_seconds, 1),
+                round(before + said.compute_seconds, 1),
                 said.device,
                 said.unit,
             )
-        slowest = max(said.training_seconds for said, _ in good.values())
+        slowest = max(said.compute_seconds for said, _ in good.values())
         # by what the terms say, not by what a reply claims; by id, as float sums must repeat
         persons = [spec.persons[dataset_id] for dataset_id in sorted(good)]
         mean = weighted_mean([good[dataset_id][1] for dataset_id in sorted(good)], persons)
@@ -115,7 +115,7 @@ def conduct(job: RunFolder, send: Send) -> None:
             loss=loss,
             loss_interval95=rounds[-1].loss_interval95,
             seconds=time.monotonic() - started,
-            training_seconds=slowest,
+            compute_seconds=slowest,
             epsilon={str(d): parts[d].epsilon_job for d in active},
             epsilon_lifetime={str(d): parts[d].epsilon_lifetime for d in active},
         )

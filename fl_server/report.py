@@ -34,7 +34,7 @@ class Part:
     epsilon_job: float | None
     epsilon_lifetime: float | None
     delta_lifetime: float | None
-    training_seconds: float
+    compute_seconds: float
     device: str
     unit: str = ""  # what privacy protects there: patient or record
     scores: list[float] | None = None  # the released table, fl_client.privacy.evaluation
@@ -80,12 +80,12 @@ def build(
                 "epsilon_job": part.epsilon_job,
                 "epsilon_lifetime": part.epsilon_lifetime,
                 "delta_lifetime": part.delta_lifetime,
-                "training_seconds": part.training_seconds,
+                "compute_seconds": part.compute_seconds,
                 "scores": part.scores if worked >> i & 1 else None,
                 "device": part.device,
                 "price_units": line.price_units if worked >> i & 1 else 0,
                 "reward_units": shares[i],
-                "compute_units": compute_units(line, bool(worked >> i & 1), part.training_seconds),
+                "compute_units": compute_units(line, bool(worked >> i & 1), part.compute_seconds),
             }
         )
     report = {

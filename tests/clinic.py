@@ -189,6 +189,6 @@ def trained(clinic: Clinic) -> tuple[JobTerms, JobSpec, dict[str, np.ndarray], P
     arrays, seconds = weights(), 0.0
     for number in range(1, spec.rounds + 1):
         reply = train(clinic.room(), terms.job_id.hex(), number, arrays)
-        arrays, seconds = from_safetensors(reply.model), seconds + reply.training_seconds
+        arrays, seconds = from_safetensors(reply.model), seconds + reply.compute_seconds
     part = part_of(clinic, spec.rounds, reply, seconds)
     return terms, spec, arrays, part

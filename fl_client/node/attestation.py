@@ -34,7 +34,7 @@ TOLERANCE = {
     "epsilon_job": 1e-6,
     "epsilon_lifetime": 1e-6,
     "delta_lifetime": 0.0,
-    "training_seconds": 0.05,
+    "compute_seconds": 0.05,
 }
 LINE_FIELDS = {
     "dataset_id",
@@ -42,7 +42,7 @@ LINE_FIELDS = {
     "price_units",
     "reward_units",
     "compute_units",
-    "training_seconds",
+    "compute_seconds",
     "epsilon_job",
     "epsilon_lifetime",
     "delta_lifetime",
@@ -59,7 +59,7 @@ class OwnFigures:
     epsilon_job: float
     epsilon_lifetime: float
     delta_lifetime: float
-    training_seconds: float
+    compute_seconds: float
     rounds_answered: int
     unit: str
     scores: Sequence[float] | None = None
@@ -89,9 +89,9 @@ def outcome(line: Mapping[str, Any]) -> Outcome:
     return Outcome(line["compute_units"], line["reward_units"], *spent)
 
 
-def compute_units(term: DatasetTerm, worked: bool, training_seconds: float) -> int:
+def compute_units(term: DatasetTerm, worked: bool, compute_seconds: float) -> int:
     """What metered compute comes to: nothing without the work."""
-    return term.compute_units(training_seconds) if worked else 0
+    return term.compute_units(compute_seconds) if worked else 0
 
 
 def check_and_sign(
@@ -128,13 +128,13 @@ def check_and_sign(
     shares = rewards(terms, spec, worked)
     for line, share in zip(lines, shares, strict=True):
         term = terms.datasets[terms.index_of_dataset(line["dataset_id"])]
-        seconds = line["training_seconds"]
+        seconds = line["compute_seconds"]
         if (
             not isinstance(seconds, int | float)
             or isinstance(seconds, bool)
             or not 0 <= seconds < 1e9
         ):
-            raise ProtocolError(f"report: training_seconds={seconds!r} must be a number of seconds")
+            raise ProtocolError(f"report: compute_seconds={seconds!r} must be a number of seconds")
         expected_units = {
             "reward_units": share,
             "compute_units": compute_units(term, line["worked"], seconds),
@@ -152,7 +152,7 @@ def check_and_sign(
         raise ProtocolError(
             f"only {own.rounds_answered} of {spec.rounds} rounds were asked of this node"
         )
-    for name in ("epsilon_job", "epsilon_lifetime", "delta_lifetime", "training_seconds"):
+    for name in ("epsilon_job", "epsilon_lifetime", "delta_lifetime", "compute_seconds"):
         given, known = mine[name], getattr(own, name)
         if (
             isinstance(given, bool)

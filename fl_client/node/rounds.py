@@ -183,7 +183,7 @@ def attest(
         newest.epsilon_job,
         newest.epsilon_lifetime,
         newest.delta_lifetime,
-        sum(reply.training_seconds for reply in trained),
+        sum(reply.compute_seconds for reply in trained),
         rounds,
         job.entry.manifest.unit,
         list(scored.scores) if scored else None,

@@ -437,7 +437,7 @@ def test_attest__figures_that_the_node_knows_better__refused(clinic: Clinic) -> 
         (replace(part, epsilon_job=part.epsilon_job / 2), "epsilon_job"),
         (replace(part, epsilon_lifetime=0.1), "epsilon_lifetime"),
         (replace(part, delta_lifetime=1e-6), "delta_lifetime"),
-        (replace(part, training_seconds=part.training_seconds + 60), "training_seconds"),
+        (replace(part, compute_seconds=part.compute_seconds + 60), "compute_seconds"),
         (replace(part, rounds_answered=1), "the quorum is 1"),
         (replace(part, unit="patient"), "unit='patient' of this node must be record"),
     ):
@@ -471,7 +471,7 @@ def test_attest__before_the_last_round__refused(clinic: Clinic) -> None:
     spec = JobSpec.from_dict(terms.spec)
     reply = train(clinic.room(), terms.job_id.hex(), 1, weights())
     arrays = from_safetensors(reply.model)
-    part = part_of(clinic, spec.rounds, reply, reply.training_seconds)
+    part = part_of(clinic, spec.rounds, reply, reply.compute_seconds)
     report, _ = build_report(terms, spec, model_hash(arrays), [], {clinic.dataset_id: part})
     with pytest.raises(ProtocolError, match="only 1 of 2 rounds"):
         attest(clinic.room(), terms.job_id.hex(), arrays, report)

@@ -156,7 +156,7 @@ def test_wire_keys__are_spelled_in_protocol_py_alone() -> None:
     stands a key, and only two make a record at all.
     """
     told = {f.name.replace("_", "-") for m in MESSAGES for f in fields(m) if "_" in f.name}
-    assert {"epsilon-job", "training-seconds"} <= told
+    assert {"epsilon-job", "compute-seconds"} <= told
     files = [path for room in ("fl_client", "fl_server") for path in (ROOT / room).rglob("*.py")]
     makers = set()
     for path in files:
