@@ -97,6 +97,8 @@ def build(
         "hospital says",
         "delta": spec.plan.delta,
         "plan": spec.plan.as_dict(),
+        "losses": "means over patients of the incoming model's loss, each counted up to "
+        "plan.metric_clip, noised",
         "rounds": [
             {"number": r.number, "loss": r.loss, "loss_interval95": r.loss_interval95}
             for r in rounds

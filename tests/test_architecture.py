@@ -47,6 +47,7 @@ PURE = [
     "fl_client/node/policy.py",
     "fl_client/node/attestation.py",
     "fl_client/privacy/evaluation.py",
+    "fl_client/privacy/defaults.py",
     "fl_server/aggregation.py",
     "fl_server/report.py",
     "datahub/market/domain.py",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 EPSILON_SLACK = 1.0001
+NAMED = ("learning_rate", "clip_norm", "server_momentum")  # numbers of the training plan
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,18 @@ class Buyer:
 
         epsilon and delta are per hospital, for adding or removing one patient; delta defaults to
         min(1e-5, 1 / (10 persons)). Where a hospital meters its compute, `compute_minutes` of it
-        are escrowed and what is not used comes back. Rounds and step size of the logistic
-        regression follow from patients and epsilon unless `rounds` or `learning_rate` is given;
-        other models take 10 and 1.0. With `dispute`, payment waits for a window in which an arbiter
-        may be asked. Raises HubError (the hub refused) or OrderRefused (its quote is wrong).
+        are escrowed and what is not used comes back. `rounds`, `local_steps`, `learning_rate`,
+        `clip_norm` and `server_momentum` follow from counts, inputs and epsilon where they are not
+        given (fl_client/privacy/defaults.py). With `dispute`, payment waits for a window in which
+        an arbiter may be asked. Raises HubError (the hub refused) or OrderRefused (its quote is
+        wrong).
         """
         # torch is loaded here, where a model is touched, and by nothing else that a buyer does
         from torch import zeros
 
         from fl_client.model.export import export_model
-        from fl_client.model.families import build, logistic_learning_rate, logistic_rounds
-        from fl_client.privacy import accounting
+        from fl_client.model.families import build
+        from fl_client.privacy import accounting, defaults
 
         rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
         for dataset_id in datasets:
@@ -110,15 +112,19 @@ class Buyer:
         manifests = [rows[d]["manifest"] for d in datasets]
         if delta is None:
             delta = min(1e-5, *(1 / (10 * m["persons"]) for m in manifests))
-        persons = sum(m["persons"] for m in manifests)
-        if rounds is None:
-            rounds = logistic_rounds(persons, epsilon) if model == "logistic_regression" else 10
-        if model == "logistic_regression" and "learning_rate" not in settings:
-            steps = rounds * int(settings.get("local_steps", 1))
-            clip_norm = float(settings.get("clip_norm", 1.0))
-            settings["learning_rate"] = logistic_learning_rate(persons, epsilon, steps, clip_norm)
         width = sum(max(1, len(f["categories"]) - 1) for f in manifests[0]["schema"]["features"])
         module = build(model, width) if isinstance(model, str) else model
+        named = {name: settings.pop(name, None) for name in NAMED}
+        chosen = defaults.plan(
+            model if isinstance(model, str) else None,
+            [m["persons"] for m in manifests],
+            width,
+            float(epsilon),
+            delta,
+            rounds=rounds,
+            **{name: value if value is None else float(value) for name, value in named.items()},
+            local_steps=settings.pop("local_steps", None),
+        )
         graph, weights = export_model(module, zeros(1, width) if example is None else example)
         body = {
             "buyer": self.address,
@@ -131,7 +137,11 @@ class Buyer:
             "weights": base64.b64encode(weights).decode(),
             "epsilon": float(epsilon),
             "delta": float(delta),
-            "rounds": rounds,
+            "rounds": chosen.rounds,
+            "local_steps": chosen.local_steps,
+            "learning_rate": chosen.learning_rate,
+            "clip_norm": chosen.clip_norm,
+            "server_momentum": chosen.server_momentum,
             "reward_units": reward_units,
             "purpose": purpose,
             **settings,
@@ -166,7 +176,11 @@ class Buyer:
             "model": (spec.graph_hash, spec.weights_hash)
             == (sha256_hex(graph), sha256_hex(weights)),
             "epsilon": cost <= epsilon * EPSILON_SLACK and spec.plan.delta == delta,
-            "rounds": spec.rounds == rounds,
+            "rounds": (spec.rounds, spec.local_steps, spec.average_last)
+            == (chosen.rounds, chosen.local_steps, chosen.average_last),
+            "steps": (spec.learning_rate, spec.plan.clip_norm, spec.plan.sampling_rate)
+            == (chosen.learning_rate, chosen.clip_norm, chosen.sampling_rate),
+            "server_momentum": spec.server_momentum == chosen.server_momentum,
             "purpose": spec.purpose == purpose,
         }
         if wrong := [name for name, fine in checks.items() if not fine]:

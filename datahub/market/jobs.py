@@ -100,6 +100,7 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
         "amount_units": terms.amount_units,
         "deadline": terms.deadline,
         "rounds_planned": spec.rounds,
+        "loss_clip": spec.plan.metric_clip,
         "delta": spec.plan.delta,
         # of settled jobs only: what hospitals have accepted is small enough for its grid
         "epsilon_pld": _pld(

@@ -2,8 +2,8 @@
 nothing.
 
 A quote is only a proposal: the buyer checks it (buyer/sdk.py) and pays for the terms as they stand.
-Defaults are the ones that won on tables of hundreds to thousands of patients: everybody in every
-round (q = 1), few rounds, clip 1.
+What a buyer leaves open of the training plan follows from public counts
+(fl_client/privacy/defaults.py).
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from datahub.market.tables import NodeRow
 from datatokens.errors import TermsError
 from datatokens.terms import DatasetTerm, DisputeTerms, JobTerms, address, whole
 from fl_client.errors import NodeError
-from fl_client.privacy import accounting
+from fl_client.privacy import accounting, defaults
 from fl_client.privacy.plan import PrivacyPlan
 from fl_client.protocol import JobSpec, sha256_hex
 
 METRIC_SHARE = (
     0.05  # the part of the Gaussian budget for the loss curve and the last look at the model
 )
-METRIC_CLIP = 1.0  # a patient's loss is counted up to this; ln 2 = 0.69 is a coin toss
-SAMPLING_RATE = 1.0
 MAX_MODEL_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a buyer asks for; every field has been given or has the default shown in web/api.py."""
+    """What a buyer asks for; every field has been given or has the default shown in web/api.py.
+
+    `model` is the built-in name of the graph, if it has one: None for rounds and what follows it is
+    then what defaults.py says for that model.
+    """
 
     buyer: str
     buyer_public_key: str
@@ -46,11 +48,12 @@ class Order:
     loss: str
     epsilon: float
     delta: float
-    rounds: int
-    local_steps: int
-    learning_rate: float
-    clip_norm: float
-    server_momentum: float
+    model: str | None
+    rounds: int | None
+    local_steps: int | None
+    learning_rate: float | None
+    clip_norm: float | None
+    server_momentum: float | None
     reward_units: int
     purpose: str
     deadline_s: int
@@ -65,7 +68,7 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
     """
     if not order.datasets:
         raise BadRequest("datasets: name at least one dataset id")
-    lines, persons, schemas = [], {}, set()
+    lines, persons, schemas, inputs = [], {}, set(), 1
     catalogue.sync(desk)
     with desk.session() as session:
         for dataset_id in order.datasets:
@@ -82,6 +85,7 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
             )
             persons[dataset_id] = manifest.persons
             schemas.add(manifest.schema.hash)
+            inputs = manifest.schema.width
     if len(schemas) > 1:
         raise BadRequest(
             "datasets: they do not share one feature schema, so one model cannot be trained "
@@ -90,21 +94,33 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
     if max(len(order.graph), len(order.weights)) > MAX_MODEL_BYTES:
         raise BadRequest(f"model: graph and weights may have {MAX_MODEL_BYTES} bytes each")
     try:
-        whole("rounds", order.rounds, 1, 1000)
-        whole("local_steps", order.local_steps, 1, 1000)
-        steps = order.rounds * order.local_steps
+        chosen = defaults.plan(
+            order.model,
+            tuple(persons.values()),
+            inputs,
+            order.epsilon,
+            order.delta,
+            rounds=order.rounds,
+            local_steps=order.local_steps,
+            learning_rate=order.learning_rate,
+            clip_norm=order.clip_norm,
+            server_momentum=order.server_momentum,
+        )
+        whole("rounds", chosen.rounds, 1, 1000)
+        whole("local_steps", chosen.local_steps, 1, 1000)
+        steps = chosen.rounds * chosen.local_steps
         noise, metric_noise = accounting.calibrate(
-            order.epsilon, order.delta, SAMPLING_RATE, steps, order.rounds, METRIC_SHARE
+            order.epsilon, order.delta, chosen.sampling_rate, steps, chosen.rounds, METRIC_SHARE
         )
         plan = PrivacyPlan(
             noise_multiplier=noise,
-            clip_norm=order.clip_norm,
-            sampling_rate=SAMPLING_RATE,
+            clip_norm=chosen.clip_norm,
+            sampling_rate=chosen.sampling_rate,
             steps=steps,
             delta=order.delta,
             metric_noise_multiplier=metric_noise,
-            metric_clip=METRIC_CLIP,
-            metric_steps=order.rounds,
+            metric_clip=defaults.metric_clip(metric_noise, tuple(persons.values())),
+            metric_steps=chosen.rounds,
         )
         spec = JobSpec(
             purpose=order.purpose,
@@ -113,11 +129,11 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
             graph_hash=sha256_hex(order.graph),
             weights_hash=sha256_hex(order.weights),
             loss=order.loss,
-            rounds=order.rounds,
-            local_steps=order.local_steps,
-            learning_rate=order.learning_rate,
-            average_last=max(1, order.rounds // 4),
-            server_momentum=order.server_momentum,
+            rounds=chosen.rounds,
+            local_steps=chosen.local_steps,
+            learning_rate=chosen.learning_rate,
+            average_last=chosen.average_last,
+            server_momentum=chosen.server_momentum,
             plan=plan,
             persons=persons,
             salt=secrets.token_hex(32),

@@ -74,7 +74,8 @@ class DisputeIn(Body):
 
 class OrderIn(Body):
     """What a buyer wants. Graph and weights are base64 (fl_client.model.export.export_model makes
-    them).
+    them). `model` names the built-in model that the graph is; what is left out of rounds, steps and
+    momentum then follows from it (fl_client.privacy.defaults).
     """
 
     buyer: str
@@ -88,11 +89,12 @@ class OrderIn(Body):
     loss: str = "binary_cross_entropy"
     epsilon: float = Field(gt=0, le=100)
     delta: float = Field(gt=0, le=0.01)
-    rounds: int = 10
-    local_steps: int = 1
-    learning_rate: float = 1.0
-    clip_norm: float = 1.0
-    server_momentum: float = 0.0
+    model: str | None = None
+    rounds: int | None = None
+    local_steps: int | None = None
+    learning_rate: float | None = None
+    clip_norm: float | None = None
+    server_momentum: float | None = None
     reward_units: int = 0
     purpose: str
     deadline_s: int = 3600

@@ -28,31 +28,6 @@ def logistic_regression(features: int) -> nn.Module:
     return layer
 
 
-def logistic_rounds(persons: int, epsilon: float) -> int:
-    """How many rounds of one full step a logistic regression takes: 10, or as many as keep a step
-    from being too long.
-    """
-    return max(10, math.ceil(_distance(persons, epsilon) / 15))
-
-
-def logistic_learning_rate(persons: int, epsilon: float, steps: int, clip_norm: float) -> float:
-    """The step size of a logistic regression over `persons` patients in all, at `epsilon`, for so
-    many full steps.
-
-    How far a model may go, learning_rate * clip_norm * steps, grows with the patients and with
-    epsilon: the noise of the
-    average shrinks with both, few patients gain nothing from a long way, and a step can be too long
-    for anyone. The
-    constants were chosen by cross-validation on the training parts of four hospitals' heart disease
-    and of a stroke trial.
-    """
-    return _distance(persons, epsilon) / (steps * clip_norm)
-
-
-def _distance(persons: int, epsilon: float) -> float:
-    return min(300.0, max(2.0, persons * math.sqrt(2 * epsilon) / 100))
-
-
 def mlp(features: int, hidden: tuple[int, ...] = (32,)) -> nn.Module:
     """One logit from [n, features] through hidden layers of these widths, tanh between them;
     seeded.

@@ -11,15 +11,19 @@ one node held all records; `local`: each hospital alone, judged on its own test 
 federated, the same engine without clipping and noise. Mean and sd are over runs: noise is
 cryptographic and never the same twice, and the seed picks the stroke trial's split.
 
-Recipes: tables take the buyer's defaults (rounds, clip, learning rate by `logistic_learning_rate`),
-which were chosen by cross-validation on training parts alone; pictures take fixed wavelet features
-with a linear head (`models.scattering`), whose settings were chosen on the official validation
-pictures and on 10,000 of the training digits. Data: ../shared/data.
+    python -m tests.benchmarks.utility --plans [--json FILE]      the default plans beside a grid
+    python -m tests.benchmarks.utility --coverage [--json FILE]   the intervals of a report
+
+Recipes: tables take the buyer's defaults (`fl_client.privacy.defaults`); pictures take fixed
+wavelet features with a linear head (`models.scattering`), whose settings were chosen on the
+official validation pictures and on 10,000 of the training digits. Data: ../shared/data.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
 import importlib.util
 import json
 import math
@@ -43,9 +47,9 @@ from rich.table import Table
 from torch import nn
 
 from fl_client.model.export import export_model
-from fl_client.model.families import build, logistic_learning_rate, logistic_rounds
+from fl_client.model.families import build
 from fl_client.model.graph import GraphModel, load_model, parameters, predict
-from fl_client.privacy import compiling
+from fl_client.privacy import compiling, defaults
 from fl_client.privacy.accounting import calibrate
 from fl_client.privacy.compiling import book_keeping, frozen_of
 from fl_client.privacy.noise import SecureRandom
@@ -57,6 +61,8 @@ from fl_client.privacy.training import (
     clipped_total,
     train_round,
 )
+from fl_server.aggregation import weighted_mean, with_momentum
+from tests.benchmarks import coverage, plans
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 NOT_CLIPPED = 1e9
@@ -257,7 +263,7 @@ def train(recipe: Recipe, sites: list[Site], epsilon: float | None) -> GraphMode
     """The federated model of these hospitals, each with its own noise; without privacy where
     epsilon is None.
     """
-    width, total = sites[0][0].shape[1], sum(len(y) for _, y in sites)
+    width = sites[0][0].shape[1]
     with torch.random.fork_rng(devices=[]):
         layer = nn.Linear(width, recipe.outputs)
     nn.init.zeros_(layer.weight)
@@ -265,25 +271,35 @@ def train(recipe: Recipe, sites: list[Site], epsilon: float | None) -> GraphMode
     model = load_model(*export_model(layer, torch.zeros(1, width)))
     if epsilon is None:
         return _train_plainly(recipe, sites, model)
-    rounds = recipe.rounds or logistic_rounds(total, epsilon)
-    steps = rounds * recipe.local_steps
-    noise, metric_noise = _noise(epsilon, recipe.delta, recipe.sampling_rate, steps, rounds)
+    persons = [len(y) for _, y in sites]
+    chosen = (
+        defaults.plan(defaults.MODEL, persons, width, epsilon, recipe.delta)
+        if recipe.rounds is None or recipe.learning_rate is None
+        else defaults.Plan(
+            recipe.rounds,
+            recipe.local_steps,
+            recipe.learning_rate(epsilon),
+            recipe.clip,
+            recipe.sampling_rate,
+            0.0,
+            recipe.average_last or max(1, recipe.rounds // 4),
+        )
+    )
+    steps = chosen.rounds * chosen.local_steps
+    noise, metric_noise = _noise(epsilon, recipe.delta, chosen.sampling_rate, steps, chosen.rounds)
     plan = PrivacyPlan(
         noise,
-        recipe.clip,
-        recipe.sampling_rate,
+        chosen.clip_norm,
+        chosen.sampling_rate,
         steps,
         recipe.delta,
         metric_noise,
-        metric_clip=1.0,
-        metric_steps=rounds,
+        metric_clip=defaults.metric_clip(metric_noise, persons),
+        metric_steps=chosen.rounds,
     )
-    if recipe.learning_rate is None:
-        rate = logistic_learning_rate(total, epsilon, steps, recipe.clip)
-    else:
-        rate = recipe.learning_rate(epsilon)
-    arrays, tail = parameters(model), list[dict[str, np.ndarray]]()
-    for _ in range(rounds):
+    arrays = last = parameters(model)
+    tail: list[dict[str, np.ndarray]] = []
+    for _ in range(chosen.rounds):
         replies = [
             train_round(
                 model,
@@ -291,19 +307,16 @@ def train(recipe: Recipe, sites: list[Site], epsilon: float | None) -> GraphMode
                 x,
                 y,
                 plan,
-                steps=recipe.local_steps,
-                learning_rate=rate,
+                steps=chosen.local_steps,
+                learning_rate=chosen.learning_rate,
                 loss=recipe.loss,
                 expected_persons=len(y),
             ).arrays
             for x, y in sites
         ]
-        parts = [len(y) / total for _, y in sites]
-        arrays = {
-            n: np.average([r[n] for r in replies], axis=0, weights=parts).astype(np.float32)
-            for n in arrays
-        }
-        tail = [*tail, arrays][-(recipe.average_last or max(1, rounds // 4)) :]
+        mean = weighted_mean(replies, persons)
+        last, arrays = arrays, with_momentum(mean, arrays, last, chosen.server_momentum)
+        tail = [*tail, arrays][-chosen.average_last :]
     return _with(model, {name: np.mean([each[name] for each in tail], axis=0) for name in arrays})
 
 
@@ -441,6 +454,92 @@ def show(flat: Mapping[str, float], names: list[str], console: Console) -> None:
             console.print(table)
 
 
+def early_deaths(seed: int) -> Data:
+    """The trial as four hospitals, which wants to know who dies within 14 days: one in eleven."""
+    x, _, site, _ = _loaders().ist()
+    with gzip.open(SHARED / "ist-stroke" / "ist_dev.csv.gz", "rt") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["DEADDEP6"]) >= 0]
+    y = np.array([float(row["ID14"]) for row in rows])
+    train = np.random.default_rng(seed).random(len(y)) < 0.7
+    large = ("UK", "ITAL", "SWIT")
+    place = np.array([large.index(name) if name in large else len(large) for name in site])
+    parts = [train & (place == number) for number in range(len(large) + 1)]
+    return Data([_site(x[part], y[part]) for part in parts], [], _site(x[~train], y[~train]))
+
+
+# patients, inputs, event rate, of made-up tables over four hospitals
+MADE_UP = (
+    (200, 5, 0.5),
+    (1_000, 20, 0.07),
+    (1_000, 20, 0.5),
+    (5_000, 5, 0.01),
+    (5_000, 20, 0.02),
+    (5_000, 60, 0.2),
+    (20_000, 20, 0.05),
+    (20_000, 100, 0.3),
+    (100_000, 10, 0.01),
+)
+
+
+def show_plans(quick: bool, console: Console) -> dict[str, float]:
+    """The default plan's held-out AUC beside the best of the grid, on real and made-up tables."""
+    tasks = []
+    if SHARED.exists():
+        for name, source in {
+            "heart": heart,
+            "stroke": stroke,
+            "early deaths": early_deaths,
+        }.items():
+            data = source(0)
+            tasks.append(plans.Task(name, data.sites, data.test))
+    shapes = MADE_UP[:3] if quick else MADE_UP
+    tasks += [plans.made_up(*shape, 4, seed) for seed, shape in enumerate(shapes)]
+    flat: dict[str, float] = {}
+    for task in tasks:
+        patients = sum(task.persons)
+        repeats = 8 if patients < 3_000 else 4 if patients < 15_000 else 1
+        for epsilon in (1.0, 4.0) if quick or patients >= 15_000 else plans.EPSILONS:
+            row = plans.compare(task, epsilon, repeats)
+            lost = row.best - row.default
+            console.print(
+                f"{row.task:<20} epsilon {epsilon:<3g} AUC: best {row.best:.3f} ({row.best_plan}), "
+                f"default {row.default:.3f}, lost {lost:+.4f} ±{row.error:.4f}"
+            )
+            key = f"plans.{row.task}.{epsilon:g}"
+            flat |= {f"{key}.best": round(row.best, 4), f"{key}.default": round(row.default, 4)}
+            flat |= {f"{key}.lost": round(lost, 4), f"{key}.error": round(row.error, 4)}
+    return flat
+
+
+def show_coverage(quick: bool, console: Console) -> dict[str, float]:
+    """Part of the 95 % intervals that hold the exact figure, and their width, by kind of scores."""
+    cells = list(coverage.measure(3 if quick else 8, 8 if quick else 15))
+    shown = Table("scores", *coverage.NAMES, "width of the AUC's", box=None)
+    flat: dict[str, float] = {}
+    for kind in coverage.KINDS:
+        mine = [cell for cell in cells if cell.kind == kind]
+        held = {n: statistics.mean(c.held[n] for c in mine) for n in coverage.NAMES}
+        width = statistics.mean(c.width["auc"] for c in mine)
+        shown.add_row(kind, *(f"{100 * held[n]:.1f} %" for n in held), f"{width:.3f}")
+        flat |= {f"coverage.{kind}.{n}": round(held[n], 4) for n in held}
+        flat[f"coverage.{kind}.auc.width"] = round(width, 4)
+    for rate in coverage.RATES:
+        mine = [cell for cell in cells if cell.rate == rate]
+        held = {n: statistics.mean(c.held[n] for c in mine) for n in coverage.NAMES}
+        shown.add_row(f"{100 * rate:g} % events", *(f"{100 * held[n]:.1f} %" for n in held), "")
+        flat |= {f"coverage.{rate:g}.{n}": round(held[n], 4) for n in held}
+    console.print(shown)
+    return flat
+
+
+def keep(path: Path | None, flat: Mapping[str, float], names: list[str]) -> None:
+    """Write the flat figures; those in the file of other `names` stay."""
+    if path:
+        before = json.loads(path.read_text()) if path.exists() else {}
+        kept = {k: v for k, v in before.items() if k.split(".")[0] not in names}
+        path.write_text(json.dumps(kept | dict(flat), indent=1) + "\n")
+
+
 def main() -> int:
     """Print the tables and write the figures."""
     parser = argparse.ArgumentParser(
@@ -456,7 +555,17 @@ def main() -> int:
         type=Path,
         help="file to write the flat figures to; figures in it of other data sets stay",
     )
+    parser.add_argument("--plans", action="store_true", help="the default plans, nothing else")
+    parser.add_argument("--coverage", action="store_true", help="the intervals, nothing else")
     given = parser.parse_args()
+    console = Console(width=120)
+    torch.set_num_threads(1)
+    if given.plans or given.coverage:
+        if given.plans:
+            keep(given.json, show_plans(given.quick, console), ["plans"])
+        if given.coverage:
+            keep(given.json, show_coverage(given.quick, console), ["coverage"])
+        return 0
     names = ["heart", "stroke"] if given.quick else given.only.split(",")
     if unknown := [n for n in names if n not in SOURCES]:
         print(f"--only={unknown[0]} must be one or more of {', '.join(SOURCES)}", file=sys.stderr)
@@ -464,14 +573,9 @@ def main() -> int:
     if not SHARED.exists():
         print(f"skipped: the data is not here ({SHARED.name}/ of ../shared)", file=sys.stderr)
         return 0
-    console = Console(width=120)
-    torch.set_num_threads(1)
     flat = measure(names, given.quick, 2 if given.quick else given.seeds, console)
     show(flat, names, console)
-    if given.json:
-        before = json.loads(given.json.read_text()) if given.json.exists() else {}
-        kept = {k: v for k, v in before.items() if k.split(".")[0] not in names}
-        given.json.write_text(json.dumps(kept | flat, indent=1) + "\n")
+    keep(given.json, flat, names)
     return 0
 
 

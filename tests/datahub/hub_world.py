@@ -97,6 +97,7 @@ class HubWorld:
             "loss": "binary_cross_entropy",
             "epsilon": 2.0,
             "delta": 1e-5,
+            "model": None,
             "rounds": 2,
             "local_steps": 1,
             "learning_rate": 1.0,

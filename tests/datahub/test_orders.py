@@ -12,7 +12,7 @@ from datahub.errors import BadRequest, Conflict, NotFound
 from datahub.market import catalogue, orders
 from datahub.market.tables import NodeRow
 from datatokens.terms import JobTerms
-from fl_client.privacy import accounting
+from fl_client.privacy import accounting, defaults
 from fl_client.protocol import JobSpec
 from tests.datahub.hub_world import FEE_BPS, HubWorld, manifest
 
@@ -57,6 +57,25 @@ def test_quote__paid_with_a_voucher__costs_no_money_there(hub: HubWorld) -> None
 
 def test_quote__no_quorum_given__is_everybody(hub: HubWorld) -> None:
     assert orders.quote(hub.desk, hub.order(quorum=None))[0].quorum == 3
+
+
+def test_quote__a_built_in_model_and_nothing_else_named__the_default_plan_of_public_counts(
+    hub: HubWorld,
+) -> None:
+    left_open = dict.fromkeys(
+        ("rounds", "local_steps", "learning_rate", "clip_norm", "server_momentum")
+    )
+    terms, epsilon = orders.quote(hub.desk, hub.order(model=defaults.MODEL, **left_open))
+    spec = JobSpec.from_dict(terms.spec)
+    width = catalogue.manifest_of(catalogue.dataset_row(hub.desk, 1)).schema.width
+    chosen = defaults.plan(defaults.MODEL, [100, 200, 300], width, 2.0, 1e-5)
+    assert (spec.rounds, spec.local_steps) == (chosen.rounds, chosen.local_steps)
+    assert spec.learning_rate == chosen.learning_rate
+    assert spec.server_momentum == chosen.server_momentum == 0.5
+    assert spec.average_last == chosen.average_last == chosen.rounds // 2
+    assert spec.plan.clip_norm == chosen.clip_norm and 1.9 < epsilon <= 2.0
+    noise = spec.plan.metric_noise_multiplier
+    assert spec.plan.metric_clip == defaults.metric_clip(noise, [100, 200, 300])
 
 
 @pytest.mark.parametrize(

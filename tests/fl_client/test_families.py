@@ -8,7 +8,7 @@ import torch
 
 from fl_client.errors import GraphRefused
 from fl_client.model.export import export_model
-from fl_client.model.families import FAMILIES, build, logistic_learning_rate, logistic_rounds
+from fl_client.model.families import FAMILIES, build
 from fl_client.model.graph import load_model, parameters, predict
 from fl_client.model.weights import model_hash
 
@@ -105,19 +105,3 @@ def test_scattering__stripes__answer_in_their_own_direction(name: str) -> None:
     picture = along[None, :].expand(28, 28) if name == "plus" else along[:, None].expand(28, 28)
     waves = build("scattering", 1, 28, 1)[1](picture.reshape(1, 1, 28, 28))[0, 1:9, 3, 3]
     assert int(waves.argmax()) == (0 if name == "plus" else 4)
-
-
-def test_logistic_learning_rate__more_patients_or_epsilon__goes_further() -> None:
-    ways = [
-        logistic_learning_rate(n, e, 10, 1.0)
-        for n, e in ((100, 1.0), (1000, 1.0), (1000, 4.0), (10**9, 100.0))
-    ]
-    assert ways == sorted(ways) and ways[0] == pytest.approx(0.2) and ways[-1] == 30.0
-    assert [logistic_rounds(n, e) for n, e in ((100, 1.0), (10_000, 1.0), (10**9, 8.0))] == [
-        10,
-        10,
-        20,
-    ]
-    assert logistic_learning_rate(1000, 1.0, 20, 0.5) == pytest.approx(
-        logistic_learning_rate(1000, 1.0, 10, 1.0)
-    )
