@@ -39,6 +39,8 @@ class JobSpec:
                                                        rounds' models
     server_momentum    what of a step the theatre adds to the next one, 0 to 0.99; it works on
                        noised means, so a node need not know
+    server_rates       parameter name -> what the theatre multiplies that parameter's mean step by,
+                       0.01 to 100, at most 16 names; 1 for all others
     plan               the privacy plan of each hospital, whole job
     persons            dataset id -> number of patients as the hospital released it (noised); the
                        averaging weight,
@@ -57,6 +59,7 @@ class JobSpec:
     learning_rate: float
     average_last: int
     server_momentum: float
+    server_rates: Mapping[str, float]
     plan: PrivacyPlan
     persons: Mapping[int, int]
     salt: str
@@ -82,6 +85,16 @@ class JobSpec:
         momentum = self.server_momentum
         if type(momentum) is not float or not 0 <= momentum <= 0.99:
             raise ProtocolError(f"server_momentum={momentum!r} must be a number from 0.0 to 0.99")
+        rates = self.server_rates
+        if not isinstance(rates, Mapping) or len(rates) > 16:
+            raise ProtocolError("server_rates must map at most 16 parameter names to numbers")
+        for name, factor in rates.items():
+            if not isinstance(name, str) or not 1 <= len(name) <= 200:
+                raise ProtocolError(f"server_rates: {name!r:.80} must have 1 to 200 characters")
+            if type(factor) is not float or not 0.01 <= factor <= 100:
+                raise ProtocolError(
+                    f"server_rates[{name!r:.80}]={factor!r:.80} must be a number from 0.01 to 100"
+                )
         if (
             self.plan.steps != self.rounds * self.local_steps
             or self.plan.metric_steps != self.rounds
@@ -119,6 +132,7 @@ class JobSpec:
             "learning_rate": self.learning_rate,
             "average_last": self.average_last,
             "server_momentum": self.server_momentum,
+            "server_rates": dict(self.server_rates),
             "plan": self.plan.as_dict(),
             "persons": {str(dataset_id): count for dataset_id, count in self.persons.items()},
             "salt": self.salt,

@@ -39,18 +39,28 @@ def weighted_mean(updates: Sequence[Arrays], weights: Sequence[int]) -> dict[str
     return means
 
 
-def with_momentum(
-    mean: Arrays, current: Arrays, previous: Arrays, momentum: float
+def server_step(
+    mean: Arrays,
+    current: Arrays,
+    previous: Arrays,
+    momentum: float,
+    rates: Mapping[str, float],
 ) -> dict[str, np.ndarray]:
-    """The parameters after a round: its weighted mean and `momentum` times the last step, which led
-    from `previous` (of the round before last; `current` itself in the first) to `current`.
+    """The parameters (float32) after a round that led from `current` to the hospitals' weighted
+    `mean`: that step, times the parameter's rate (1 unless `rates` names it), and `momentum` times
+    the last step, which led from `previous` (`current` itself in the first round) to `current`.
 
-    Polyak's heavy ball on the server (FedAvgM: Hsu et al. 2019, 1909.06335), float32. It works on
-    what the hospitals have noised and released, so it costs no privacy. 0 gives the mean itself.
+    Polyak's heavy ball and a learning rate on the server (FedAvgM: Hsu et al. 2019, 1909.06335;
+    FedOpt: Reddi et al. 2020, 2003.00295). It works on what the hospitals have noised and released,
+    so it costs no privacy. Without momentum and rates it gives the mean itself.
 
     >>> one = [{"w": np.full(1, v)} for v in (2.0, 1.0, 0.0)]
-    >>> with_momentum(*one, 0.5)
-    {'w': array([2.5], dtype=float32)}
+    >>> server_step(*one, 0.5, {"w": 4.0})
+    {'w': array([5.5], dtype=float32)}
     """
-    step = {n: array.astype(np.float64) - previous[n] for n, array in current.items()}
-    return {n: np.asarray(array + momentum * step[n], np.float32) for n, array in mean.items()}
+    found = {}
+    for name, array in mean.items():
+        before = current[name].astype(np.float64)
+        more = (rates.get(name, 1.0) - 1.0) * (array - before)
+        found[name] = np.asarray(array + more + momentum * (before - previous[name]), np.float32)
+    return found

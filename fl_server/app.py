@@ -34,7 +34,7 @@ from fl_client.protocol import (
     Train,
     Trained,
 )
-from fl_server.aggregation import weighted_mean, with_momentum
+from fl_server.aggregation import server_step, weighted_mean
 from fl_server.errors import RunFailed
 from fl_server.exchange import Send, ask, through
 from fl_server.report import Part, Round, build, loss_interval95
@@ -103,7 +103,10 @@ def conduct(job: RunFolder, send: Send) -> None:
         # by what the terms say, not by what a reply claims; by id, as float sums must repeat
         persons = [spec.persons[dataset_id] for dataset_id in sorted(good)]
         mean = weighted_mean([good[dataset_id][1] for dataset_id in sorted(good)], persons)
-        last, arrays = arrays, with_momentum(mean, arrays, last, spec.server_momentum)
+        last, arrays = (
+            arrays,
+            server_step(mean, arrays, last, spec.server_momentum, spec.server_rates),
+        )
         losses = [good[dataset_id][0].loss for dataset_id in sorted(good)]
         loss = sum(n * one for n, one in zip(persons, losses, strict=True)) / sum(persons)
         tail = [*tail, arrays][-spec.average_last :]

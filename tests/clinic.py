@@ -77,6 +77,7 @@ class Clinic:
             "learning_rate": 1.0,
             "average_last": 1,
             "server_momentum": 0.0,
+            "server_rates": {},
             "plan": PrivacyPlan(noise, 1.0, 1.0, rounds, 1e-5, metric_noise, 1.0, rounds),
             "persons": {self.dataset_id: 40},
             "salt": hashlib.sha256(str(self.serial).encode()).hexdigest(),

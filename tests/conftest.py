@@ -41,6 +41,7 @@ def spec(**changes: Any) -> JobSpec:
         "learning_rate": 1.0,
         "average_last": 1,
         "server_momentum": 0.0,
+        "server_rates": {},
         "plan": plan(),
         "persons": {1: 40, 2: 30, 3: 20, 4: 10},
         "salt": "55" * 32,

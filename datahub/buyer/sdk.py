@@ -93,10 +93,10 @@ class Buyer:
         epsilon and delta are per hospital, for adding or removing one patient; delta defaults to
         min(1e-5, 1 / (10 persons)). Where a hospital meters its compute, `compute_minutes` of it
         are escrowed and what is not used comes back. `rounds`, `local_steps`, `learning_rate`,
-        `clip_norm` and `server_momentum` follow from counts, inputs and epsilon where they are not
-        given (fl_client/privacy/defaults.py). With `dispute`, payment waits for a window in which
-        an arbiter may be asked. Raises HubError (the hub refused) or OrderRefused (its quote is
-        wrong).
+        `clip_norm`, `server_momentum` and `server_rates` follow from counts, inputs and epsilon
+        where they are not given (fl_client/privacy/defaults.py). With `dispute`, payment waits for
+        a window in which an arbiter may be asked. Raises HubError (the hub refused) or OrderRefused
+        (its quote is wrong).
         """
         # torch is loaded here, where a model is touched, and by nothing else that a buyer does
         from torch import zeros
@@ -124,6 +124,7 @@ class Buyer:
             rounds=rounds,
             **{name: value if value is None else float(value) for name, value in named.items()},
             local_steps=settings.pop("local_steps", None),
+            server_rates=settings.pop("server_rates", None),
         )
         graph, weights = export_model(module, zeros(1, width) if example is None else example)
         body = {
@@ -142,6 +143,7 @@ class Buyer:
             "learning_rate": chosen.learning_rate,
             "clip_norm": chosen.clip_norm,
             "server_momentum": chosen.server_momentum,
+            "server_rates": dict(chosen.server_rates),
             "reward_units": reward_units,
             "purpose": purpose,
             **settings,
@@ -181,6 +183,7 @@ class Buyer:
             "steps": (spec.learning_rate, spec.plan.clip_norm, spec.plan.sampling_rate)
             == (chosen.learning_rate, chosen.clip_norm, chosen.sampling_rate),
             "server_momentum": spec.server_momentum == chosen.server_momentum,
+            "server_rates": dict(spec.server_rates) == dict(chosen.server_rates),
             "purpose": spec.purpose == purpose,
         }
         if wrong := [name for name, fine in checks.items() if not fine]:

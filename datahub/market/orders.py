@@ -9,6 +9,7 @@ What a buyer leaves open of the training plan follows from public counts
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ class Order:
     learning_rate: float | None
     clip_norm: float | None
     server_momentum: float | None
+    server_rates: Mapping[str, float] | None
     reward_units: int
     purpose: str
     deadline_s: int
@@ -105,6 +107,7 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
             learning_rate=order.learning_rate,
             clip_norm=order.clip_norm,
             server_momentum=order.server_momentum,
+            server_rates=order.server_rates,
         )
         whole("rounds", chosen.rounds, 1, 1000)
         whole("local_steps", chosen.local_steps, 1, 1000)
@@ -134,6 +137,7 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
             learning_rate=chosen.learning_rate,
             average_last=chosen.average_last,
             server_momentum=chosen.server_momentum,
+            server_rates=chosen.server_rates,
             plan=plan,
             persons=persons,
             salt=secrets.token_hex(32),

@@ -95,6 +95,7 @@ class OrderIn(Body):
     learning_rate: float | None = None
     clip_norm: float | None = None
     server_momentum: float | None = None
+    server_rates: dict[str, float] | None = None
     reward_units: int = 0
     purpose: str
     deadline_s: int = 3600

@@ -23,8 +23,15 @@ from fl_client.privacy.plan import Charge
 METRIC_SHARE = 0.05
 DELTA = 1e-5
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
-# rounds, local steps, momentum; clip; distance (fl_client/privacy/defaults.py)
-SHAPES = ((10, 1, 0.0), (30, 1, 0.8), (100, 1, 0.8), (20, 5, 0.5))
+# rounds, local steps, momentum, rate of the constant term; clip; distance (privacy/defaults.py)
+SHAPES = (
+    (10, 1, 0.0, 1.0),
+    (30, 1, 0.8, 1.0),
+    (100, 1, 0.8, 1.0),
+    (20, 5, 0.5, 1.0),
+    (30, 1, 0.5, 4.0),
+    (100, 1, 0.8, 4.0),
+)
 CLIPS = (0.5, 1.0, 2.0)
 DISTANCES = tuple(10 ** (k / 2) for k in range(9))
 
@@ -78,9 +85,11 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 def grid() -> list[tuple[Plan, float]]:
     """Every plan of the public grid, with its distance."""
     found = []
-    for (rounds, local, momentum), clip, far in product(SHAPES, CLIPS, DISTANCES):
+    for (rounds, local, momentum, constant), clip, far in product(SHAPES, CLIPS, DISTANCES):
         rate = defaults.step_length(far, rounds, local, clip, momentum)
-        found.append((Plan(rounds, local, rate, clip, 1.0, momentum, max(1, rounds // 4)), far))
+        rates = {"bias": constant}
+        last = max(1, rounds // 4)
+        found.append((Plan(rounds, local, rate, clip, 1.0, momentum, rates, last), far))
     return found
 
 
@@ -97,9 +106,12 @@ def whole_noise(epsilon: float) -> float:
 def scores(task: Task, plans: Sequence[Plan], whole: float, repeats: int, seed: int) -> np.ndarray:
     """Held-out AUC [plans, repeats] of jobs whose training has 95 % of the budget `whole`."""
     found = np.zeros((len(plans), repeats))
-    shapes = sorted({(p.rounds, p.local_steps) for p in plans})
-    for rounds, local in shapes:
-        chosen = [i for i, p in enumerate(plans) if (p.rounds, p.local_steps) == (rounds, local)]
+    shapes = sorted({(p.rounds, p.local_steps, p.average_last) for p in plans})
+    for shape in shapes:
+        rounds, local, _ = shape
+        chosen = [
+            i for i, p in enumerate(plans) if (p.rounds, p.local_steps, p.average_last) == shape
+        ]
         columns = [plans[i] for i in chosen for _ in range(repeats)]
         noise = whole * math.sqrt(rounds * local / (1 - METRIC_SHARE))
         weights = _train(task, columns, rounds, local, noise, repeats, np.random.default_rng(seed))
@@ -121,6 +133,7 @@ def _train(
 
     clip, rate = row(p.clip_norm for p in columns), row(p.learning_rate for p in columns)
     momentum = row(p.server_momentum for p in columns)
+    constant = row(p.server_rates.get("bias", 1.0) for p in columns)
     sites = [(_with_ones(x), y.astype(np.float32)[:, None]) for x, y in task.sites]
     norms = [np.linalg.norm(x, axis=1)[:, None] for x, _ in sites]
     total = sum(task.persons)
@@ -142,6 +155,7 @@ def _train(
                 noised = x.T @ slope + noise * clip * np.tile(same, len(columns) // repeats)
                 here -= rate / len(y) * noised
             mean += here * np.float32(len(y) / total)
+        mean[-1] += (constant - 1) * (mean[-1] - now[-1])
         now, last = mean + momentum * (now - last), now
         if number >= rounds - columns[0].average_last:
             tail += now
@@ -201,4 +215,5 @@ def compare(task: Task, epsilon: float, repeats: int) -> Row:
 
 def _shown(plan: Plan, far: float) -> str:
     steps = f"{plan.rounds} x {plan.local_steps}"
-    return f"{steps}, C {plan.clip_norm:g}, D {far:.0f}, m {plan.server_momentum:g}"
+    constant = plan.server_rates.get("bias", 1.0)
+    return f"{steps}, C {plan.clip_norm:g}, D {far:.0f}, m {plan.server_momentum:g}, b {constant:g}"

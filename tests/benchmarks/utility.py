@@ -61,7 +61,7 @@ from fl_client.privacy.training import (
     clipped_total,
     train_round,
 )
-from fl_server.aggregation import weighted_mean, with_momentum
+from fl_server.aggregation import server_step, weighted_mean
 from tests.benchmarks import coverage, plans
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -282,6 +282,7 @@ def train(recipe: Recipe, sites: list[Site], epsilon: float | None) -> GraphMode
             recipe.clip,
             recipe.sampling_rate,
             0.0,
+            {},
             recipe.average_last or max(1, recipe.rounds // 4),
         )
     )
@@ -315,7 +316,10 @@ def train(recipe: Recipe, sites: list[Site], epsilon: float | None) -> GraphMode
             for x, y in sites
         ]
         mean = weighted_mean(replies, persons)
-        last, arrays = arrays, with_momentum(mean, arrays, last, chosen.server_momentum)
+        last, arrays = (
+            arrays,
+            server_step(mean, arrays, last, chosen.server_momentum, chosen.server_rates),
+        )
         tail = [*tail, arrays][-chosen.average_last :]
     return _with(model, {name: np.mean([each[name] for each in tail], axis=0) for name in arrays})
 

@@ -103,6 +103,7 @@ class HubWorld:
             "learning_rate": 1.0,
             "clip_norm": 1.0,
             "server_momentum": 0.5,
+            "server_rates": None,
             "reward_units": 600,
             "purpose": "research",
             "deadline_s": 3600,

@@ -63,7 +63,7 @@ def test_quote__a_built_in_model_and_nothing_else_named__the_default_plan_of_pub
     hub: HubWorld,
 ) -> None:
     left_open = dict.fromkeys(
-        ("rounds", "local_steps", "learning_rate", "clip_norm", "server_momentum")
+        ("rounds", "local_steps", "learning_rate", "clip_norm", "server_momentum", "server_rates")
     )
     terms, epsilon = orders.quote(hub.desk, hub.order(model=defaults.MODEL, **left_open))
     spec = JobSpec.from_dict(terms.spec)
@@ -72,6 +72,7 @@ def test_quote__a_built_in_model_and_nothing_else_named__the_default_plan_of_pub
     assert (spec.rounds, spec.local_steps) == (chosen.rounds, chosen.local_steps)
     assert spec.learning_rate == chosen.learning_rate
     assert spec.server_momentum == chosen.server_momentum == 0.5
+    assert spec.server_rates == chosen.server_rates == {"bias": 4.0}
     assert spec.average_last == chosen.average_last == chosen.rounds // 2
     assert spec.plan.clip_norm == chosen.clip_norm and 1.9 < epsilon <= 2.0
     noise = spec.plan.metric_noise_multiplier
@@ -93,6 +94,7 @@ def test_quote__a_built_in_model_and_nothing_else_named__the_default_plan_of_pub
         ({"learning_rate": float("inf")}, "learning_rate=inf"),
         ({"clip_norm": -1.0}, "clip_norm=-1.0"),
         ({"server_momentum": 1.0}, "server_momentum=1.0 must be a number from 0.0 to 0.99"),
+        ({"server_rates": {"bias": 0.0}}, "=0.0 must be a number from 0.01 to 100"),
         ({"reward_units": -1}, "reward_units=-1"),
         ({"datasets": (1, 1)}, "node: each dataset of a job needs a node key of its own"),
         ({"graph": b"g" * (orders.MAX_MODEL_BYTES + 1)}, "graph and weights may have"),

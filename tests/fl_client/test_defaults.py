@@ -5,10 +5,14 @@ win.
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_client.errors import PlanError
+from fl_client.model.export import export_model
+from fl_client.model.families import build
+from fl_client.model.graph import load_model, parameters
 from fl_client.privacy import accounting
 from fl_client.privacy.defaults import MODEL, Plan, distance, metric_clip, plan, whole_noise
 from fl_client.privacy.plan import Charge
@@ -32,7 +36,11 @@ def test_plan__anything_public__is_one_that_a_job_may_have(
     assert 0 < found.learning_rate <= 1e4 and math.isfinite(found.learning_rate)
     assert found.clip_norm == found.sampling_rate == 1.0
     assert 0 <= found.server_momentum <= 0.99 and 1 <= found.average_last <= found.rounds
-    assert spec(server_momentum=found.server_momentum, learning_rate=found.learning_rate)
+    assert spec(
+        server_momentum=found.server_momentum,
+        server_rates=found.server_rates,
+        learning_rate=found.learning_rate,
+    )
 
 
 @given(hospitals, st.integers(1, 200), st.floats(0.1, 8))
@@ -79,14 +87,15 @@ def test_plan__everything_named__is_what_was_named() -> None:
         "learning_rate": 0.25,
         "clip_norm": 2.0,
         "server_momentum": 0.5,
+        "server_rates": {"w": 2.0},
     }
     for model in (MODEL, None):
         found = plan(model, [100], 5, 1.0, 1e-5, **named)  # type: ignore[arg-type]
-        assert found == Plan(7, 3, 0.25, 2.0, 1.0, 0.5, 3 if model else 1)
+        assert found == Plan(7, 3, 0.25, 2.0, 1.0, 0.5, {"w": 2.0}, 3 if model else 1)
 
 
 def test_plan__a_model_of_ones_own__ten_plain_rounds() -> None:
-    assert plan(None, [100], 5, 1.0, 1e-5) == Plan(10, 1, 1.0, 1.0, 1.0, 0.0, 2)
+    assert plan(None, [100], 5, 1.0, 1e-5) == Plan(10, 1, 1.0, 1.0, 1.0, 0.0, {}, 2)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, math.nan, math.inf, 101.0])
@@ -106,3 +115,8 @@ def test_metric_clip__little_noise__leaves_rare_events_visible() -> None:
     assert metric_clip(20.0, [100_000] * 4) == 4.0  # an event that was given 2 % counts in full
     assert metric_clip(500.0, [100, 200]) == 1.0
     assert 1.0 < metric_clip(100.0, [2_500] * 4) < 4.0
+
+
+def test_plan__logistic_regression__the_rates_name_its_parameters() -> None:
+    model = load_model(*export_model(build(MODEL, 3), torch.zeros(1, 3)))
+    assert set(plan(MODEL, [100], 3, 1.0, 1e-5).server_rates) == {"bias"} < set(parameters(model))

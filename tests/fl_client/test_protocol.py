@@ -169,7 +169,7 @@ def test_wire_keys__are_spelled_in_protocol_py_alone() -> None:
 
 
 def test_job_spec__server_momentum__is_part_of_the_terms_from_version_2_on() -> None:
-    known = spec(server_momentum=0.8)
+    known = spec(server_momentum=0.8, server_rates={"bias": 4.0})
     assert JobSpec.from_dict(known.as_dict()) == known and known.as_dict()["version"] == 2
     old = {k: v for k, v in known.as_dict().items() if k != "server_momentum"} | {"version": 1}
     with pytest.raises(ProtocolError, match="server_momentum"):
@@ -182,3 +182,15 @@ def test_job_spec__server_momentum__is_part_of_the_terms_from_version_2_on() -> 
 def test_job_spec__server_momentum_out_of_range__is_refused_by_name(value: Any) -> None:
     with pytest.raises(ProtocolError, match="server_momentum="):
         spec(server_momentum=value)
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        *(None, 4.0, {"w": 0.0}, {"w": math.inf}, {"w": 1}, {"": 1.0}, {3: 1.0}, {"w" * 201: 1.0}),
+        {str(number): 1.0 for number in range(17)},
+    ],
+)
+def test_job_spec__server_rates_out_of_range__are_refused_by_name(rates: Any) -> None:
+    with pytest.raises(ProtocolError, match="server_rates"):
+        spec(server_rates=rates)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_server.aggregation import weighted_mean, with_momentum
+from fl_server.aggregation import server_step, weighted_mean
 
 
 def test_weighted_mean__three_hospitals__by_their_released_counts() -> None:
@@ -63,23 +63,30 @@ def test_weighted_mean__no_updates_or_such_as_do_not_fit__refuses(
         weighted_mean(updates, weights)
 
 
-def test_with_momentum__none__is_the_mean_bit_for_bit() -> None:
+def test_server_step__nothing_named__is_the_mean_bit_for_bit() -> None:
     random = np.random.default_rng(0)
     mean, current, previous = (
         {"w": random.normal(size=1000).astype(np.float32) * scale} for scale in (1, 1e30, 1e-30)
     )
-    assert (with_momentum(mean, current, previous, 0.0)["w"] == mean["w"]).all()
+    assert (server_step(mean, current, previous, 0.0, {"b": 4.0})["w"] == mean["w"]).all()
 
 
-def test_with_momentum__steps_of_equal_length__grow_by_the_geometric_series() -> None:
+def test_server_step__steps_of_equal_length__grow_by_the_geometric_series() -> None:
     before = now = {"w": np.zeros(1, np.float32)}
     for number in range(1, 30):
         mean = {"w": now["w"] + np.float32(1)}
-        before, now = now, with_momentum(mean, now, before, 0.5)
+        before, now = now, server_step(mean, now, before, 0.5, {})
         step = float((now["w"] - before["w"])[0])
         assert step == pytest.approx(2 - 0.5 ** (number - 1), rel=1e-5)
 
 
-def test_with_momentum__a_parameter_that_stays__is_left_alone() -> None:
+def test_server_step__a_parameter_that_stays__is_left_alone() -> None:
     still = {"w": np.random.default_rng(1).normal(size=100).astype(np.float32)}
-    assert (with_momentum(still, still, still, 0.99)["w"] == still["w"]).all()
+    assert (server_step(still, still, still, 0.99, {"w": 9.0})["w"] == still["w"]).all()
+
+
+def test_server_step__a_rate_of_four__goes_four_times_as_far_and_moves_nothing_else() -> None:
+    mean = {"w": np.float32([1.0, 3.0]), "bias": np.float32([2.0])}
+    current = {"w": np.float32([0.0, 1.0]), "bias": np.float32([1.5])}
+    found = server_step(mean, current, current, 0.0, {"bias": 4.0})
+    assert (found["w"] == mean["w"]).all() and found["bias"] == 3.5
