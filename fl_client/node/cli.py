@@ -333,21 +333,35 @@ def audit_(
     engine: Annotated[
         str, typer.Option(help="book-keeping, or hooks: the one that node.toml names.")
     ] = "book-keeping",
+    search_seconds: Annotated[
+        float,
+        typer.Option(
+            help="How long to search for graphs that move a sum by more than the clip; tracing and "
+            "compiling them comes on top."
+        ),
+    ] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Attack this machine's engine on made-up patients and see whether epsilon holds. Touches no
-    table; exit status 1 if not.
+    """Attack this machine's engine: does epsilon hold on made-up patients, and does one patient
+    move a sum by at most the clip, whatever the graph? Touches no table; exit status 1 if not.
     """
+    import torch
+
     from fl_client.privacy.accounting import calibrate
+    from fl_client.privacy.adversary import survey
     from fl_client.privacy.audit import audit
+
+    torch.set_flush_denormal(True)  # as `start` does
 
     noise, _ = calibrate(epsilon, delta, sampling_rate, steps, 1, 1e-3)
     found = [
         audit(noise, sampling_rate, steps, delta, canaries=canaries, records=records, engine=engine)
         for records in (1, 3)
     ]
+    shifts = survey(engine, search_seconds)
     if as_json:
-        typer.echo(json.dumps([{**asdict(a), "convicted": a.convicted} for a in found]))
+        runs = [{**asdict(a), "convicted": a.convicted} for a in found]
+        typer.echo(json.dumps({"runs": runs, "shifts": shifts}))
     else:
         table = Table(
             "records of each",
@@ -371,7 +385,12 @@ def audit_(
             f"{found[0].canaries} made-up patients, confidence {found[0].confidence:.0%}; an audit "
             "can only convict"
         )
-    if any(one.convicted for one in found):
+        attacks = Table("hostile graphs", "engine", "largest shift / allowed", "verdict", box=None)
+        for key, shift in shifts.items():
+            verdict = "BROKEN" if shift > 1 else "not broken"
+            attacks.add_row(*key.split("."), f"{shift:.4f}", verdict)
+        console.print(attacks)
+    if any(one.convicted for one in found) or max(shifts.values()) > 1:
         raise typer.Exit(1)
 
 
