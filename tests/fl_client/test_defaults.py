@@ -34,7 +34,7 @@ def test_plan__anything_public__is_one_that_a_job_may_have(
     found = plan(model, persons, inputs, epsilon, delta)
     assert 10 <= found.rounds <= 60 and 1 <= found.local_steps <= 2
     assert 0 < found.learning_rate <= 1e4 and math.isfinite(found.learning_rate)
-    assert found.clip_norm == found.sampling_rate == 1.0
+    assert 1 <= found.clip_norm <= 4 and found.sampling_rate == 1.0
     assert 0 <= found.server_momentum <= 0.99 and 1 <= found.average_last <= found.rounds
     assert spec(
         server_momentum=found.server_momentum,
