@@ -163,8 +163,8 @@ def chunks(model: GraphModel, slots: int, records: int, loss: Loss, engine: str)
     terms alone.
     """
     of_rows = RowGradients(model, loss, records)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    held = trained if engine == "hooks" else of_rows.held
+    # Opacus makes a gradient for each row of what is frozen, too
+    held = of_rows.held if engine != "hooks" else sum(p.numel() for p in model.parameters())
     at_once = CHUNK_ELEMENTS // (records * (3 * model.elements + held))
     most = max(1, min(slots, at_once, most_patients(of_rows.positions)))
     times = math.ceil(slots / most)

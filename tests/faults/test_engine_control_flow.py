@@ -25,7 +25,7 @@ from fl_client.privacy.adversary import (
 )
 from fl_client.privacy.noise import MARGIN
 from fl_client.privacy.slots import round_seconds
-from fl_client.privacy.training import ENGINES, RoundResult
+from fl_client.privacy.training import CHUNK_ELEMENTS, ENGINES, LOSSES, RoundResult, chunks
 from fl_client.protocol import Trained, pack
 from tests.clinic import Clinic, accepted, weights
 from tests.conftest import plan
@@ -87,6 +87,16 @@ def test_train_round__index_far_out__no_exception_inside_or_outside(
     assert not caplog.records  # nor one that was caught: it would silence everybody
     assert gradient_shift(given, "traced") * (1 + MARGIN) == pytest.approx(1.0, rel=1e-6)
     engine_for.cache_clear()  # a table of 64 MB
+
+
+def test_chunks__large_frozen_table_and_the_fall_back_engine__few_rows_at_once() -> None:
+    """Opacus makes a gradient per row of frozen parameters, too: 150 times 64 MB at once."""
+    given = far_index()
+    model = load_model(given.graph, to_safetensors(given.arrays))
+    loss = LOSSES[given.loss]
+    work = chunks(model, 150, 1, loss, "hooks")
+    assert work.slots * ROWS <= CHUNK_ELEMENTS and work.slots * work.times >= 150
+    assert chunks(model, 150, 1, loss, "book-keeping").times == 1
 
 
 @pytest.mark.parametrize("engine", ENGINES)
