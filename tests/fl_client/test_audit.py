@@ -1,15 +1,21 @@
 """The audit convicts planted faults and acquits the engine; its bound is the paper's."""
 
+import json
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
+from typer.testing import CliRunner
 
 from fl_client.errors import PlanError
+from fl_client.node.cli import node
+from fl_client.privacy import adversary
 from fl_client.privacy.accounting import calibrate
+from fl_client.privacy.adversary import survey
 from fl_client.privacy.audit import audit, disproved
 from fl_client.privacy.training import ENGINES
 from tests.benchmarks.audit import FAULTS, planted
@@ -74,3 +80,18 @@ def test_audit__engine_that_is_not_there__refuses() -> None:
 def test_audit__too_few_or_too_many_canaries__refuses(canaries: int) -> None:
     with pytest.raises(PlanError, match=f"canaries={canaries}"):
         audit(1.0, 1.0, 1, DELTA, canaries=canaries)
+
+
+@pytest.mark.parametrize(("engine", "shift", "status"), [("hooks", None, 0), ("hooks", 1.5, 1)])
+def test_audit_command__largest_shift_of_every_family__decides_the_exit_status(
+    engine: str, shift: float | None, status: int
+) -> None:
+    """The real search; the second time with a figure above 1 among its own."""
+    found = survey(engine, 0.0, graphs=1) if shift is None else {"linear.hooks": shift}
+    with patch.object(adversary, "survey", lambda *_: found):
+        said = CliRunner().invoke(
+            node, ["audit", "--engine", engine, "--canaries", "200", "--steps", "2", "--json"]
+        )
+    assert said.exit_code == status, said.output
+    read = json.loads(said.stdout)
+    assert read["shifts"] == found and len(read["runs"]) == 2
