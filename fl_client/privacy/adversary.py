@@ -44,6 +44,8 @@ from fl_client.privacy.training import (
     by_patient,
     chunks,
     clipped_total,
+    deterministic,
+    device,
     loss_sum,
     score_sum,
     score_table,
@@ -469,9 +471,9 @@ def engine_for(
     """The graph as a node takes it in, with parameters of these shapes. Raises GraphRefused."""
     name, steps = MODES[mode]
     zeros = {key: np.zeros(shape, np.float32) for key, shape in shapes}
-    model = load_model(graph, to_safetensors(zeros)).train()
+    model = load_model(graph, to_safetensors(zeros)).to(device()).train()
     work = chunks(model, size, records, LOSSES[loss], name)
-    with torch.no_grad():
+    with torch.no_grad(), deterministic():
         run = ENGINES[name](model, LOSSES[loss], work.slots, records, steps)
     if mode == "compiled" and not run.compiled:
         raise GraphRefused("this machine cannot compile the graph, so it will run traced")
@@ -511,20 +513,24 @@ def gradient_shift(attack: Attack, mode: str) -> float:
     bit as large as it likes.
     """
     engine = _engine(attack, mode)
-    model = with_parameters(engine.model, attack.arrays)
+    there = device()
+    model = with_parameters(engine.model, attack.arrays).to(there)
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
-    frozen, clip = frozen_of(model), torch.tensor(attack.clip, dtype=torch.float32)
+    clip = torch.tensor(attack.clip, dtype=torch.float32, device=there)
+    frozen = frozen_of(model)
     both = coupled_places(attack, engine.work.slots * engine.work.times)
     others, totals, rows = int(attack.patients.max()), [], []
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    devices = [there] if there.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), deterministic():
         for table, seats in zip(tables(attack), both, strict=True):
-            total = torch.zeros(len(theta), dtype=torch.float64)
-            given = engine.run, theta, frozen, table, torch.from_numpy(seats)
+            total = torch.zeros(len(theta), dtype=torch.float64, device=there)
+            table = Patients(*(each.to(there) for each in table))
+            given = engine.run, theta, frozen, table, torch.from_numpy(seats).to(there)
             theirs = np.argsort(seats, kind="stable")[:others]  # slots of the others, in order
             try:
-                torch.default_generator.manual_seed(attack.seed)
+                torch.manual_seed(attack.seed)
                 total = clipped_total(*given, clip)
-                torch.default_generator.manual_seed(attack.seed)
+                torch.manual_seed(attack.seed)
                 rows.append(_rows(*given, theirs))
             except Exception:  # noqa: BLE001 - any kind counts as zeros, as in a round
                 rows.append(())
@@ -546,7 +552,9 @@ def _rows(
         run.rows(theta, frozen, *table.seated(piece)[:3])
         for piece in torch.split(places, run.slots)
     ]
-    return tuple(torch.cat(each).view(len(places), -1)[slots] for each in zip(*pieces, strict=True))
+    return tuple(
+        torch.cat(each).view(len(places), -1)[slots].cpu() for each in zip(*pieces, strict=True)
+    )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -591,7 +599,7 @@ def _shift(attack: Attack, mode: str, total: Callable[[GraphModel, Patients], Te
     arrays = {
         name: array if array.any() else np.ones_like(array) for name, array in attack.arrays.items()
     }
-    model = with_parameters(_engine(attack, mode).model, arrays)
+    model = with_parameters(_engine(attack, mode).model, arrays).cpu()
     with_one, without = (total(model, table) for table in tables(attack))
     return float((with_one - without).norm()) / (1 + MARGIN)
 
