@@ -137,7 +137,7 @@ def privacy(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What every dataset's patients have paid in epsilon, from the chain alone. Exit status 1 if
-    one is overspent.
+    one is overspent, or its figures cannot all be true.
     """
     from rich.console import Console
     from rich.table import Table
@@ -161,6 +161,8 @@ def privacy(
             else None,
             "stated_delta": line.budget_delta_atto / 10**18 if line.budget_delta_atto else None,
             "overspent": line.overspent,
+            "accepted": line.accepted,
+            "misfit": line.misfit or None,
             "job_id": line.job_id.hex() if line.job_id else None,
         }
         for line in lines
@@ -187,10 +189,13 @@ def privacy(
                 "none" if row["stated_epsilon"] is None else f"{row['stated_epsilon']:g}",
                 f"{row['delta']:.3g}",
                 "none" if row["stated_delta"] is None else f"{row['stated_delta']:.3g}",
-                "OVERSPENT" if row["overspent"] else "",
+                "OVERSPENT" if row["overspent"] else "DOES NOT FIT" if row["misfit"] else "",
             )
         Console().print(table)
-    if any(line.overspent for line in lines):
+        for line in lines:
+            if line.misfit:
+                typer.echo(f"dataset {line.dataset_id}: {line.misfit}")
+    if any(line.overspent or line.misfit for line in lines):
         raise typer.Exit(1)
 
 

@@ -1,15 +1,20 @@
-"""What a node refuses. Every message is one sentence that may be shown to the buyer: it never
-quotes a record.
+"""What a node refuses. Every message is one sentence for a person, which never quotes a record.
+
+Only a `Refusal` may leave the node: it decides about a job, and its sentence holds no path, URL or
+key. Everything else is the node's own trouble: it stays in the node's log, decides nothing, and may
+be over in a minute.
 
 * NodeError
-  - ConfigError      node.toml or the node's folder is wrong
-  - DatasetError     a table, schema or manifest cannot be used
-  - PlanError        a privacy plan is out of range
-  - PolicyRefusal    the owner's rules say no
-  - BudgetExceeded   the lifetime epsilon does not suffice
-  - GraphRefused     a model file is not safe to run
-  - ProtocolError    a message or job is not what it should be
-  - LedgerError      the ledger was asked for something that its history forbids
+  - ConfigError        node.toml or the node's folder is wrong
+  - DatasetError       a table, schema or manifest cannot be used
+  - LedgerError        the ledger cannot be used as it is
+    - LedgerRefusal    ... and a Refusal: the ledger's history forbids it
+  - Refusal
+    - PlanError        a privacy plan is out of range
+    - PolicyRefusal    the owner's rules say no
+    - BudgetExceeded   the lifetime epsilon does not suffice
+    - GraphRefused     a model file is not safe to run
+    - ProtocolError    a message or job is not what it should be
 """
 
 
@@ -25,25 +30,33 @@ class DatasetError(NodeError):
     """A table, schema or manifest cannot be used."""
 
 
-class PlanError(NodeError):
+class Refusal(NodeError):
+    """A decision about a job, in a sentence that may leave the node."""
+
+
+class PlanError(Refusal):
     """A privacy plan is out of range."""
 
 
-class PolicyRefusal(NodeError):
+class PolicyRefusal(Refusal):
     """The owner's rules say no."""
 
 
-class BudgetExceeded(NodeError):
+class BudgetExceeded(Refusal):
     """The lifetime epsilon does not suffice."""
 
 
-class GraphRefused(NodeError):
+class GraphRefused(Refusal):
     """A model file is not safe to run."""
 
 
-class ProtocolError(NodeError):
+class ProtocolError(Refusal):
     """A message or job is not what it should be."""
 
 
 class LedgerError(NodeError):
+    """The ledger cannot be used as it is: its file, a budget, who is in a dataset."""
+
+
+class LedgerRefusal(LedgerError, Refusal):
     """The ledger was asked for something that its history forbids."""

@@ -12,9 +12,9 @@ import logging
 from dataclasses import replace
 
 from datatokens.bindings.storefront import Storefront
-from datatokens.errors import BankError, TermsError
+from datatokens.errors import BankError, TermsError, TransactionRefused
 from datatokens.terms import DatasetTerm, JobTerms, acceptance_message, rejection_message, sign
-from fl_client.errors import NodeError, ProtocolError
+from fl_client.errors import NodeError, ProtocolError, Refusal
 from fl_client.model.graph import GraphModel, load_model
 from fl_client.node.entries import DatasetEntry
 from fl_client.node.policy import Request
@@ -28,6 +28,7 @@ from fl_client.protocol import MAX_REASON, JobSpec, Refused, Signed, sha256_hex
 log = logging.getLogger("datahub.node")
 
 MINIMUM_TIME_LEFT_S = 60
+NOT_NOW = "this hospital's node cannot answer now; ask again later"
 
 
 def admit(room: DataRoom, raw_terms: bytes, graph: bytes, weights: bytes) -> Signed | Refused:
@@ -48,16 +49,21 @@ def admit(room: DataRoom, raw_terms: bytes, graph: bytes, weights: bytes) -> Sig
     answer: Signed | Refused
     try:
         room.refresh()
+        room.check_evidence()
         room.free_overdue()
         entry = _check_paid(room, terms)
         paid = True
         _check_job(room, terms, entry, graph, weights)
-    except (NodeError, BankError) as error:
+    except (Refusal, TransactionRefused) as error:  # a contract's no is a decision too
         reason = str(error)[:MAX_REASON]
         log.warning("refused job %s: %s", terms.job_id.hex()[:12], reason)
         if not paid:
             return Refused(reason)  # neither signed nor remembered: the money may come later
         answer = Refused(reason, sign(rejection_message(terms, reason), room.key(terms)))
+    except (NodeError, BankError) as error:
+        # the node's own trouble decides nothing about a job, and is nobody else's business
+        log.error("no answer to job %s: %s", terms.job_id.hex()[:12], error)
+        return Refused(NOT_NOW)
     else:
         log.info("accepted job %s for dataset %s", terms.job_id.hex()[:12], entry.dataset_id)
         answer = Signed(sign(acceptance_message(terms), room.key(terms)))
@@ -120,12 +126,16 @@ def _check_job(
         epsilon=accounting.epsilon(charges, spec.plan.delta),
         delta=spec.plan.delta,
         persons=manifest.persons,  # as released: the true count must not decide an answer
+        deadline_s=terms.deadline - room.chain.now(),
         arbiter=terms.dispute.arbiter if terms.dispute else None,
     )
-    floor = max(room.config.policy.minimum_persons, manifest.minimum_persons)
-    allow(replace(room.config.policy, minimum_persons=floor), request, manifest.delta)
+    policy = room.config.policy
+    floor = max(policy.minimum_persons, manifest.minimum_persons)
+    allow(replace(policy, minimum_persons=floor), request, manifest.delta)
     safe_model(room, spec, entry, graph, weights)
-    room.ledger.reserve(entry.name, terms.job_id.hex(), charges, terms.buyer)
+    room.ledger.reserve(
+        entry.name, terms.job_id.hex(), charges, terms.buyer, policy.reservations_per_buyer
+    )
 
 
 def _check_price(room: DataRoom, terms: JobTerms, entry: DatasetEntry) -> None:

@@ -209,6 +209,40 @@ def withdraw_patient_(
     console.print(f"the patient takes no part any more in dataset {numbers}", highlight=False)
 
 
+@node.command("reconcile")
+def reconcile_(folder: Folder, as_json: Json = False) -> None:
+    """After a ledger was lost or put back from a backup: charge what it lacks, at its worst."""
+    from datatokens.public_ledger import Watch
+    from fl_client.node.listing import terms_from
+    from fl_client.node.reconcile import reconcile
+    from fl_client.node.served import open_ledger, read_table
+
+    configuration = node_config.read(folder)
+    ledger, secret = open_ledger(folder, mend=True)
+    tables = {}
+    for entry in configuration.datasets:
+        try:
+            tables[entry.dataset_id] = read_table(entry, secret)
+        except DatasetError as error:
+            console.print(f"dataset {entry.dataset_id}: {error}", soft_wrap=True, highlight=False)
+    since = min((entry.since for entry in configuration.datasets), default=0)
+    seen = Watch(connect(configuration.chain), configuration.market, since).look()
+    charged = reconcile(
+        configuration, ledger, tables, seen, lambda job: terms_from(configuration.hub, job)
+    )
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in charged]))
+        return
+    for one in charged:
+        console.print(
+            f"dataset {one.dataset_id}: charged {one.what}; lifetime epsilon "
+            f"{one.epsilon_before:.3f} -> {one.epsilon_after:.3f}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    console.print("the ledger is whole" + ("" if charged else "; nothing was lacking"))
+
+
 @node.command("rotate-key")
 def rotate_key_(
     folder: Folder,

@@ -114,6 +114,8 @@ buyers = ["*"]                     # addresses that may buy, or "*"
 purposes = ["*"]                   # allowed purposes, or "*"
 max_epsilon_per_job = 4.5          # the most one job may cost
 minimum_persons = {minimum}  # refuse while a dataset has fewer patients (at least {minimum})
+longest_deadline_s = 86400         # refuse jobs that would hold their reservation longer
+reservations_per_buyer = 3         # how many jobs of one buyer may hold one at a time
 arbiters = []  # addresses trusted to rule on disputes; others' dispute windows are refused
 """
 
@@ -246,8 +248,15 @@ def _policy(value: Any) -> Policy:
             "policy.minimum_persons", value["minimum_persons"], PLATFORM_MINIMUM_PERSONS, 10**9
         )
         arbiters = tuple(address("policy.arbiters", a) for a in value.get("arbiters", []))
+        holds = [
+            whole(f"policy.{name}", value.get(name, getattr(Policy, name)), low, high)
+            for name, low, high in (
+                ("longest_deadline_s", 600, 365 * 24 * 3600),
+                ("reservations_per_buyer", 1, 1000),
+            )
+        ]
     except (KeyError, TypeError) as error:
         raise ConfigError(f"policy: look at {error}") from error
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1000:
         raise ConfigError(f"policy.max_epsilon_per_job={epsilon!r} must be a number above 0")
-    return Policy(buyers, purposes, float(epsilon), minimum, arbiters)
+    return Policy(buyers, purposes, float(epsilon), minimum, arbiters, *holds)

@@ -29,6 +29,7 @@ class DatasetEntry:
     stamp        size and time of the table's file when it was last read: while they are equal it is
                  not read again just to say that all is well
     withdrawn    keys of patients who are in the table and take no part any more, hexadecimal
+    since        no job of it is in blocks of the chain before this one
     patient_set  what an older ledger called those who are in it; "" where there was none
     """
 
@@ -41,6 +42,7 @@ class DatasetEntry:
     stamp: str = ""
     withdrawn: tuple[str, ...] = ()
     patient_set: str = ""
+    since: int = 0
 
     @property
     def withdrawn_keys(self) -> frozenset[bytes]:
@@ -63,6 +65,7 @@ def write(folder: Path, entry: DatasetEntry) -> None:
         "stamp": entry.stamp,
         "withdrawn": list(entry.withdrawn),
         "patient_set": entry.patient_set,
+        "since": entry.since,
         "manifest": entry.manifest.as_dict(),
     }
     write_whole(path_of(folder, entry.dataset_id), json.dumps(content, indent=2).encode())
@@ -132,4 +135,5 @@ def _entry(dataset_id: int, value: Mapping[str, Any]) -> DatasetEntry:
         str(value.get("stamp", "")),
         tuple(bytes.fromhex(key).hex() for key in value.get("withdrawn", ())),
         str(value.get("patient_set", "")),
+        int(value.get("since", 0)),
     )

@@ -14,10 +14,10 @@ from flwr.clientapp import ClientApp
 
 from datatokens.errors import BankError
 from fl_client import protocol
-from fl_client.errors import LedgerError, NodeError
+from fl_client.errors import NodeError, Refusal
 from fl_client.model.weights import from_safetensors
 from fl_client.node import rounds
-from fl_client.node.admission import admit
+from fl_client.node.admission import NOT_NOW, admit
 from fl_client.node.room import DataRoom
 from fl_client.protocol import Admit, Attest, Evaluate, Refused, Release, Train
 
@@ -34,10 +34,11 @@ def make_app(room: DataRoom) -> ClientApp:
             try:
                 request = protocol.from_record(kind, message.content.get(protocol.REQUEST))
                 reply = protocol.to_record(work(request))
-            except (NodeError, BankError) as error:
-                if isinstance(error, LedgerError):
-                    log.error("ledger: %s", error)
+            except Refusal as error:
                 reply = protocol.to_record(Refused(str(error)[: protocol.MAX_REASON]))
+            except (NodeError, BankError) as error:
+                log.error("no answer: %s", error)
+                reply = protocol.to_record(Refused(NOT_NOW))
             return Message(RecordDict({protocol.REPLY: ConfigRecord(reply)}), reply_to=message)
 
         return handler

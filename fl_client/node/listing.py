@@ -25,7 +25,7 @@ from datatokens.bindings.revenue import Revenue
 from datatokens.chain.connection import Chain, connect
 from datatokens.errors import TermsError
 from datatokens.merkle import MAX_WEIGHT, Tree
-from datatokens.terms import JobTerms, address, privacy_charged, sign, whole
+from datatokens.terms import JobTerms, address, canonical_json, privacy_charged, sign, whole
 from fl_client.data.schemas import (
     PLATFORM_MINIMUM_PERSONS,
     Manifest,
@@ -82,6 +82,16 @@ def hub_request(hub: str, method: str, path: str, body: Any = None) -> Any:
             sentence = answer.text[:200]
         raise ConfigError(f"the hub refused: {sentence}")
     return answer.json()
+
+
+def terms_from(hub: str, job_id: str) -> JobTerms | None:
+    """The terms of a job as the hub has them, if they are those that the job's id is a hash of."""
+    try:
+        document = hub_request(hub, "GET", f"/api/jobs/{job_id}/terms")
+        terms = JobTerms.from_json(canonical_json(document))
+    except (ConfigError, TermsError):
+        return None
+    return terms if terms.job_id.hex() == job_id else None
 
 
 def read_contributors(path: Path) -> list[tuple[str, int]]:
@@ -144,7 +154,7 @@ def list_dataset(
         unit=listing.unit,
         records_per_patient=listing.records_per_patient,
     )
-    registry = Registry(chain, config.registry)
+    registry, since = Registry(chain, config.registry), chain.block_number()
     dataset_id = registry.list_dataset(
         config.node_address,
         listing.price_units,
@@ -165,6 +175,7 @@ def list_dataset(
         name,
         members_of(records).content,
         entries.stamp_of(file),
+        since=since,
     )
     entries.write(config.folder, entry)
     hub_request(config.hub, "PUT", f"/api/datasets/{dataset_id}/manifest", manifest.as_dict())

@@ -21,6 +21,8 @@ class Policy:
     max_epsilon_per_job  the most one job may cost, at the dataset's delta
     minimum_persons      a job is refused while the dataset has fewer patients
     arbiters             addresses that may rule on disputes; a job with another arbiter is refused
+    longest_deadline_s   a job may hold its reservation no longer than this many seconds
+    reservations_per_buyer  how many jobs of one buyer may hold a reservation at a time
     """
 
     buyers: tuple[str, ...]
@@ -28,6 +30,8 @@ class Policy:
     max_epsilon_per_job: float
     minimum_persons: int
     arbiters: tuple[str, ...] = ()
+    longest_deadline_s: int = 24 * 3600
+    reservations_per_buyer: int = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Request:
     epsilon: float
     delta: float
     persons: int
+    deadline_s: int = 0  # how far ahead it is
     arbiter: str | None = None  # None: the job pays at once, nobody can dispute it
 
 
@@ -57,6 +62,11 @@ def admit(policy: Policy, request: Request, dataset_delta: float) -> None:
     if request.arbiter is not None and request.arbiter not in policy.arbiters:
         raise PolicyRefusal(
             f"arbiter={request.arbiter} is not one that this hospital trusts with its pay"
+        )
+    if request.deadline_s > policy.longest_deadline_s:
+        raise PolicyRefusal(
+            f"deadline: {request.deadline_s} s are left, this hospital holds a reservation for at "
+            f"most {policy.longest_deadline_s} s"
         )
     if request.delta > dataset_delta:
         raise PolicyRefusal(

@@ -7,16 +7,18 @@ Knows nothing of what is admitted (admission.py) or done with an admitted job (r
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 
 from datatokens.bindings.escrow import Escrow
 from datatokens.bindings.registry import Registry, State
 from datatokens.chain.connection import Chain
+from datatokens.public_ledger import Watch
 from datatokens.terms import DatasetTerm, JobTerms
 from fl_client.data.tables import Records
 from fl_client.errors import DatasetError, LedgerError
 from fl_client.model.graph import GraphModel
-from fl_client.node import entries
+from fl_client.node import entries, reconcile
 from fl_client.node.config import NodeConfig
 from fl_client.node.entries import DatasetEntry
 from fl_client.node.job_folder import JobFolder
@@ -24,6 +26,8 @@ from fl_client.node.served import open_ledger, read_table, register
 from fl_client.protocol import JobSpec
 
 log = logging.getLogger("datahub.node")
+
+IDLE_S = 3600  # a job that no round was asked of for so long holds no reservation
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,19 @@ class DataRoom:
         self._entries: dict[int, DatasetEntry] = {}
         self._tables: dict[int, Records] = {}  # with them
         self._seen: object = None
+        self.ledger.file.check()
+        self._watch = Watch(
+            chain, config.market, min((entry.since for entry in config.datasets), default=0)
+        )
         self.refresh()
+        self.check_evidence()
         self.free_overdue()
+
+    def check_evidence(self) -> None:
+        """Raises LedgerError where the chain has seen more of a dataset than the ledger knows, and
+        BankError where the chain cannot be read.
+        """
+        reconcile.check(self.ledger, self.datasets, self._watch.look())
 
     def refresh(self) -> None:
         """Take in what has been listed, replaced, removed or withdrawn since the last look."""
@@ -128,11 +143,12 @@ class DataRoom:
         return JobFolder(self.config.folder, job_id)
 
     def free_overdue(self) -> None:
-        """Free what jobs past their deadline had reserved and never ran: their money has gone back
-        by now.
+        """Free what jobs past their deadline had reserved and never ran, since their money has gone
+        back by now, and what jobs hold that nobody has asked a round of for an hour.
         """
         now = self.chain.now()
         for job_id in self.ledger.open_jobs():
             terms = JobFolder(self.config.folder, job_id).terms
             if terms is not None and terms.deadline < now:
                 self.ledger.close_job(job_id)
+        self.ledger.free_idle(time.time() - IDLE_S)

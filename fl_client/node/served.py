@@ -18,9 +18,10 @@ from fl_client.node.entries import DatasetEntry
 from fl_client.privacy.ledger import Ledger
 
 
-def open_ledger(folder: Path) -> tuple[Ledger, bytes]:
+def open_ledger(folder: Path, mend: bool = False) -> tuple[Ledger, bytes]:
     """The node's ledger and the secret that its patients are known by. Raises ConfigError where the
-    secret is lost, LedgerError where it is another one.
+    secret is lost, LedgerError where it is another one, or where the ledger does not know it and is
+    not the one that was written last, unless that is about to be mended.
     """
     ledger = Ledger(folder / "ledger.sqlite")
     path = folder / "keys" / "patients.key"
@@ -32,7 +33,10 @@ def open_ledger(folder: Path) -> tuple[Ledger, bytes]:
             )
         write_private(path, secrets.token_hex(32).encode())
     secret = bytes.fromhex(path.read_text().strip())
-    ledger.file.bind_secret(secret)
+    if mend:
+        ledger.file.note_secret(secret)
+    else:
+        ledger.file.bind_secret(secret)
     return ledger, secret
 
 

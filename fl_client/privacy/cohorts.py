@@ -27,6 +27,7 @@ from fl_client.privacy.plan import LEAST_NOISE, Charge
 
 MOST_CLASSES = 4096
 AT_ONCE = 30_000  # host parameters of one statement; SQLite takes 32,766
+EVER = "ever"  # instead of a fingerprint: no version of the dataset
 NOBODY = 0  # the class of patients in no cohort
 
 SCHEMA = """
@@ -71,7 +72,9 @@ def group_charge(charge: Charge, units: int) -> Charge:
 
 def newest(db: sqlite3.Connection, dataset: str) -> int | None:
     """The cohort of the dataset as it is now; None before the first."""
-    row = db.execute("SELECT max(id) FROM cohort WHERE dataset=?", (dataset,)).fetchone()
+    row = db.execute(
+        "SELECT max(id) FROM cohort WHERE dataset=? AND who<>?", (dataset, EVER)
+    ).fetchone()
     return None if row[0] is None else int(row[0])
 
 
@@ -103,6 +106,23 @@ def enter(db: sqlite3.Connection, dataset: str, members: Members) -> int:
     ).lastrowid
     assert made is not None
     hold(db, made, members)
+    return made
+
+
+def ever(db: sqlite3.Connection, dataset: str) -> int:
+    """A cohort of everybody whom the dataset has ever held, as what is charged afterwards is."""
+    own = of_dataset(db, dataset)
+    made = db.execute(
+        "INSERT INTO cohort (dataset, who, content, at) VALUES (?, ?, ?, ?)",
+        (dataset, EVER, EVER, time.time()),
+    ).lastrowid
+    assert made is not None
+    marks = ",".join("?" * len(own))
+    db.execute(
+        "INSERT INTO held SELECT class, ?, max(units) FROM held "  # noqa: S608 question marks
+        f"WHERE cohort IN ({marks}) GROUP BY class",
+        (made, *own),
+    )
     return made
 
 

@@ -26,16 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_client.data.identity import Members
-from fl_client.errors import LedgerError, PolicyRefusal
+from fl_client.errors import LedgerError, LedgerRefusal, PolicyRefusal
 from fl_client.privacy import accounting, cohorts
 from fl_client.privacy.accounting import epsilon
 from fl_client.privacy.affordable import Budget, Room, budget_of, check_fits, epsilon_of
 from fl_client.privacy.ledger_file import LedgerFile
-from fl_client.privacy.plan import Charge
+from fl_client.privacy.plan import LEAST_NOISE, Charge
 
 FINAL_LOOK = (
     0  # the number of the one round that trains nothing: the table of the final model's scores
 )
+UNSEEN = -1  # the number of rounds that the ledger has not seen and counts all the same
 COLUMNS = "noise_multiplier, sampling_rate, steps, what"  # in the order of Charge's fields
 
 
@@ -174,7 +175,9 @@ class Ledger:
         """How many more jobs like the newest one fit; None before the first."""
         with self.file.snapshot() as db:
             row = db.execute(
-                "SELECT charges FROM job WHERE dataset=? ORDER BY at DESC LIMIT 1", (dataset,)
+                "SELECT charges FROM job WHERE dataset=? AND charges<>'[]' "
+                "ORDER BY at DESC LIMIT 1",
+                (dataset,),
             ).fetchone()
             if row is None:
                 return None
@@ -182,11 +185,14 @@ class Ledger:
 
     # -- spending ----------------------------------------------------------------------------------
 
-    def charge(self, dataset: str, charge: Charge) -> None:
-        """Spend at once, outside a job (the catalogue's noised count). Raises BudgetExceeded."""
+    def charge(self, dataset: str, charge: Charge, even_over: bool = False) -> None:
+        """Spend at once, outside a job (the catalogue's noised count). Raises BudgetExceeded,
+        unless it has been spent already and counts `even_over` the budget.
+        """
         with self.file.change() as db:
             cohort = _newest(db, dataset)
-            check_fits(db, cohort, [charge], charge.what)
+            if not even_over:
+                check_fits(db, cohort, [charge], charge.what)
             _insert_spent(db, cohort, "", 0, charge)
 
     def reserve(
@@ -204,7 +210,7 @@ class Ledger:
         job that is closed and for a job without charges.
         """
         if not job_id or not charges:
-            raise LedgerError(
+            raise LedgerRefusal(
                 f"job {job_id[:12]!r} must have a name and at least one charge to reserve"
             )
         charges = _added_up(charges)
@@ -214,9 +220,11 @@ class Ledger:
                 "SELECT dataset, charges, closed FROM job WHERE job_id=?", (job_id,)
             ).fetchone()
             if known and known[:2] != (dataset, described):
-                raise LedgerError(f"job {job_id[:12]} has another reservation already")
+                raise LedgerRefusal(f"job {job_id[:12]} has another reservation already")
             if known and known[2]:
-                raise LedgerError(f"job {job_id[:12]} is closed; its reservation is not made again")
+                raise LedgerRefusal(
+                    f"job {job_id[:12]} is closed; its reservation is not made again"
+                )
             if known:
                 return
             if most_of_buyer is not None:
@@ -261,7 +269,7 @@ class Ledger:
         reserved, or the dataset never held `members`; BudgetExceeded if it does not fit again.
         """
         if not charges:
-            raise LedgerError(f"round {number} of job {job_id[:12]} names no charge")
+            raise LedgerRefusal(f"round {number} of job {job_id[:12]} names no charge")
         charges = _added_up(charges)
         with self.file.change() as db:
             row = db.execute(
@@ -269,14 +277,14 @@ class Ledger:
             ).fetchone()
             if row is not None:
                 if bytes(row[0]) != input_hash:
-                    raise LedgerError(
+                    raise LedgerRefusal(
                         f"round {number} of job {job_id[:12]} was asked before with another model"
                     )
                 if row[1] is not None:
                     return bytes(row[1])
             admitted_for, closed = _job(db, job_id)
             if closed:
-                raise LedgerError(f"job {job_id[:12]} is closed; no further round is answered")
+                raise LedgerRefusal(f"job {job_id[:12]} is closed; no further round is answered")
             cohort = (
                 _newest(db, dataset or admitted_for)
                 if members is None
@@ -305,7 +313,7 @@ class Ledger:
                 (reply, job_id, number),
             )
             if done.rowcount != 1:
-                raise LedgerError(
+                raise LedgerRefusal(
                     f"round {number} of job {job_id[:12]} was not begun, or is answered already"
                 )
 
@@ -334,6 +342,71 @@ class Ledger:
                 db.execute("DELETE FROM reserved WHERE job_id=?", (job_id,))
                 db.execute("UPDATE job SET lapsed=1 WHERE job_id=?", (job_id,))
         return idle
+
+    # -- mending -----------------------------------------------------------------------------------
+
+    def forfeit(self, job_id: str) -> list[Charge]:
+        """Count all that is left of a job as spent, and close it; what that was."""
+        with self.file.change() as db:
+            dataset, closed = _job(db, job_id)
+            if closed:
+                return []
+            (charges,) = db.execute("SELECT charges FROM job WHERE job_id=?", (job_id,)).fetchone()
+            spent = db.execute(f"SELECT {COLUMNS} FROM spent WHERE job_id=?", (job_id,))  # noqa: S608
+            rest = _less(_charges_of(charges), [Charge(*row) for row in spent])
+            db.execute("DELETE FROM reserved WHERE job_id=?", (job_id,))
+            db.execute("UPDATE job SET closed=1 WHERE job_id=?", (job_id,))
+            cohort = cohorts.ever(db, dataset)
+            for charge in rest:
+                _insert_spent(db, cohort, job_id, UNSEEN, charge)
+        return rest
+
+    def charge_lost(self, dataset: str, job_id: str, charges: Sequence[Charge]) -> None:
+        """Count a whole job that the ledger does not know as spent by everybody whom the dataset
+        ever held, and as closed, whether it fits or not.
+        """
+        charges = _added_up(charges)
+        described = repr([(c.noise_multiplier, c.sampling_rate, c.steps, c.what) for c in charges])
+        with self.file.change() as db:
+            budget_of(db, dataset)
+            now = time.time()
+            db.execute(
+                "INSERT INTO job VALUES (?, ?, ?, 1, ?, '', ?, 0)",
+                (job_id, dataset, described, now, now),
+            )
+            cohort = cohorts.ever(db, dataset)
+            for charge in charges:
+                _insert_spent(db, cohort, job_id, UNSEEN, charge)
+
+    def top_up(self, dataset: str, epsilon: float, what: str) -> Charge | None:
+        """Charge everybody whom the dataset ever held with as much as takes its figure to `epsilon`
+        at least; the charge, None where it is there already.
+        """
+        with self.file.change() as db:
+            if epsilon_of(db, dataset, ("spent",)) >= epsilon:
+                return None
+            cohort = cohorts.ever(db, dataset)
+            low, high = LEAST_NOISE, 1e5  # the first is enough for whatever a budget may be
+
+            def enough(noise: float) -> bool:
+                db.execute("SAVEPOINT attempt")
+                _insert_spent(db, cohort, "", UNSEEN, Charge(noise, 1.0, 1, what))
+                reached = epsilon_of(db, dataset, ("spent",)) >= epsilon
+                db.execute("ROLLBACK TO attempt")
+                db.execute("RELEASE attempt")
+                return reached
+
+            while high / low > 1.001:
+                middle = math.sqrt(low * high)
+                low, high = (middle, high) if enough(middle) else (low, middle)
+            charge = Charge(low, 1.0, 1, what)
+            _insert_spent(db, cohort, "", UNSEEN, charge)
+        return charge
+
+    def knows(self, job_id: str) -> bool:
+        """Whether the ledger has ever reserved or counted this job."""
+        with self.file.snapshot() as db:
+            return db.execute("SELECT 1 FROM job WHERE job_id=?", (job_id,)).fetchone() is not None
 
     # -- looking -----------------------------------------------------------------------------------
 
@@ -402,7 +475,7 @@ def _charge_begun(
     ):
         paid.setdefault(of, []).append(Charge(*row))
     if any(each != charges for each in paid.values()):
-        raise LedgerError(f"round {number} of job {job_id[:12]} was begun with other charges")
+        raise LedgerRefusal(f"round {number} of job {job_id[:12]} was begun with other charges")
     if cohort not in paid:
         check_fits(db, cohort, charges, "this round, for those who have joined since,")
         for charge in charges:
@@ -461,7 +534,7 @@ def _charges_of(described: str) -> list[Charge]:
 def _job(db: sqlite3.Connection, job_id: str) -> tuple[str, bool]:
     row = db.execute("SELECT dataset, closed FROM job WHERE job_id=?", (job_id,)).fetchone()
     if row is None:
-        raise LedgerError(f"job {job_id[:12]} has reserved nothing here")
+        raise LedgerRefusal(f"job {job_id[:12]} has reserved nothing here")
     return str(row[0]), bool(row[1])
 
 
@@ -486,7 +559,7 @@ def _take_reserved(db: sqlite3.Connection, job_id: str, number: int, charge: Cha
         (job_id, charge.noise_multiplier, charge.sampling_rate, charge.what),
     ).fetchone()
     if row is None or row[1] < charge.steps:
-        raise LedgerError(
+        raise LedgerRefusal(
             f"round {number} of job {job_id[:12]} would spend more {charge.what} than the job "
             "reserved"
         )

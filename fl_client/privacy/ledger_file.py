@@ -72,6 +72,7 @@ class LedgerFile:
     def __init__(self, path: Path):
         self.path = path
         self.counter = Counter(path.with_suffix(".counter"))
+        self._mending = False
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
             with _whole(db):
@@ -82,26 +83,49 @@ class LedgerFile:
                 accounting.remember(noise_multiplier, sampling_rate, rdp)
 
     @contextmanager
-    def change(self, mend: bool = False) -> Iterator[sqlite3.Connection]:
+    def change(self) -> Iterator[sqlite3.Connection]:
         """One change: what is read in it is still true when it commits, and nothing may leave the
         node before it has. Raises LedgerError where the file is not the one that was written last,
-        unless it is to `mend` that.
+        unless that is being mended.
         """
         with self.counter.locked(), self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
             with _whole(db):
                 mark = _mark(db)
-                if not mend:
+                if not self._mending:
                     self._settle(mark)
                 changes = db.total_changes
                 yield db
-                if db.total_changes > changes or mend:
-                    highest = max((m.number for m in self._marks()), default=0)
-                    following = Mark(max(mark.number, highest)).following()
-                    db.execute("UPDATE meta SET value=? WHERE name='mark'", (str(following),))
-                    self.counter.write(mark, following)
-                    db.execute("COMMIT")
-                    self.counter.write(following)
+                if db.total_changes > changes and not self._mending:
+                    self._commit(db, mark)
+
+    @contextmanager
+    def mending(self) -> Iterator[None]:
+        """Changes in here are those that make this file the one to go on with: when they are all
+        done, its mark is the counter's. Cut off before, they are to be made again.
+        """
+        self._mending = True
+        try:
+            yield
+        finally:
+            self._mending = False
+        with self.counter.locked(), self._connection() as db:
+            db.execute("BEGIN IMMEDIATE")
+            with _whole(db):
+                self._commit(db, _mark(db))
+
+    def _commit(self, db: sqlite3.Connection, mark: Mark) -> None:
+        highest = max((m.number for m in self._marks()), default=0)
+        following = Mark(max(mark.number, highest)).following()
+        db.execute("UPDATE meta SET value=? WHERE name='mark'", (str(following),))
+        self.counter.write(mark, following)
+        db.execute("COMMIT")
+        self.counter.write(following)
+
+    def check(self) -> None:
+        """Raises LedgerError where this is not the file that was written last."""
+        with self.counter.locked(), self.snapshot() as db:
+            self._settle(_mark(db))
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -114,6 +138,14 @@ class LedgerFile:
         """Why this is not the file that was written last, as a clause; "" if it is."""
         with self.counter.locked(), self.snapshot() as db:
             return self._behind(_mark(db))
+
+    def note_secret(self, secret: bytes) -> None:
+        """`bind_secret` in a file that is to be mended."""
+        self._mending = True
+        try:
+            self.bind_secret(secret)
+        finally:
+            self._mending = False
 
     def bind_secret(self, secret: bytes) -> None:
         """Note which secret the identities are keyed with. Raises LedgerError for another one."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from bank_world import World
 
 from datatokens import public_ledger
+from datatokens.public_ledger import Attested, History, misfit
 from datatokens.terms import JobTerms, Outcome, privacy_charged
 
 STATED, DELTA = 3.0, 1e-5
@@ -47,8 +49,14 @@ def test_read__datasets_with_and_without_a_budget__says_who_overspent(world: Wor
         last = attested(world, STATED)  # to the end of the budget, and not over it
         assert not lines(world)[dataset].overspent
         assert lines(world)[dataset].job_id == last.job_id
-        attested(world, 2.0)  # a figure that falls hides nothing
+        assert lines(world)[dataset].misfit == "" and lines(world)[dataset].accepted == 2
+        fallen = attested(world, 2.0)  # a figure that falls hides nothing
         assert lines(world)[dataset].epsilon_micro == micro
+        assert lines(world)[dataset].misfit == (
+            f"job {fallen.job_id.hex()[:12]} was accepted after {last.job_id.hex()[:12]} had been "
+            "attested with a lifetime epsilon of 3.000000, and says 2.000000: that does not pay "
+            "for it"
+        )
         over = attested(world, STATED + 1e-6)
         assert lines(world)[dataset].overspent
         assert lines(world)[dataset].job_id == over.job_id
@@ -74,3 +82,27 @@ def test_read__delta_above_the_stated_one__is_overspent_too(world: World) -> Non
     finally:
         world.dataset_ids[0] = before
     assert lines(world)[dataset].overspent
+
+
+def figure(job: int, epsilon: int, accepted_at: int, at: int, delta: int = 5) -> Attested:
+    return Attested(bytes([job]) * 32, epsilon, delta, (accepted_at, 0), (at, 0))
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ([], ""),
+        ([figure(1, 100, 1, 2), figure(2, 101, 3, 4), figure(3, 500, 5, 6)], ""),
+        # under way at the same time, attested in the other order
+        ([figure(2, 101, 2, 3), figure(1, 100, 1, 4)], ""),
+        ([figure(1, 100, 1, 2), figure(2, 100, 3, 4)], "says 0.000100: that does not pay for it"),
+        ([figure(1, 100, 1, 2), figure(2, 60, 3, 4)], "says 0.000060: that does not pay for it"),
+        ([figure(1, 100, 1, 4), figure(2, 100, 1, 5)], "one of them is not counted"),
+        ([figure(1, 100, 1, 2), figure(2, 200, 3, 4, delta=6)], "delta may only fall"),
+    ],
+)
+def test_misfit__figures_of_one_dataset__must_grow_with_every_job(
+    figures: list[Attested], said: str
+) -> None:
+    found = misfit(History((), tuple(figures)))
+    assert said in found and bool(found) == bool(said)

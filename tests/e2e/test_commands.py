@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +86,9 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     assert "is listed with about" in datahub(*add)
     (entry,) = node_config.read(node).datasets
 
+    backup = tmp_path / "backup.sqlite"
+    with contextlib.closing(sqlite3.connect(node / "ledger.sqlite")) as db:
+        db.execute("VACUUM INTO ?", (str(backup),))
     stack.start_node(node)
     wait_for("the fifth node", lambda: stack.online(5), stack.processes)
     rows = json.loads(datahub("datasets", "--hub", stack.hub_url, "--json"))
@@ -201,6 +206,18 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     paid = json.loads(datahub("claim", *where, "--key-file", wallet, "--json"))
     assert paid == {str(entry.dataset_id): 4_000_000 * 5000 // 10_000 * 3 // 4}
     assert "nothing to claim now" in datahub("claim", *where, "--key-file", wallet)
+    # an older ledger changes nothing until the difference is charged
+    spent = json.loads(datahub("node", "status", node, "--json"))[0]["epsilon_spent"]
+    for path in node.glob("ledger.sqlite*"):
+        path.unlink()
+    (node / "ledger.sqlite").write_bytes(backup.read_bytes())
+    assert "datahub node reconcile FOLDER" in datahub(
+        "node", "withdraw-patient", node, "new", fails=True
+    )
+    charged = json.loads(datahub("node", "reconcile", node, "--json"))
+    assert [f"job {job[:12]} as a whole" in one["what"] for one in charged].count(True) == 1
+    assert json.loads(datahub("node", "status", node, "--json"))[0]["epsilon_spent"] >= spent - 1e-9
+    assert "nothing was lacking" in datahub("node", "reconcile", node)
     assert "is retired and no longer served" in datahub(
         "node", "remove-dataset", *as_owner, *signed
     )

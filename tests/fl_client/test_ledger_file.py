@@ -220,7 +220,7 @@ def test_change__two_copies_that_went_on_separately__only_one_is_the_ledger(
     ledger.charge("ward", COUNT)
     mine = ledger.path.with_suffix(".counter").read_text()
     other = LedgerFile(tmp_path / "fork")
-    with other.change(mend=True) as db:  # as many changes, other ones
+    with other.mending(), other.change() as db:  # as many changes, other ones
         db.execute("UPDATE dataset SET epsilon = 2.5")
     put_back(ledger, tmp_path / "fork")
     ledger.path.with_suffix(".counter").write_text(mine)
