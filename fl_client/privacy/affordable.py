@@ -114,7 +114,7 @@ def check_fits(db: sqlite3.Connection, cohort: int, charges: Sequence[Charge], w
     room = Room(db, cohort, charges)
     if (name := room.over(1)) is None:
         for grouped in room.each.values():
-            _keep_curves(db, grouped)
+            keep_curves(db, grouped)
         return
     budget = room.budgets[name]
     before, after = room.worst(name, 0), room.worst(name, 1)
@@ -156,7 +156,8 @@ def _totals(
     )
 
 
-def _keep_curves(db: sqlite3.Connection, charges: Sequence[Charge]) -> None:
+def keep_curves(db: sqlite3.Connection, charges: Sequence[Charge]) -> None:
+    """Keep the accountant's curves of these mechanisms in the file, for processes to come."""
     for noise_multiplier, sampling_rate in {(c.noise_multiplier, c.sampling_rate) for c in charges}:
         if sampling_rate < 1:  # without sampling it is one division
             rdp = accounting.curve(noise_multiplier, sampling_rate)

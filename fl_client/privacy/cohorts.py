@@ -137,7 +137,8 @@ def hold(db: sqlite3.Connection, cohort: int, members: Members) -> None:
 
 def classes(db: sqlite3.Connection, cohorts: Collection[int]) -> list[Held]:
     """The histories of everybody who is in one of `cohorts`: one for each set of cohorts that
-    somebody is in, with the most units that anybody of them has.
+    somebody is in, with the most units that anybody of them has; those alone that are no part of
+    another.
     """
     if not cohorts:
         return []
@@ -151,7 +152,23 @@ def classes(db: sqlite3.Connection, cohorts: Collection[int]) -> list[Held]:
     for held in _by_class(rows).values():
         where, units = tuple(held), np.array(list(held.values()))
         joined[where] = np.maximum(joined[where], units) if where in joined else units
-    return [dict(zip(where, units.tolist(), strict=True)) for where, units in joined.items()]
+    return _largest(
+        [dict(zip(where, units.tolist(), strict=True)) for where, units in joined.items()]
+    )
+
+
+def _largest(histories: list[Held]) -> list[Held]:
+    """Those of `histories` that are no part of another: whoever has less has lost less, and is
+    bound by no budget that does not bind who has more.
+    """
+    kept: list[tuple[int, Held]] = []
+    for held in sorted(histories, key=len, reverse=True):
+        where = sum(1 << cohort for cohort in held)
+        if not any(
+            where & other == where and all(held[c] <= more[c] for c in held) for other, more in kept
+        ):
+            kept.append((where, held))
+    return [held for _, held in kept]
 
 
 def _by_class(rows: Iterable[tuple[int, int, int]]) -> dict[int, Held]:

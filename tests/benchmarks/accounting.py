@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_client.data.identity import Members
+from fl_client.privacy import cohorts
 from fl_client.privacy.accounting import (
     best_order,
     calibrate,
@@ -40,6 +41,7 @@ from fl_client.privacy.accounting import (
     how_many_fit,
     pld_epsilon,
 )
+from fl_client.privacy.affordable import keep_curves
 from fl_client.privacy.ledger import Ledger
 from fl_client.privacy.plan import Charge
 
@@ -131,11 +133,29 @@ def speed(jobs: int) -> dict[str, float]:
     }
 
 
+def jobs_run(ledger: Ledger, jobs: int, ward: int) -> None:
+    """Mixed jobs on the newest version, written as rounds write them; whether they fit is not
+    asked, which is what is measured afterwards.
+    """
+    with ledger.file.change() as db:
+        cohort = cohorts.newest(db, f"ward {ward}")
+        for i in range(jobs):
+            mechanism = (20.0 + i + ward / 8, (1.0, 0.5, 0.1, 0.02)[i % 4], 1 + i)
+            keep_curves(db, [Charge(*mechanism, "training")])
+            db.execute(
+                "INSERT INTO spent (cohort, job_id, round, noise_multiplier, sampling_rate, steps, "
+                "what, at) VALUES (?, ?, 1, ?, ?, ?, 'training', 0)",
+                (cohort, f"{cohort} {i}", *mechanism),
+            )
+
+
 def patients(people: int, versions: int, jobs: int) -> dict[str, float]:
     """Seconds with `people` patients in `versions` versions of five datasets, and `jobs` jobs."""
     keys = [i.to_bytes(16, "little") for i in range(people)]
     random = np.random.default_rng(1)
-    # five wards of 60 % of everybody each, which overlap; a version loses 2 % and gains 2 %
+    # five wards of 60 % of everybody each, which overlap; in each version 2 % leave for good, and
+    # 2 % of the others join
+    gone = [np.zeros(people, dtype=bool) for _ in range(5)]
     there = [np.roll(np.arange(people) < people * 0.6, i * people // 5) for i in range(5)]
     entered = []
     with tempfile.TemporaryDirectory() as folder:
@@ -145,14 +165,15 @@ def patients(people: int, versions: int, jobs: int) -> dict[str, float]:
             ledger.open_dataset(f"ward {i}", 1000.0, DELTA)
         for version in range(versions):
             ward = version % 5
-            there[ward] ^= random.random(people) < 0.02
+            leave, join = random.random(people) < 0.02, random.random(people) < 0.02
+            there[ward], gone[ward] = (
+                there[ward] & ~leave | join & ~gone[ward],
+                gone[ward] | leave & there[ward],
+            )
             started = time.perf_counter()
             ledger.set_members(f"ward {ward}", Members(keys, there[ward].copy()))
             entered.append(time.perf_counter() - started)
-            for i in range(jobs // versions):
-                rate = (1.0, 0.5, 0.1, 0.02)[i % 4]
-                mechanism = Charge(20.0 + i + version % 5 / 8, rate, 1 + i, "training")
-                ledger.charge(f"ward {ward}", mechanism)
+            jobs_run(ledger, jobs // versions, version % 5)
         with contextlib.closing(sqlite3.connect(path)) as db:
             (classes,) = db.execute("SELECT count(DISTINCT class) FROM patient").fetchone()
         asked = {}
