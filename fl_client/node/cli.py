@@ -444,6 +444,8 @@ def status(
     ledger, secret = open_ledger(folder)
     lines: list[dict[str, Any]] = []
     unread = list(configuration.unusable.values())
+    if behind := ledger.file.behind():
+        unread.append(f"the ledger: {behind}; datahub node reconcile {folder}")
     for entry in configuration.datasets:
         why = problem(entry, secret)
         if entry.name not in ledger.datasets():  # listed by an older version, not started since

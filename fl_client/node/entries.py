@@ -107,11 +107,25 @@ def remove(folder: Path, dataset_id: int) -> None:
 
 def read(folder: Path) -> tuple[tuple[DatasetEntry, ...], dict[str, str]]:
     """(the datasets of the node in `folder`, file name -> why it cannot be used)."""
+    return _read(folder / "datasets")
+
+
+def removed(folder: Path) -> tuple[DatasetEntry, ...]:
+    """The datasets that were taken off the node; what they have spent is still counted."""
+    return _read(folder / "datasets" / "removed")[0]
+
+
+def stamps(folder: Path) -> dict[str, str]:
+    """What tells that a dataset's file has changed: its name, size and time."""
+    return {path.name: stamp_of(path) for path in sorted((folder / "datasets").glob("*.json"))}
+
+
+def _read(where: Path) -> tuple[tuple[DatasetEntry, ...], dict[str, str]]:
     found, problems = [], {}
-    for path in sorted((folder / "datasets").glob("*.json"), key=lambda p: (len(p.stem), p.stem)):
+    for path in sorted(where.glob("*.json"), key=lambda p: (len(p.stem), p.stem)):
         try:
             found.append(_entry(int(path.stem), json.loads(path.read_text())))
-        except (DatasetError, ConfigError, KeyError, TypeError, ValueError) as error:
+        except (DatasetError, ConfigError, OSError, KeyError, TypeError, ValueError) as error:
             problems[path.name] = f"{path.name}: {error}"
     return tuple(found), problems
 

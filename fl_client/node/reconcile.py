@@ -18,7 +18,7 @@ from fl_client.data.identity import Members
 from fl_client.data.tables import Records
 from fl_client.errors import LedgerError
 from fl_client.node.config import NodeConfig
-from fl_client.node.entries import DatasetEntry
+from fl_client.node.entries import DatasetEntry, removed
 from fl_client.node.job_folder import job_folders
 from fl_client.node.served import members_of, register
 from fl_client.privacy.ledger import Ledger
@@ -53,7 +53,9 @@ def check(ledger: Ledger, entries: Sequence[DatasetEntry], seen: Mapping[int, Hi
                 f"the chain has seen this node accept {len(unknown)} jobs of dataset "
                 f"{entry.dataset_id} that its ledger does not know; {HOW}"
             )
-        attested, known = history.epsilon_micro, ledger.epsilon_spent(entry.name)
+        attested = history.epsilon_micro
+        names = {entry.name, entry.patient_set} & set(ledger.datasets())
+        known = max((ledger.epsilon_spent(name) for name in names), default=0.0)
         if attested > _micro(known) + 1:
             raise LedgerError(
                 f"the chain has seen dataset {entry.dataset_id} at a lifetime epsilon of "
@@ -76,13 +78,15 @@ def reconcile(
     for a dataset that the ledger lacks and that has no table here.
     """
     charged: list[Charged] = []
-    if not ledger.file.behind() and not _behind(ledger, config.datasets, seen):
+    off = [e for e in removed(config.folder) if e.name in ledger.datasets()]
+    listed = [*config.datasets, *off]
+    if not ledger.file.behind() and not _behind(ledger, listed, seen):
         return charged
     nothing = History((), ())
     with ledger.file.mending():
         for entry in config.datasets:
             charged += _dataset(config, ledger, entry, tables.get(entry.dataset_id))
-        for entry in config.datasets:  # those that it knows may have gone on after the copy
+        for entry in listed:  # those that it knows may have gone on after the copy
             names = {entry.name, entry.patient_set} & set(ledger.datasets())
             for job in [job for name in sorted(names) for job in ledger.jobs(name)]:
                 before = ledger.epsilon_spent(entry.name)
@@ -90,10 +94,10 @@ def reconcile(
                     what = f"all that was left of job {job.job_id[:12]}"
                     charged.append(_since(ledger, entry, what, before))
         lost: dict[str, tuple[DatasetEntry, JobTerms | None]] = {}
-        for entry in config.datasets:
+        for entry in listed:
             for accepted in seen.get(entry.dataset_id, nothing).accepted:
                 lost[accepted.hex()] = entry, None
-        known = {entry.dataset_id: entry for entry in config.datasets}
+        known = {entry.dataset_id: entry for entry in listed}
         for folder in job_folders(config.folder):  # accepted here, maybe never put on the chain
             terms = folder.terms if isinstance(folder.answer, Signed) else None
             for line in terms.datasets if terms else ():
@@ -102,7 +106,7 @@ def reconcile(
         for job_id, (entry, terms) in lost.items():
             if not ledger.knows(job_id):
                 charged.append(_lost(ledger, entry, job_id, terms or terms_of(job_id)))
-        for entry in config.datasets:
+        for entry in listed:
             attested = seen.get(entry.dataset_id, nothing).epsilon_micro
             before = ledger.epsilon_spent(entry.name)
             if attested > _micro(before) + 1:

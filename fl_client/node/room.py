@@ -66,6 +66,7 @@ class DataRoom:
         self._entries: dict[int, DatasetEntry] = {}
         self._tables: dict[int, Records] = {}  # with them
         self._seen: object = None
+        self._agreed: dict[int, object] = {}
         self.ledger.file.check()
         self._watch = Watch(
             chain, config.market, min((entry.since for entry in config.datasets), default=0)
@@ -78,14 +79,17 @@ class DataRoom:
         """Raises LedgerError where the chain has seen more of a dataset than the ledger knows, and
         BankError where the chain cannot be read.
         """
-        reconcile.check(self.ledger, self.datasets, self._watch.look())
+        listed = [*entries.read(self.config.folder)[0], *entries.removed(self.config.folder)]
+        # what agreed once agrees: the ledger forgets nothing while its mark is the counter's
+        new = {i: h for i, h in self._watch.look().items() if self._agreed.get(i) != h}
+        reconcile.check(self.ledger, listed, new)
+        self._agreed |= new
 
     def refresh(self) -> None:
         """Take in what has been listed, replaced, removed or withdrawn since the last look."""
-        files = sorted((self.config.folder / "datasets").glob("*.json"))
-        seen = [(path.name, path.stat().st_mtime_ns) for path in files]
-        if seen == self._seen:
+        if entries.stamps(self.config.folder) == self._seen:
             return
+        seen = entries.stamps(self.config.folder)
         found, unusable = entries.read(self.config.folder)
         before, self._entries = self._entries, {}
         self.skipped = dict(unusable)
@@ -98,7 +102,7 @@ class DataRoom:
             del self._tables[gone]
             self.records.pop(gone, None)
         self.jobs.clear()
-        self._seen = [(path.name, path.stat().st_mtime_ns) for path in files if path.exists()]
+        self._seen = seen
         for sentence in self.skipped.values():
             log.warning("not served: %s", sentence)
 

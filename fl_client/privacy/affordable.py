@@ -147,7 +147,9 @@ def _totals(
     grouped = [
         [group_charge(c, units) for c in by_cohort.get(cohort, [])] for cohort, units in pairs
     ]
-    rdps = np.array([accounting.rdp(charges) for charges in grouped]).reshape(len(pairs), -1)
+    rdps = np.array([accounting.rdp(charges) for charges in grouped]).reshape(
+        len(pairs), len(accounting.ORDERS)
+    )
     steps = np.array([sum(c.steps for c in charges) for charges in grouped])
     rows = [[place[pair] for pair in held.items()] for held in histories]
     return (
