@@ -16,7 +16,7 @@ from datatokens.chain.connection import Chain
 from datatokens.public_ledger import Watch
 from datatokens.terms import DatasetTerm, JobTerms
 from fl_client.data.tables import Records
-from fl_client.errors import DatasetError, LedgerError
+from fl_client.errors import DatasetError, LedgerRefusal
 from fl_client.model.graph import GraphModel
 from fl_client.node import entries, reconcile
 from fl_client.node.config import NodeConfig
@@ -67,7 +67,6 @@ class DataRoom:
         self._tables: dict[int, Records] = {}  # with them
         self._seen: object = None
         self._agreed: dict[int, object] = {}
-        self.ledger.file.check()
         self._watch = Watch(
             chain, config.market, min((entry.since for entry in config.datasets), default=0)
         )
@@ -86,18 +85,22 @@ class DataRoom:
         self._agreed |= new
 
     def refresh(self) -> None:
-        """Take in what has been listed, replaced, removed or withdrawn since the last look."""
+        """Take in what has been listed, replaced, removed or withdrawn since the last look. Raises
+        LedgerError where the ledger cannot be used now, or is another than was written last.
+        """
+        self.ledger.file.check()
         if entries.stamps(self.config.folder) == self._seen:
             return
         seen = entries.stamps(self.config.folder)
         found, unusable = entries.read(self.config.folder)
-        before, self._entries = self._entries, {}
-        self.skipped = dict(unusable)
+        served: dict[int, DatasetEntry] = {}
+        skipped = dict(unusable)
         for entry in found:
             try:
-                self._take_in(entry, before.get(entry.dataset_id))
-            except (DatasetError, LedgerError) as error:
-                self.skipped[str(entry.dataset_id)] = f"dataset {entry.dataset_id}: {error}"
+                served[entry.dataset_id] = self._taken_in(entry)
+            except (DatasetError, LedgerRefusal) as error:
+                skipped[str(entry.dataset_id)] = f"dataset {entry.dataset_id}: {error}"
+        self._entries, self.skipped = served, skipped
         for gone in set(self._tables) - set(self._entries):
             del self._tables[gone]
             self.records.pop(gone, None)
@@ -106,7 +109,8 @@ class DataRoom:
         for sentence in self.skipped.values():
             log.warning("not served: %s", sentence)
 
-    def _take_in(self, entry: DatasetEntry, before: DatasetEntry | None) -> None:
+    def _taken_in(self, entry: DatasetEntry) -> DatasetEntry:
+        before = self._entries.get(entry.dataset_id)
         if self.registry.standing(entry.dataset_id).state is State.RETIRED:
             raise DatasetError("it is retired; datahub node remove-dataset takes it off the list")
         unchanged = before is not None and (before.file, before.content, before.manifest) == (
@@ -120,7 +124,7 @@ class DataRoom:
         entry = register(self.config.folder, self.ledger, entry, table)
         self._tables[entry.dataset_id] = table
         self.records[entry.dataset_id] = table.without(entry.withdrawn_keys)
-        self._entries[entry.dataset_id] = entry
+        return entry
 
     def dataset(self, dataset_id: int) -> DatasetEntry | None:
         """The dataset with this id as it is now, if this node serves it."""

@@ -93,7 +93,7 @@ class Ledger:
                     "INSERT INTO dataset VALUES (?, ?, ?, ?)", (dataset, limit, delta, order)
                 )
             elif limit > known[0] or delta > known[1]:
-                raise LedgerError(
+                raise LedgerRefusal(
                     f"the lifetime budget of epsilon {known[0]:g} at delta={known[1]:g} that was "
                     f"promised for dataset {dataset} may fall, never rise to {limit:g} at "
                     f"delta={delta:g}"
