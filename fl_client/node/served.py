@@ -4,6 +4,7 @@ it still the one that was listed? Knows nothing of jobs or chains.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from fl_client.node import entries
 from fl_client.node.config import write_private
 from fl_client.node.entries import DatasetEntry
 from fl_client.privacy.ledger import Ledger
+
+log = logging.getLogger("datahub.node")
 
 
 def open_ledger(folder: Path, mend: bool = False) -> tuple[Ledger, bytes]:
@@ -38,6 +41,12 @@ def open_ledger(folder: Path, mend: bool = False) -> tuple[Ledger, bytes]:
     else:
         ledger.file.bind_secret(secret)
     return ledger, secret
+
+
+def say_dropped(records: Records, file: Path) -> None:
+    """Tell the owner, and nobody else, how many rows do not count."""
+    if records.dropped:
+        log.warning("%s: %d rows lack a value and are left out", file.name, records.dropped)
 
 
 def members_of(records: Records) -> Members:

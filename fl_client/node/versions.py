@@ -19,7 +19,7 @@ from fl_client.node import entries
 from fl_client.node.config import NodeConfig
 from fl_client.node.entries import DatasetEntry
 from fl_client.node.listing import hub_request, released_count
-from fl_client.node.served import members_of, open_ledger, read_table, register
+from fl_client.node.served import members_of, open_ledger, read_table, register, say_dropped
 
 
 def replace_dataset(
@@ -34,6 +34,7 @@ def replace_dataset(
     entry = _own(config, dataset_id)
     ledger, secret = open_ledger(config.folder)
     records = load(file, entry.manifest.schema, entry.patient_column, secret)
+    say_dropped(records, file)
     registry = Registry(connect(config.chain, owner_key), config.registry)
     moved = {"file": file.resolve(), "stamp": entries.stamp_of(file)}
     if members_of(records).content == entry.content:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from bank_world import World
+from typer.testing import CliRunner
 
 from datatokens import public_ledger
+from datatokens.cli import app
 from datatokens.public_ledger import Attested, History, misfit
 from datatokens.terms import JobTerms, Outcome, privacy_charged
 
@@ -106,3 +110,23 @@ def test_misfit__figures_of_one_dataset__must_grow_with_every_job(
 ) -> None:
     found = misfit(History((), tuple(figures)))
     assert said in found and bool(found) == bool(said)
+
+
+def test_command__figures_that_cannot_be_true__exit_status_1(world: World, tmp_path: Path) -> None:
+    dataset = world.registry(world.hospitals[0]).list_dataset(
+        world.node(0), 5, 0, b"\x07" * 32, "https://x", "X"
+    )
+    before = world.dataset_ids[0]
+    world.dataset_ids[0] = dataset
+    try:
+        for _ in range(2):
+            attested(world, 1.25)
+    finally:
+        world.dataset_ids[0] = before
+    world.deployment.save(tmp_path / "deployment.json")
+    asked = ["privacy", str(tmp_path / "deployment.json"), "--chain", world.buyer.url]
+    said = CliRunner().invoke(app, [*asked, "--json"])
+    assert said.exit_code == 1
+    row = next(row for row in json.loads(said.stdout) if row["dataset_id"] == dataset)
+    assert "that does not pay for it" in row["misfit"] and row["accepted"] == 2
+    assert f"dataset {dataset}: job" in CliRunner().invoke(app, asked).stdout

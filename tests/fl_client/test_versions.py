@@ -127,6 +127,16 @@ def test_replace_dataset__moved_table__changes_the_place_alone(
     assert [e.file for e in clinic.room().datasets] == [moved]
 
 
+def test_replace_dataset__rows_that_lack_a_value__are_not_dropped_without_a_word(
+    clinic: Clinic, hub: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    holes = tmp_path / "holes.csv"
+    holes.write_text(entry_of(clinic).file.read_text() + "\n1,,1\n2\n")
+    replace_dataset(config.read(clinic.folder), OWNER[1], clinic.dataset_id, holes)
+    assert "holes.csv: 2 rows lack a value and are left out" in caplog.text
+    assert clinic.room().records[clinic.dataset_id].persons == 40
+
+
 def test_replace_dataset__too_few_or_unknown_or_another_schema__refused_and_nothing_changes(
     clinic: Clinic, tmp_path: Path
 ) -> None:
