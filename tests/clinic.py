@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +196,28 @@ def trained(clinic: Clinic) -> tuple[JobTerms, JobSpec, dict[str, np.ndarray], P
         arrays, seconds = from_safetensors(reply.model), seconds + reply.compute_seconds
     part = part_of(clinic, spec.rounds, reply, seconds)
     return terms, spec, arrays, part
+
+
+@pytest.fixture
+def hub(clinic: Clinic) -> Iterator[list[tuple[str, dict]]]:
+    """Something that takes manifests as a hub does; what it was sent."""
+    sent: list[tuple[str, dict]] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            sent.append((self.path, body))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        toml = clinic.folder / "node.toml"
+        address = f"http://127.0.0.1:{server.server_port}"
+        toml.write_text(toml.read_text().replace("http://127.0.0.1:1", address))
+        yield sent
+        server.shutdown()

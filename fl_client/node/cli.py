@@ -212,6 +212,7 @@ def withdraw_patient_(
 @node.command("reconcile")
 def reconcile_(folder: Folder, as_json: Json = False) -> None:
     """After a ledger was lost or put back from a backup: charge what it lacks, at its worst."""
+    from datatokens.bindings.registry import Registry
     from datatokens.public_ledger import Watch
     from fl_client.node.listing import terms_from
     from fl_client.node.reconcile import reconcile
@@ -226,9 +227,20 @@ def reconcile_(folder: Folder, as_json: Json = False) -> None:
         except DatasetError as error:
             console.print(f"dataset {entry.dataset_id}: {error}", soft_wrap=True, highlight=False)
     since = min((entry.since for entry in configuration.datasets), default=0)
-    seen = Watch(connect(configuration.chain), configuration.market, since).look()
+    chain = connect(configuration.chain)
+    seen = Watch(chain, configuration.market, since).look()
+    registry = Registry(chain, configuration.registry)
+    versions = {
+        entry.dataset_id: registry.standing(entry.dataset_id).version
+        for entry in configuration.datasets
+    }
     charged = reconcile(
-        configuration, ledger, tables, seen, lambda job: terms_from(configuration.hub, job)
+        configuration,
+        ledger,
+        tables,
+        seen,
+        versions,
+        lambda job: terms_from(configuration.hub, job),
     )
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in charged]))

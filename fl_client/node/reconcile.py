@@ -14,7 +14,6 @@ from fractions import Fraction
 
 from datatokens.public_ledger import History
 from datatokens.terms import JobTerms
-from fl_client.data.identity import Members
 from fl_client.data.tables import Records
 from fl_client.errors import LedgerError
 from fl_client.node.config import NodeConfig
@@ -27,6 +26,7 @@ from fl_client.privacy.slots import COUNT_NOISE
 from fl_client.protocol import JobSpec, Signed
 
 MICRO = 10**6
+COUNT = "released count"
 HOW = "charge the difference first: datahub node reconcile FOLDER"
 
 
@@ -68,12 +68,14 @@ def reconcile(
     ledger: Ledger,
     tables: Mapping[int, Records],
     seen: Mapping[int, History],
+    versions: Mapping[int, int],
     terms_of: Callable[[str], JobTerms | None],
 ) -> list[Charged]:
     """Charge what the ledger lacks at its worst case and make it the one to go on with; what was
     charged. Nothing where nothing is lacking.
 
-    `tables` are the datasets' tables; `terms_of` finds the terms of a job that the folder has not.
+    `tables` are the datasets' tables; `versions` how many manifests the chain has seen of each, in
+    which a count was released; `terms_of` finds the terms of a job that the folder has not.
     A job whose terms nobody has costs all that was left of its dataset's budget. Raises LedgerError
     for a dataset that the ledger lacks and that has no table here.
     """
@@ -85,7 +87,8 @@ def reconcile(
     nothing = History((), ())
     with ledger.file.mending():
         for entry in config.datasets:
-            charged += _dataset(config, ledger, entry, tables.get(entry.dataset_id))
+            table, version = tables.get(entry.dataset_id), versions.get(entry.dataset_id, 1)
+            charged += _dataset(config, ledger, entry, table, version)
         for entry in listed:  # those that it knows may have gone on after the copy
             names = {entry.name, entry.patient_set} & set(ledger.datasets())
             for job in [job for name in sorted(names) for job in ledger.jobs(name)]:
@@ -117,32 +120,28 @@ def reconcile(
 
 
 def _dataset(
-    config: NodeConfig, ledger: Ledger, entry: DatasetEntry, table: Records | None
+    config: NodeConfig, ledger: Ledger, entry: DatasetEntry, table: Records | None, version: int
 ) -> list[Charged]:
-    """Have the ledger know a listed dataset as it is now, with the count that was released."""
-    members = None if table is None else members_of(table.without(entry.withdrawn_keys))
+    """Have the ledger know a listed dataset as it is now, with the counts that were released."""
     known = entry.name in ledger.datasets()
-    if known and (members is None or _same(ledger, entry, members)):
-        return []
-    if members is None or table is None:
+    before = ledger.epsilon_spent(entry.name) if known else 0.0
+    if table is not None:
+        if entry.patient_set:
+            ledger.inherit(entry.patient_set, members_of(table))
+        register(config.folder, ledger, entry, table)
+    elif not known:
         raise LedgerError(
             f"dataset {entry.dataset_id}: the ledger does not know who is in it, and its table "
             "cannot be read; put the table back, or take the dataset off: datahub node "
             "remove-dataset"
         )
-    before = ledger.epsilon_spent(entry.name) if known else 0.0
-    if entry.patient_set:
-        ledger.inherit(entry.patient_set, members)
-    register(config.folder, ledger, entry, table)
-    if ledger.counted(members.who) is not None:
+    names = {entry.name, entry.patient_set} & set(ledger.datasets())
+    history = [charge for name in names for charge in ledger.history(name)]
+    lacking = version - sum(charge.steps for charge in history if charge.what == COUNT)
+    if lacking <= 0:
         return []
-    ledger.charge(entry.name, Charge(COUNT_NOISE, 1.0, 1, "released count"), even_over=True)
-    ledger.keep_count(members.who, entry.manifest.persons)
-    return [_since(ledger, entry, "the count of its present table", before)]
-
-
-def _same(ledger: Ledger, entry: DatasetEntry, members: Members) -> bool:
-    return ledger.members(entry.name) == (members.who, members.content)
+    ledger.charge(entry.name, Charge(COUNT_NOISE, 1.0, lacking, COUNT), even_over=True)
+    return [_since(ledger, entry, f"{lacking} released counts", before)]
 
 
 def _lost(ledger: Ledger, entry: DatasetEntry, job_id: str, terms: JobTerms | None) -> Charged:

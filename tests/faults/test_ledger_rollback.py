@@ -10,19 +10,21 @@ from pathlib import Path
 import pytest
 
 from datatokens.bindings.escrow import Escrow
+from datatokens.bindings.registry import Registry
 from datatokens.chain.connection import connect
 from datatokens.chain.rpc_server import accounts
 from datatokens.public_ledger import History, Watch, misfit
 from datatokens.terms import JobTerms
 from fl_client.errors import LedgerError
 from fl_client.model.weights import from_safetensors, model_hash
-from fl_client.node import config
+from fl_client.node import config, entries
 from fl_client.node.admission import NOT_NOW, admit
 from fl_client.node.job_folder import JobFolder
 from fl_client.node.listing import terms_from
 from fl_client.node.reconcile import Charged, reconcile
 from fl_client.node.rounds import attest, train
-from fl_client.node.served import open_ledger, read_table
+from fl_client.node.served import members_of, open_ledger, read_table
+from fl_client.node.versions import replace_dataset
 from fl_client.privacy.accounting import lifetime_epsilon
 from fl_client.privacy.ledger import Ledger
 from fl_client.privacy.plan import Charge
@@ -83,7 +85,11 @@ def mend(clinic: Clinic) -> list[Charged]:
     node = config.read(clinic.folder)
     ledger, secret = open_ledger(clinic.folder, mend=True)
     tables = {entry.dataset_id: read_table(entry, secret) for entry in node.datasets}
-    return reconcile(node, ledger, tables, seen(clinic), lambda job: terms_from(node.hub, job))
+    registry = Registry(connect(clinic.url), clinic.made.registry)
+    versions = {i: registry.standing(i).version - 1 for i in tables}  # the first was not noised
+    return reconcile(
+        node, ledger, tables, seen(clinic), versions, lambda job: terms_from(node.hub, job)
+    )
 
 
 def put_on_chain(clinic: Clinic, terms: JobTerms) -> None:
@@ -104,7 +110,7 @@ def settle_job(clinic: Clinic, terms: JobTerms) -> None:
     for number in range(1, spec.rounds + 1):
         reply = train(clinic.room(), job, number, arrays)
         arrays = from_safetensors(reply.model)
-    part = part_of(clinic, spec.rounds, reply, spec.rounds * reply.training_seconds)
+    part = part_of(clinic, spec.rounds, reply, spec.rounds * reply.compute_seconds)
     rounds = [Round(i + 1, 0.7, 0.1) for i in range(spec.rounds)]
     report, worked = build_report(
         terms, spec, model_hash(arrays), rounds, {clinic.dataset_id: part}
@@ -187,6 +193,27 @@ def test_whole_folder_put_back__job_is_known_but_not_what_it_spent__is_charged_a
         f"all that was left of job {terms.job_id.hex()[:12]}"
     ]
     assert figure <= clinic.room().ledger.epsilon_spent("t") * 10**6 + 1
+
+
+def test_ledger_put_back__table_replaced_and_a_patient_withdrawn_since__the_count_is_charged(
+    clinic: Clinic, hub: list, tmp_path: Path
+) -> None:
+    path, backup = clinic.folder / "ledger.sqlite", tmp_path / "backup"
+    node, owner = config.read(clinic.folder), accounts()[1][1]
+    (entry,) = node.datasets
+    clinic.room()
+    copy_of(path, backup)
+    more = tmp_path / "more.csv"
+    more.write_text(entry.file.read_text() + "\n1,1,1")
+    replace_dataset(node, owner, clinic.dataset_id, more)
+    before = clinic.room().ledger.epsilon_spent("t")
+    table = read_table(config.read(clinic.folder).datasets[0], open_ledger(clinic.folder)[1])
+    gone = members_of(table).units[-1].hex()
+    entries.update(clinic.folder, clinic.dataset_id, withdrawn=(gone,))
+    put_back(path, backup)
+    assert [one.what for one in mend(clinic)] == ["1 released counts"]
+    assert clinic.room().ledger.epsilon_spent("t") >= before * (1 - 1e-9)
+    assert clinic.room().records[clinic.dataset_id].persons == 40
 
 
 def test_admission__ledger_put_back_while_the_node_runs__is_no_answer_and_not_remembered(

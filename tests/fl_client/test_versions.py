@@ -5,10 +5,7 @@ and a dataset that cannot be used takes no other down.
 import contextlib
 import json
 import sqlite3
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -32,31 +29,6 @@ from tests.clinic import GRAPH, PRICE, SCHEMA, WEIGHTS, Clinic, accepted, refusa
 
 OWNER = accounts()[1]
 LEDGERS = Path(__file__).parent / "ledgers"
-
-
-@pytest.fixture
-def hub(clinic: Clinic) -> Iterator[list[tuple[str, dict]]]:
-    """Something that takes manifests as a hub does; what it was sent."""
-    sent: list[tuple[str, dict]] = []
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            sent.append((self.path, body))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        toml = clinic.folder / "node.toml"
-        address = f"http://127.0.0.1:{server.server_port}"
-        toml.write_text(toml.read_text().replace("http://127.0.0.1:1", address))
-        yield sent
-        server.shutdown()
 
 
 def entry_of(clinic: Clinic) -> DatasetEntry:
