@@ -138,6 +138,7 @@ class Buyer:
             "weights": base64.b64encode(weights).decode(),
             "epsilon": float(epsilon),
             "delta": float(delta),
+            "model": model if isinstance(model, str) else None,
             "rounds": chosen.rounds,
             "local_steps": chosen.local_steps,
             "learning_rate": chosen.learning_rate,
