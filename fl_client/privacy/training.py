@@ -319,15 +319,49 @@ def clipped_total(
     """Sum, float64 [P], of the clipped gradients of everybody at `places`, chunk by chunk."""
     total = _zeros_like(theta)
     for piece in torch.split(places, run.slots):
-        total += run.sum(theta, frozen, *table.seated(piece), clip)
+        total += without_failing(
+            lambda seats: run.sum(theta, frozen, *table.seated(seats), clip), piece, table.persons
+        )
     return total
 
 
-def _or_nothing(work: Callable[[], Tensor], nothing: Tensor) -> Tensor:
-    """What `work` gives, or `nothing` where it fails.
+def without_failing(work: Callable[[Tensor], Tensor], places: Tensor, nobody: int) -> Tensor:
+    """work(places), without the patients with whom it fails: their slots are empty.
 
-    An exception that one patient's record raises would be an answer about that patient, so between
-    the charge and the reply there is none. The hospital's own log has it.
+    No operation is known that fails by value. If one did, zeros for everybody would be an answer
+    about the one patient; so that patient alone counts as nothing, as one whose gradient is not
+    finite does. Raises what `work` raises if it fails with nobody there.
+    """
+    try:
+        return work(places)
+    except Exception:  # any kind, out of memory included
+        log.exception("a sum over patients failed; those with whom it does count as nothing")
+    left = places.clone()
+    left[_failing(work, places, nobody, (places < nobody).nonzero().flatten())] = nobody
+    return work(left)
+
+
+def _failing(
+    work: Callable[[Tensor], Tensor], places: Tensor, nobody: int, slots: Tensor
+) -> Tensor:
+    """Those of `slots` whose patients make `work` fail, each alone or in a half of them."""
+    alone = torch.full_like(places, nobody)
+    alone[slots] = places[slots]
+    try:
+        work(alone)
+    except Exception:  # noqa: BLE001 - any kind; it was logged when all were there
+        if len(slots) <= 1:
+            return slots
+        half = len(slots) // 2
+        parts = slots[:half], slots[half:]
+        return torch.cat([_failing(work, places, nobody, part) for part in parts])
+    return slots[:0]
+
+
+def _or_nothing(work: Callable[[], Tensor], nothing: Tensor) -> Tensor:
+    """What `work` gives, or `nothing` where it fails, whoever is there (`without_failing` has left
+    out those who make it). Between the charge and the reply there is no exception. The hospital's
+    own log has it.
     """
     try:
         return work()
@@ -381,12 +415,15 @@ def _of_everybody(
     size = math.ceil(slots / count)
     of_rows = vmap(lambda sample: model(sample[None])[0])
 
+    def of_piece(places: Tensor) -> Tensor:
+        x, y, weight, mask = table.seated(places)
+        return work(of_rows(x), y, weight, mask)
+
     def everybody() -> Tensor:
         total = nothing.clone()
         seats = torch.from_numpy(seated(random, table.persons, 1.0, size * count))
         for piece in torch.split(seats.to(table.x.device), size):
-            x, y, weight, mask = table.seated(piece)
-            total += work(of_rows(x), y, weight, mask)
+            total += without_failing(of_piece, piece, table.persons)
         return total
 
     model.eval()

@@ -24,7 +24,7 @@ from fl_client.model.export import export_model
 from fl_client.model.families import build
 from fl_client.model.graph import GraphModel, load_model, parameters, predict
 from fl_client.model.weights import model_hash
-from fl_client.privacy import compiling, noise, training
+from fl_client.privacy import compiling, evaluation, noise, training
 from fl_client.privacy.noise import SecureRandom
 from fl_client.privacy.plan import PrivacyPlan
 from fl_client.privacy.training import (
@@ -682,7 +682,8 @@ def test_score_table__noise_off__has_one_unit_for_each_patient(
         model, parameters(model), x, y, PLAN, loss="binary_cross_entropy", expected_persons=N,
         patients=patients, records_per_patient=records,
     )  # fmt: skip
-    assert sum(table) == pytest.approx(N if patients is None else 8)
+    unit = evaluation.IN_GROUP + evaluation.IN_FINE
+    assert sum(table) == pytest.approx((N if patients is None else 8) * unit)
     assert no_noise == [PLAN.score_noise_multiplier]
 
 
@@ -702,6 +703,31 @@ def test_train_round__engine_fails_on_the_records__releases_noise_as_if_nobody_w
     result = one_round(model, x, y, "binary_cross_entropy", engine=engine)
     _assert_std(step_of(model, result), PLAN.noise_multiplier * PLAN.clip_norm)
     assert "counts as zeros" in caplog.text
+
+
+@pytest.mark.parametrize("victims", [(), (5,), (0, 7, 23), tuple(range(N))])
+def test_clipped_total__records_that_make_the_engine_fail__count_as_nothing_and_others_stay(
+    models: dict, victims: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception that one patient raises must not become an answer about that patient."""
+    model, (x, y) = models["mlp"], people()
+    run = ENGINES["book-keeping"](model, LOSSES["binary_cross_entropy"], 10, 1, 1)
+    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    places = torch.from_numpy(SecureRandom().order(30))
+    places[places >= N] = N
+    table, clip = by_patient(x, y, None, 1), torch.tensor(1.0)
+    there = torch.isin(places, torch.tensor(victims, dtype=torch.int64))
+    without = training.clipped_total(run, theta, [], table, torch.where(there, N, places), clip)
+    honest = type(run).sum
+
+    def fails(self: object, theta: Tensor, frozen: list, rows: Tensor, *more: Tensor) -> Tensor:
+        for victim in victims:
+            if (rows == table.x[victim]).all(1).any():
+                raise IndexError("out of range")
+        return honest(self, theta, frozen, rows, *more)
+
+    monkeypatch.setattr(type(run), "sum", fails)
+    assert torch.equal(training.clipped_total(run, theta, [], table, places, clip), without)
 
 
 def test_chunks__any_model_and_size__hold_the_batch_and_are_all_alike(models: dict) -> None:
