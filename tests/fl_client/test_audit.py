@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections.abc import Iterator
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
@@ -22,6 +24,13 @@ from tests.benchmarks.audit import FAULTS, planted
 
 DELTA = 1e-5
 NOISE, _ = calibrate(1.0, DELTA, 1.0, 10, 1, 1e-3)
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """The command flushes denormals, as a node's process does; other tests' numbers have some."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 def _audit(records: int = 1, confidence: float = 0.95, engine: str = "book-keeping"):
