@@ -848,7 +848,10 @@ def test_from_safetensors__too_large__refuses_before_reading(
 ROOM = Path(fl_client.__file__).parent
 # those that look at no buyer's bytes: the hospital's own folder, connection, bundle and commands
 ELSEWHERE = set(
-    "config.py supernode.py bundle.py cli.py owner_cli.py listing.py job_folder.py".split()
+    (
+        "config.py supernode.py bundle.py cli.py owner_cli.py listing.py job_folder.py entries.py "
+        "counter.py"
+    ).split()
 )
 SEE_A_MODEL = sorted(p for p in ROOM.rglob("*.py") if p.name not in ELSEWHERE)
 
