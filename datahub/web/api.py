@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from datahub.errors import BadRequest, HubError
 from datahub.market import catalogue, claims, contributors, hospitals, jobs, orders, reconcile
 from datahub.market.desk import Desk
+from datahub.order import Order
 from datahub.web import pages
 from datatokens.errors import BankError, TermsError
 from datatokens.terms import DisputeTerms
@@ -239,7 +240,7 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
             "graph": _base64("graph", body.graph),
             "weights": _base64("weights", body.weights),
         }
-        return orders.as_json(*orders.quote(desk, orders.Order(**given)))
+        return orders.as_json(*orders.quote(desk, Order(**given)))
 
     @app.post("/api/jobs", status_code=201)
     def submit(body: JobIn, desk: DeskDep) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from datahub import config
 from datahub.market import jobs, orders
 from datahub.market.desk import Desk, open_database
 from datahub.market.tables import JobRow, NodeRow
+from datahub.order import Order
 from datatokens.terms import JobTerms, acceptance_message, rejection_message, sign
 from fl_client.data.schemas import Feature, Manifest, Schema
 from fl_server.runs import RunStatus, SuperLink
@@ -83,7 +84,7 @@ class HubWorld:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def order(self, **changes: Any) -> orders.Order:
+    def order(self, **changes: Any) -> Order:
         """An order over all three datasets."""
         wanted: dict[str, Any] = {
             "buyer": str(self.bank.buyer.address),
@@ -109,7 +110,7 @@ class HubWorld:
             "deadline_s": 3600,
             "quorum": 2,
         }
-        return orders.Order(**(wanted | changes))
+        return Order(**(wanted | changes))
 
     def paid(self, **changes: Any) -> JobTerms:
         """Terms that were quoted and paid."""

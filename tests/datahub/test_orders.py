@@ -11,6 +11,7 @@ import pytest
 from datahub.errors import BadRequest, Conflict, NotFound
 from datahub.market import catalogue, orders
 from datahub.market.tables import NodeRow
+from datahub.order import MAX_MODEL_BYTES
 from datatokens.terms import JobTerms
 from fl_client.privacy import accounting, defaults
 from fl_client.protocol import JobSpec
@@ -97,7 +98,7 @@ def test_quote__a_built_in_model_and_nothing_else_named__the_default_plan_of_pub
         ({"server_rates": {"bias": 0.0}}, "=0.0 must be a number from 0.01 to 100"),
         ({"reward_units": -1}, "reward_units=-1"),
         ({"datasets": (1, 1)}, "node: each dataset of a job needs a node key of its own"),
-        ({"graph": b"g" * (orders.MAX_MODEL_BYTES + 1)}, "graph and weights may have"),
+        ({"graph": b"g" * (MAX_MODEL_BYTES + 1)}, "graph and weights may have"),
     ],
 )
 def test_quote__a_field_that_cannot_be__says_which_and_keeps_nothing(
