@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from datahub.errors import HubError
+from datahub.errors import ConfigError, HubError
 from datatokens.cli import app as chain_commands
 from datatokens.errors import BankError
 from fl_client.errors import NodeError
@@ -70,7 +70,7 @@ def hub_init(
     """
     from datahub import config
     from datatokens.chain.connection import connect
-    from datatokens.deploy import Deployment, deploy, verify
+    from datatokens.deploy import deploy, verify
     from fl_client.node.config import write_private
     from fl_server.certificates import write_certificates
     from fl_server.superlink import operator_token
@@ -78,8 +78,11 @@ def hub_init(
     key = key_file.read_text().strip()
     connection = connect(chain, key)
     if registry:
-        verify(connection, registry, market)
-        made = Deployment(connection.chain_id, registry, market, payment_token)
+        made = verify(connection, registry, market)
+        if payment_token and payment_token != made.payment_token:
+            raise ConfigError(
+                f"--payment-token={payment_token}: the market pays in {made.payment_token}"
+            )
     else:
         made = deploy(connection, payment_token or None)
     superlink_folder = (folder / "superlink").resolve()
@@ -98,6 +101,7 @@ def hub_init(
         database=f"sqlite:///{(folder / 'hub.sqlite').resolve()}",
         fee_bps=fee_bps,
     )
+    made.save(folder / "deployment.json")  # what `datahub chain privacy` and `verify` read
     console.print(f"hub in {folder}: registry {made.registry}, market {made.market}")
 
 

@@ -20,12 +20,15 @@ DISPUTE_BOND_UNITS = 100_000_000
 
 @dataclass(frozen=True)
 class Deployment:
-    """Where the contracts are."""
+    """Where the contracts are, and what the market was constructed with for good: what is paid in
+    and who gets the fees.
+    """
 
     chain_id: int
     registry: str
     market: str
     payment_token: str
+    fee_recipient: str
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -41,6 +44,7 @@ class Deployment:
                 address("registry", value["registry"]),
                 address("market", value["market"]),
                 address("payment_token", value["payment_token"]),
+                address("fee_recipient", value["fee_recipient"]),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BankError(
@@ -78,12 +82,12 @@ def deploy(
     datasets = chain.contract("DatasetRegistry", registry).functions
     chain.send(datasets.allowMarket(market, True))
     chain.send(datasets.setStorefront(storefront))
-    return Deployment(chain.chain_id, registry, market, token)
+    return Deployment(chain.chain_id, registry, market, token, fees)
 
 
-def verify(chain: Chain, registry: str, market: str) -> None:
+def verify(chain: Chain, registry: str, market: str) -> Deployment:
     """Check that both, the storefront, the node registry and the datatoken template carry the
-    committed code.
+    committed code; what the market says of itself, which that code makes true.
 
     Immutables aside. Registry, market and storefront must name each other. Raises BankError for
     whatever does not fit.
@@ -102,6 +106,25 @@ def verify(chain: Chain, registry: str, market: str) -> None:
     _check_code(chain, "Storefront", storefront)
     if chain.read(chain.contract("Storefront", storefront).functions.registry()) != registry:
         raise BankError(f"storefront {storefront} does not name the registry {registry}")
+    itself = chain.contract("Market", market).functions
+    token, fees = (
+        str(chain.read(value)) for value in (itself.paymentToken(), itself.feeRecipient())
+    )
+    return Deployment(chain.chain_id, registry, market, token, fees)
+
+
+def check(chain: Chain, expected: Deployment) -> None:
+    """Raises BankError unless the chain holds exactly `expected`: the chain, the code at both
+    addresses, and every value that the market was constructed with.
+    """
+    if chain.chain_id != expected.chain_id:
+        raise BankError(f"{chain.url} is chain {chain.chain_id}, not chain {expected.chain_id}")
+    found = verify(chain, expected.registry, expected.market)
+    for name, value in asdict(expected).items():
+        if getattr(found, name) != value:
+            raise BankError(
+                f"the market {expected.market} has the {name} {getattr(found, name)}, not {value}"
+            )
 
 
 def _check_code(chain: Chain, name: str, where: str) -> None:

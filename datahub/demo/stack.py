@@ -25,7 +25,7 @@ from datahub.errors import HubError
 from datatokens.bindings.registry import Token
 from datatokens.chain.connection import Chain, connect
 from datatokens.chain.rpc_server import accounts
-from datatokens.deploy import deploy
+from datatokens.deploy import Deployment, deploy
 from datatokens.errors import ChainUnreachable
 from fl_client.node.config import write_private
 from fl_server.certificates import write_certificates
@@ -33,6 +33,7 @@ from fl_server.superlink import operator_token
 
 TUSD = 10**6
 BUYER_FUNDS = 1000
+FEE_BPS = 250
 OPERATOR, FIRST_HOSPITAL, BUYER, FIRST_CONTRIBUTOR = 0, 1, 5, 6  # of the embedded chain's accounts
 
 
@@ -119,6 +120,7 @@ class Stack:
         self.hub_url = f"http://127.0.0.1:{hub_port}"
         self.superlink = f"127.0.0.1:{superlink_port}"
         self.accounts = accounts()
+        self.deployment: Deployment
 
     def chain(self, account: int) -> Chain:
         """A chain connection with the key of one of the embedded chain's accounts."""
@@ -144,7 +146,7 @@ class Stack:
             "superlink", "fl_server.superlink", "--folder", str(superlink_folder), "--port", port
         )
         operator = self.chain(OPERATOR)
-        made = deploy(operator)
+        made = self.deployment = deploy(operator)
         Token(operator, made.payment_token).mint(self.accounts[BUYER][0], BUYER_FUNDS * TUSD)
         write_private(
             self.folder / "hub" / "keys" / "operator.key", self.accounts[OPERATOR][1].encode()
@@ -159,7 +161,7 @@ class Stack:
             superlink=self.superlink,
             superlink_folder=str(superlink_folder),
             database=f"sqlite:///{self.folder / 'hub' / 'hub.sqlite'}",
-            fee_bps=250,
+            fee_bps=FEE_BPS,
         )
         self.start_hub()
 

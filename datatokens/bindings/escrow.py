@@ -13,7 +13,7 @@ from eth_utils.crypto import keccak
 
 from datatokens.bindings.registry import Registry, Token
 from datatokens.chain.connection import Chain
-from datatokens.errors import BankError
+from datatokens.errors import BankError, TransactionRefused
 from datatokens.terms import Attestation, DatasetTerm, JobTerms, Outcome, address, whole
 
 ONE_JOB = 10**18  # datatokens
@@ -74,10 +74,10 @@ class Escrow:
         self.contract = chain.contract("Market", address)
 
     def create_job(self, terms: JobTerms) -> None:
-        """Escrow the whole price from the connection's account, approving what is short first.
+        """Escrow the whole price from the connection's account, approving exactly that first.
 
         Raises BankError naming have and need when the balance is short, TransactionRefused for
-        anything else.
+        anything else; the approval is then taken back.
         """
         account, market = self.chain.address, self.contract.address
         if account is None:
@@ -89,12 +89,15 @@ class Escrow:
                 f"{account} has {have} units of the payment token; this job needs "
                 f"{terms.amount_units}"
             )
-        if payment.allowance_units(account, market) < terms.amount_units:
-            payment.approve(market, terms.amount_units)
-        for line in terms.datasets:
-            if line.voucher:
-                self._allow_voucher(account, line)
-        self.chain.send(self.contract.functions.createJob(terms.to_struct()))
+        _approve(payment, account, market, terms.amount_units)
+        try:
+            for line in terms.datasets:
+                if line.voucher:
+                    self._allow_voucher(account, line)
+            self.chain.send(self.contract.functions.createJob(terms.to_struct()))
+        except TransactionRefused:
+            _approve(payment, account, market, 0)
+            raise
 
     def _allow_voucher(self, account: str, line: DatasetTerm) -> None:
         """Let the market take one datatoken of the line's own tier."""
@@ -105,8 +108,7 @@ class Escrow:
                 f"{account} holds less than one datatoken of tier {line.tier} of dataset "
                 f"{line.dataset_id}"
             )
-        if datatoken.allowance_units(account, self.contract.address) < ONE_JOB:
-            datatoken.approve(self.contract.address, ONE_JOB)
+        _approve(datatoken, account, self.contract.address, ONE_JOB)
 
     def _payment_token(self) -> Token:
         return Token(self.chain, self.chain.read(self.contract.functions.paymentToken()))
@@ -161,8 +163,8 @@ class Escrow:
         """
         bond = terms.dispute.bond_units if terms.dispute else 0
         payment, market = self._payment_token(), self.contract.address
-        if bond and payment.allowance_units(str(self.chain.address), market) < bond:
-            payment.approve(market, bond)
+        if bond:
+            _approve(payment, str(self.chain.address), market, bond)
         self.chain.send(self.contract.functions.dispute(terms.to_struct(), attestation.to_struct()))
 
     def rule(self, terms: JobTerms, attestation: Attestation, paid_bps: int) -> None:
@@ -177,6 +179,32 @@ class Escrow:
     def refund(self, terms: JobTerms) -> None:
         """After the deadline: everything back to the buyer. Raises TransactionRefused before it."""
         self.chain.send(self.contract.functions.refund(terms.to_struct()))
+
+    def created_by(self, buyer: str) -> dict[bytes, int]:
+        """Every job that `buyer` has ever paid for, oldest first: job id -> its deadline (unix
+        seconds), from events.
+        """
+        event = self.contract.events.JobCreated()
+        found = (log["args"] for log in self.chain.logs(event, buyer=address("buyer", buyer)))
+        return {said["jobId"]: int(said["deadline"]) for said in found}
+
+    def refund_recorded(self, job_id: bytes) -> None:
+        """As `refund`, with the terms as the buyer's own payment has them on the chain: for a buyer
+        who has lost them. Raises BankError for a job that was not paid by a plain transaction.
+        """
+        market = self.contract
+        paid = self.chain.newest_log(market.events.JobCreated(), jobId=job_id)
+        if paid is None:
+            raise BankError(f"job 0x{job_id.hex()} was never paid on the market {market.address}")
+        lost = f"the terms of job 0x{job_id.hex()} are not in the transaction that paid for it"
+        try:
+            _, given = market.decode_function_input(self.chain.calldata(paid["transactionHash"]))
+            struct = tuple(given["terms"].values())
+        except (ValueError, KeyError, AttributeError) as error:  # paid through another contract
+            raise BankError(lost) from error
+        if self.chain.read(market.functions.hashTerms(struct)) != job_id:
+            raise BankError(lost)
+        self.chain.send(market.functions.refund(struct))
 
     def refund_rejected(self, terms: JobTerms, rejections: Mapping[str, tuple[str, bytes]]) -> None:
         """Everything back to the buyer, on signed refusals: node address -> (reason, signature)."""
@@ -223,6 +251,18 @@ class Escrow:
     def withdraw_credit(self, to: str) -> None:
         """Take out the connection's own credit."""
         self.chain.send(self.contract.functions.withdrawCredit(address("to", to)))
+
+
+def _approve(token: Token, owner: str, spender: str, units: int) -> None:
+    """Let `spender` take exactly `units`, neither less nor more than this one payment; through 0,
+    as some tokens want it.
+    """
+    there = token.allowance_units(owner, spender)
+    if there == units:
+        return
+    if there and units:
+        token.approve(spender, 0)
+    token.approve(spender, units)
 
 
 def _in_order(terms: JobTerms, signed: Mapping[str, Signed]) -> tuple[int, list[Signed]]:

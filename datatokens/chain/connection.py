@@ -355,6 +355,16 @@ class Chain:
             )
         )
 
+    def calldata(self, transaction_hash: Any) -> bytes:
+        """A transaction's input. Raises BankError where the node has lost it."""
+        try:
+            found = self._ask(lambda: self._web3.eth.get_transaction(transaction_hash))
+        except TransactionNotFound as error:
+            raise BankError(
+                f"the chain at {self.url} has lost transaction 0x{bytes(transaction_hash).hex()}"
+            ) from error
+        return bytes(found["input"])
+
     def rpc(self, method: str, *params: Any) -> Any:
         """The result of a raw JSON-RPC call (time travel in tests). Raises NodeRefused."""
         answer = self._ask(

@@ -48,7 +48,9 @@ def init(
     from fl_client.node.listing import hub_request
 
     network = hub_request(hub, "GET", "/api/network")
-    verify(connect(chain), network["registry"], network["market"])
+    found = verify(connect(chain), network["registry"], network["market"])
+    # what the contracts say of themselves, not what the hub says of them
+    network |= {"chain_id": found.chain_id, "payment_token": found.payment_token}
     made = node_config.create(folder, name=name, hub=hub, chain=chain, network=network)
     console.print(f"node {name!r} in {folder}: node key {made.node_address}")
     console.print(

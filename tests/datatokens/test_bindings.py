@@ -18,7 +18,7 @@ from datatokens.bindings.registry import Token
 from datatokens.bindings.revenue import Claim, Pending, claim_message
 from datatokens.chain.connection import connect
 from datatokens.chain.rpc_server import accounts
-from datatokens.deploy import Deployment, deploy, verify
+from datatokens.deploy import Deployment, check, deploy, verify
 from datatokens.errors import BankError, TermsError, TransactionRefused
 from datatokens.merkle import Tree
 from datatokens.terms import (
@@ -615,6 +615,36 @@ def test_token__transfer_of_more_than_there_is__refused(world: World) -> None:
         world.money(poor).approve(accounts()[0][0], -1)
 
 
+def test_create_job__whatever_was_approved_before__approves_exactly_the_price(
+    world: World,
+) -> None:
+    money, market = world.money(world.buyer), world.deployment.market
+    money.approve(market, 2**80)
+    terms = world.terms()
+    world.escrow(world.buyer).create_job(terms)
+    assert money.allowance_units(str(world.buyer.address), market) == 0
+    with pytest.raises(TransactionRefused):  # the job is there already: nothing stays approved
+        world.escrow(world.buyer).create_job(terms)
+    assert money.allowance_units(str(world.buyer.address), market) == 0
+
+
+def test_refund_recorded__a_buyer_who_has_nothing_but_the_job_id__gets_every_unit_back(
+    world: World,
+) -> None:
+    before = world.money(world.buyer).balance_units(str(world.buyer.address))
+    terms = world.paid(seconds=1200)
+    mine = world.escrow(world.buyer)
+    assert mine.created_by(str(world.buyer.address))[terms.job_id] == terms.deadline
+    assert terms.job_id not in mine.created_by(str(world.operator.address))
+    with pytest.raises(TransactionRefused):
+        mine.refund_recorded(terms.job_id)
+    world.travel(1300)
+    mine.refund_recorded(terms.job_id)
+    assert world.money(world.buyer).balance_units(str(world.buyer.address)) == before
+    with pytest.raises(BankError, match="was never paid"):
+        mine.refund_recorded(b"\x07" * 32)
+
+
 def test_deployment__saved_and_verified__and_another_contract_is_not_ours(
     world: World, tmp_path: Path
 ) -> None:
@@ -629,6 +659,13 @@ def test_deployment__saved_and_verified__and_another_contract_is_not_ours(
         verify(world.buyer, other.registry, made.market)
     with pytest.raises(BankError, match="is not a contract"):
         deploy(world.operator, accounts()[5][0])
+    assert verify(world.buyer, made.registry, made.market) == made
+    check(world.buyer, made)
+    for name in ("payment_token", "fee_recipient"):
+        with pytest.raises(BankError, match=f"has the {name} "):
+            check(world.buyer, dataclasses.replace(made, **{name: accounts()[5][0]}))
+    with pytest.raises(BankError, match="not chain 5"):
+        check(world.buyer, dataclasses.replace(made, chain_id=5))
     path = tmp_path / "deployment.json"
     made.save(path)
     assert Deployment.load(path) == made

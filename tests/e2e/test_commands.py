@@ -13,7 +13,6 @@ import pytest
 
 from datahub.demo import data as demo_data
 from datahub.demo.stack import wait_for
-from datatokens.deploy import Deployment
 from fl_client.node import config as node_config
 from tests.e2e.conftest import Marketplace
 
@@ -160,10 +159,7 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     card = m.buyer.hub.get(f"/api/hospitals/{shown['node']}")
     assert (card["description"], card["datasets"][0]["settled"]) == ("2 cores", 1)
 
-    made = Deployment(
-        entry_chain(node), *(m.buyer.network[k] for k in ("registry", "market", "payment_token"))
-    )
-    made.save(tmp_path / "deployment.json")
+    stack.deployment.save(tmp_path / "deployment.json")
     rows = json.loads(
         datahub(
             "chain", "privacy", tmp_path / "deployment.json", "--chain", stack.chain_url, "--json"
@@ -222,10 +218,6 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
         "node", "remove-dataset", *as_owner, *signed
     )
     assert json.loads(datahub("node", "status", node, "--json")) == []
-
-
-def entry_chain(folder: Path) -> int:
-    return node_config.read(folder).chain_id
 
 
 def test_commands__an_operator_makes_a_hub_of_their_own(
