@@ -104,6 +104,8 @@ INSTEAD = {
     "_native_batch_norm_legit_functional": NO_STATISTICS,
     "rnn_tanh": NO_LOOPS,
     "rnn_relu": NO_LOOPS,
+    "hardsigmoid": "use sigmoid; as the last step, none at all: the loss applies it",
+    "log_sigmoid_forward": "as the last step take it away: the loss applies it",
     "embedding": "look up the model's own input or a part of it, as in embedding(x.long())",
 }
 _POOLS = {"max_pool1d.default", "max_pool2d.default", "avg_pool1d.default", "avg_pool2d.default"}
@@ -237,7 +239,7 @@ def load_model(graph: bytes, weights: bytes) -> GraphModel:
     """The model in two hostile files, checked and dry-run. Raises GraphRefused with one sentence;
     runs none of it.
     """
-    spec = _parse(graph)
+    spec = parse_graph(graph)
     arrays = from_safetensors(weights)
     names = list(spec["parameters"].values())
     if set(names) != set(arrays) or len(set(names)) != len(names):
@@ -258,7 +260,8 @@ def load_model(graph: bytes, weights: bytes) -> GraphModel:
     return model
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def parse_graph(raw: bytes) -> dict[str, Any]:
+    """The checked document in graph.json. Raises GraphRefused."""
     if len(raw) > MAX_GRAPH_BYTES:
         raise GraphRefused(f"a graph of {len(raw)} bytes is larger than {MAX_GRAPH_BYTES}")
     if raw[:2] == b"PK" or raw[:1] == b"\x80":

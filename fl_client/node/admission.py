@@ -15,6 +15,7 @@ from datatokens.bindings.storefront import Storefront
 from datatokens.errors import BankError, TermsError, TransactionRefused
 from datatokens.terms import DatasetTerm, JobTerms, acceptance_message, rejection_message, sign
 from fl_client.errors import NodeError, ProtocolError, Refusal
+from fl_client.model.fit import check_fit
 from fl_client.model.graph import GraphModel, load_model
 from fl_client.node.entries import DatasetEntry
 from fl_client.node.policy import Request
@@ -22,7 +23,7 @@ from fl_client.node.policy import admit as allow
 from fl_client.node.room import DataRoom
 from fl_client.privacy import accounting, selfcheck
 from fl_client.privacy.slots import needed
-from fl_client.privacy.training import LOSSES, check_loss
+from fl_client.privacy.training import LOSSES
 from fl_client.protocol import MAX_REASON, JobSpec, Refused, Signed, sha256_hex
 
 log = logging.getLogger("datahub.node")
@@ -181,13 +182,7 @@ def safe_model(
                 f"{name}: the file that was sent is not the one that the terms name"
             )
     model = load_model(graph, weights)
-    width = entry.manifest.schema.width
-    check_loss(model, spec.loss)
-    if tuple(model.input_shape) != (width,):
-        raise ProtocolError(
-            f"the model takes inputs of shape {tuple(model.input_shape)}, the dataset has "
-            f"({width},)"
-        )
+    check_fit(model, spec.loss, entry.manifest.schema.width)
     # by the manifest, not by the rows: whether anybody has two records must not decide
     slots = needed(entry.manifest.persons, spec.plan.sampling_rate)
     records = entry.manifest.records_per_patient

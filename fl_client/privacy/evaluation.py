@@ -268,3 +268,46 @@ def _lean(tilt: np.ndarray) -> np.ndarray:
     small = np.abs(tilt) < 1e-3
     safe = np.where(small, 1.0, np.clip(tilt, -500.0, 500.0))
     return np.where(small, tilt / 12, 1 / -np.expm1(-safe) - 1 / safe - 0.5)
+
+
+# -- before anything is trained --------------------------------------------------------------------
+
+TYPICAL_AUC_DISTANCE = 1.19  # between the two outcomes' logits, in their sd: an AUC of 0.80
+EVENT_RATES = {"balanced": 0.5, "one_in_five": 0.2}
+NOTHING = 1.0  # the width of an interval that says nothing
+
+
+def expected_intervals(
+    persons: Sequence[int], score_noise_multiplier: float
+) -> dict[str, dict[str, float]]:
+    """How wide the report's 95 % intervals will be, {event rate: {"accuracy", "auc"}}: what a quote
+    can say before money moves. A width of NOTHING (1) is "more noise than signal".
+
+    For a typical, calibrated model (AUC 0.80: two normals of logits) over hospitals of so many
+    released `persons`, at a balanced outcome and one in five; `score_noise_multiplier` is the
+    plan's. The tables are what is expected, the noise what `figures` takes it to be.
+    """
+    tables = {
+        name: _typical_table(sum(persons) / len(persons), rate)
+        for name, rate in EVENT_RATES.items()
+    }
+    widths = {}
+    for name, one in tables.items():
+        found = figures([one] * len(persons), score_noise_multiplier)
+        widths[name] = {
+            figure: found[figure]["high"] - found[figure]["low"] for figure in ("accuracy", "auc")
+        }
+    return widths
+
+
+def _typical_table(persons: float, rate: float) -> list[float]:
+    """What `table` would count of so many patients on average [CELLS]."""
+    spread = TYPICAL_AUC_DISTANCE
+    counts = []
+    for outcome, part in ((-1, 1 - rate), (1, rate)):
+        # calibrated: log odds plus half the squared distance, to either side
+        middle = math.log(rate / (1 - rate)) + outcome * spread**2 / 2
+        under = [0.5 * (1 + math.erf((e - middle) / (spread * math.sqrt(2)))) for e in EDGES]
+        fine = persons * part * np.diff([0.0, *under, 1.0])
+        counts += [*(fine.reshape(GROUPS, GROUP).sum(1) * IN_GROUP), *(fine * IN_FINE)]
+    return [float(count) for count in counts]

@@ -32,6 +32,7 @@ from torch.func import vmap
 from torch.nn import functional
 
 from fl_client.errors import GraphRefused
+from fl_client.model.fit import check_loss
 from fl_client.model.graph import GraphModel, parameters, with_parameters
 from fl_client.privacy import evaluation
 from fl_client.privacy.clipping import most_patients
@@ -73,7 +74,8 @@ def _squared_error(output: Tensor, target: Tensor) -> Tensor:
     return (output.reshape(()) - target) ** 2
 
 
-# output of one sample (the batch dimension is taken off), its target -> a scalar
+# output of one sample (the batch dimension is taken off), its target -> a scalar; fit.OUTPUTS says
+# which outputs
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "binary_cross_entropy": _binary_cross_entropy,
     "cross_entropy": _cross_entropy,
@@ -86,22 +88,6 @@ ENGINES: dict[str, Callable[[GraphModel, Loss, int, int, int], ClippedSums]] = {
     "book-keeping": book_keeping,
     "hooks": Hooks,
 }
-
-
-def check_loss(model: GraphModel, loss: str) -> None:
-    """Raises GraphRefused unless `loss` is in LOSSES and fits the model's output. Ask before
-    anything is charged.
-    """
-    if loss not in LOSSES:
-        raise GraphRefused(f"loss={loss[:80]!r} must be one of {', '.join(LOSSES)}")
-    outputs = model.output_shape
-    if loss == "cross_entropy" and (len(outputs) != 1 or outputs[0] < 2):
-        raise GraphRefused(
-            f"the model's output of shape {outputs} must be (classes,), 2 or more, for "
-            "cross_entropy"
-        )
-    if loss != "cross_entropy" and outputs not in ((), (1,)):
-        raise GraphRefused(f"the model's output of shape {outputs} must be one number for {loss}")
 
 
 class Patients(NamedTuple):

@@ -17,6 +17,8 @@ from fl_client.privacy.evaluation import (
     GROUPS,
     IN_FINE,
     IN_GROUP,
+    NOTHING,
+    expected_intervals,
     figures,
     logits,
     table,
@@ -184,3 +186,29 @@ def test_logits__every_loss__keep_what_a_probability_would_lose(
     loss: str, outputs: np.ndarray, expected: list[float]
 ) -> None:
     assert logits(outputs.astype(np.float32), loss) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("persons", "noise"), [([150] * 4, 3.0), ([1000] * 3, 8.0), ([5000], 8.0)])
+def test_expected_intervals__reports_of_such_a_model__are_about_as_wide(
+    persons: list[int], noise: float
+) -> None:
+    expected = expected_intervals(persons, noise)["balanced"]
+    random, found = np.random.default_rng(1), []
+    for _ in range(40):
+        tables = []
+        for count in persons:
+            outcome = random.random(count) < 0.5
+            scores = np.where(outcome, 1, -1) * 1.19**2 / 2 + 1.19 * random.standard_normal(count)
+            exact = table(scores, outcome.astype(np.float32))
+            tables.append(list(exact + noise * random.standard_normal(CELLS)))
+        found.append(figures(tables, noise))
+    for name in ("accuracy", "auc"):
+        middle = float(np.median([f[name]["high"] - f[name]["low"] for f in found]))
+        assert 0.6 * middle < expected[name] < 1.6 * middle
+
+
+def test_expected_intervals__too_few_patients__say_nothing() -> None:
+    for widths in expected_intervals([40], 20.0).values():
+        assert widths == {"accuracy": NOTHING, "auc": NOTHING}
+    many = expected_intervals([100_000], 3.0)["one_in_five"]
+    assert many["accuracy"] < 0.01 and many["auc"] < 0.05

@@ -22,6 +22,7 @@ from torch.func import functional_call, grad, vmap
 from fl_client.errors import GraphRefused
 from fl_client.model.export import export_model
 from fl_client.model.families import build
+from fl_client.model.fit import OUTPUTS, check_loss
 from fl_client.model.graph import GraphModel, load_model, parameters, predict
 from fl_client.model.weights import model_hash
 from fl_client.privacy import compiling, evaluation, noise, training
@@ -32,7 +33,6 @@ from fl_client.privacy.training import (
     LOSSES,
     RoundResult,
     by_patient,
-    check_loss,
     chunks,
     score_table,
     train_round,
@@ -788,7 +788,7 @@ def test_check_loss__does_not_fit_the_model__refuses_before_anything_is_computed
 
 
 def test_check_loss__every_loss__fits_some_model(models: dict) -> None:
-    assert {loss for _, loss in MODULES.values()} == set(LOSSES)
+    assert {loss for _, loss in MODULES.values()} == set(LOSSES) == set(OUTPUTS)
     for name, (_, loss) in MODULES.items():
         check_loss(models[name], loss)
 

@@ -1,0 +1,122 @@
+"""Does a model fit what it is to be trained for: loss, last step, inputs? Pure; asked by
+the buyer before money moves, by the hub at the quote and by every node. Knows nothing of privacy or
+jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fl_client.errors import GraphRefused
+from fl_client.model.graph import GraphModel, Node, parse_graph
+
+Shape = tuple[int, ...]
+ONE_NUMBER: Callable[[Shape], bool] = lambda outputs: outputs in ((), (1,))  # noqa: E731
+# loss -> whether it takes a model's output of this shape for one sample, and what it wants
+OUTPUTS: Mapping[str, tuple[Callable[[Shape], bool], str]] = {
+    "binary_cross_entropy": (ONE_NUMBER, "one number"),
+    "cross_entropy": (
+        lambda outputs: len(outputs) == 1 and outputs[0] >= 2,
+        "(classes,), 2 or more,",
+    ),
+    "squared_error": (ONE_NUMBER, "one number"),
+}
+
+# these only move numbers about, so that what stands before them is still a model's last step
+_MOVES = frozenset(
+    "dropout.default flatten.using_ints unflatten.int view.default reshape.default "
+    "contiguous.default permute.default transpose.int unsqueeze.default squeeze.dim "
+    "expand.default select.int slice.Tensor".split()
+)
+_PROBABILITY = "the loss applies it itself, so the model would be trained wrongly"
+_NEVER_NEGATIVE = "its numbers are never below 0, which the loss reads as never under 50 %"
+# loss -> operation that a model must not end in -> why
+_ENDINGS: Mapping[str, Mapping[str, str]] = {
+    "binary_cross_entropy": {
+        "sigmoid.default": _PROBABILITY,
+        "softmax.int": _PROBABILITY,
+        "log_softmax.int": _PROBABILITY,
+        **dict.fromkeys(
+            ("relu.default", "softplus.default", "exp.default", "abs.default", "sqrt.default"),
+            _NEVER_NEGATIVE,
+        ),
+    },
+    # log_softmax of log_softmax is log_softmax: a model that ends in it is trained as it should be
+    "cross_entropy": {"sigmoid.default": _PROBABILITY, "softmax.int": _PROBABILITY},
+    "squared_error": {},
+}
+_BOUNDED = ("clamp.default", "hardtanh.default")  # a hardsigmoid, written out, ends in one
+
+
+def ending_problem(graph: bytes | GraphModel, loss: str) -> str | None:
+    """Why a model must not be trained by `loss` as it ends, and what to do; None if it may.
+
+    A sigmoid before a binary loss, a softmax before cross-entropy: the loss applies both itself.
+    Views, squeezes and dropout after it are looked through. `graph` is graph.json or what
+    `load_model` made of it. Raises GraphRefused for bytes that are no graph.
+    """
+    if isinstance(graph, GraphModel):
+        nodes, last = graph.nodes, graph.output_node
+    else:
+        spec = parse_graph(graph)
+        nodes, last = [Node(*node) for node in spec["nodes"]], spec["output"]
+    node = _last_step({node.name: node for node in nodes}, last)
+    if node is None:
+        return None
+    why = _ENDINGS.get(loss, {}).get(node.operation)
+    if why is None and node.operation in _BOUNDED and loss != "squared_error":
+        low = node.arguments[1] if len(node.arguments) > 1 else -1.0
+        if isinstance(low, int | float) and low >= 0:
+            why = _NEVER_NEGATIVE if loss == "binary_cross_entropy" else _PROBABILITY
+    if why is None:
+        return None
+    what = node.operation.split(".")[0]
+    return (
+        f"the model ends in {what} (node {node.name!r}), but {loss} takes what comes before it: "
+        f"{why}; take the {what} away"
+    )
+
+
+def _last_step(nodes: Mapping[str, Node], name: str) -> Node | None:
+    """The node that makes the output's numbers; None where it is the input or a parameter."""
+    node = nodes.get(name)
+    while node is not None and node.operation in _MOVES:
+        first: Any = node.arguments[0] if node.arguments else None
+        node = nodes.get(first["node"]) if isinstance(first, dict) else None
+    return node
+
+
+def check_loss(model: GraphModel, loss: str) -> None:
+    """Raises GraphRefused unless `loss` is in OUTPUTS, fits the model's output and what the model
+    ends in.
+    """
+    if loss not in OUTPUTS:
+        raise GraphRefused(f"loss={loss[:80]!r} must be one of {', '.join(OUTPUTS)}")
+    takes, wanted = OUTPUTS[loss]
+    if not takes(model.output_shape):
+        raise GraphRefused(
+            f"the model's output of shape {model.output_shape} must be {wanted} for {loss}"
+        )
+    if problem := ending_problem(model, loss):
+        raise GraphRefused(problem)
+
+
+def check_inputs(model: GraphModel, width: int) -> None:
+    """Raises GraphRefused unless the model takes the `width` inputs that the dataset has."""
+    if model.input_shape == (width,):
+        return
+    if len(model.input_shape) == 1:
+        raise GraphRefused(
+            f"the model takes {model.input_shape[0]} inputs, the dataset has {width}"
+        )
+    raise GraphRefused(
+        f"the model takes inputs of shape {model.input_shape}, the dataset has {width} numbers in "
+        "a row"
+    )
+
+
+def check_fit(model: GraphModel, loss: str, width: int) -> None:
+    """Everything in this file. Raises GraphRefused with one sentence."""
+    check_loss(model, loss)
+    check_inputs(model, width)
