@@ -9,6 +9,7 @@ be over in a minute.
   - DatasetError       a table, schema or manifest cannot be used
   - LedgerError        the ledger cannot be used as it is
     - LedgerRefusal    ... and a Refusal: the ledger's history forbids it
+  - Stopping           the node is being stopped in the middle of its work
   - Refusal
     - PlanError        a privacy plan is out of range
     - PolicyRefusal    the owner's rules say no
@@ -28,6 +29,10 @@ class ConfigError(NodeError):
 
 class DatasetError(NodeError):
     """A table, schema or manifest cannot be used."""
+
+
+class Stopping(NodeError):
+    """The node is being stopped in the middle of its work."""
 
 
 class Refusal(NodeError):

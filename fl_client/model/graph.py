@@ -37,6 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fl_client.errors import GraphRefused
+from fl_client.model.clock import tick
 from fl_client.model.weights import from_safetensors
 
 # a refusal is one sentence: torch would write a stack trace into the node's log for every shape
@@ -142,7 +143,8 @@ class GraphModel(nn.Module):
     input_shape      features..., without the batch dimension
     output_shape     of one sample: () or (outputs,)
     elements         numbers that one forward pass of one sample makes
-    work             multiplications and additions of that pass, and one for each number it makes
+    work             multiplications and additions of that pass, and one for each number that it
+                     makes, or reads without counting otherwise
     parameter_names  as in the weights file
     keys             node that stands for a parameter -> the parameter's name in this module
     nodes, input_node, output_node   the graph
@@ -173,11 +175,13 @@ class GraphModel(nn.Module):
     def walk(self, values: Mapping[str, Tensor], visit: Visit | None = None) -> Tensor:
         """The output, from the input and every parameter by node, node by node: the interpreter.
 
-        `visit` sees every node and gives what the later ones work on. Dropout is at work only in
-        training mode (`train()`, `eval()`). Raises whatever torch raises where a node does not fit.
+        `visit` sees every node and gives what the later ones work on; before each one the work may
+        be stopped (clock.py). Dropout is at work only in training mode (`train()`, `eval()`).
+        Raises whatever torch raises where a node does not fit.
         """
         every: dict[str, Any] = dict(values)
         for node in self.nodes:
+            tick()
             given = [_resolve(argument, every) for argument in node.arguments]
             if not self.training:
                 given = without_dropout(node.operation, given)
@@ -434,10 +438,10 @@ def _dry_run(model: GraphModel) -> None:
 
 
 def _dry_forward(model: GraphModel, values: dict[str, Tensor], counter: FlopCounterMode) -> Tensor:
-    pooled = reached = 0
+    pooled = reached = counted = read = 0
 
     def visit(node: Node, given: list[Any], made: Any) -> Tensor:
-        nonlocal pooled, reached
+        nonlocal pooled, reached, counted, read
         name, operation, arguments = node
         if (
             not isinstance(made, Tensor)
@@ -456,7 +460,12 @@ def _dry_forward(model: GraphModel, values: dict[str, Tensor], counter: FlopCoun
             )
         if operation in _POOLS:  # the counter counts none of these
             pooled += made.numel() * _window(operation, arguments[1])
-        model.work = counter.get_total_flops() + pooled + model.elements
+        # a matrix times a vector, a sum: what the counter does not know looks at every number
+        here = counter.get_total_flops() + pooled
+        seen = sum(each.numel() for each in _tensors(given))
+        read += max(0, seen - made.numel() - (here - counted))
+        counted = here
+        model.work = here + read + model.elements
         if (work := model.work - model.elements) > MAX_OPERATIONS:
             raise GraphRefused(
                 f"node {name!r}: one sample takes {work:.0e} operations, over {MAX_OPERATIONS:.0e}"
@@ -471,6 +480,12 @@ def _dry_forward(model: GraphModel, values: dict[str, Tensor], counter: FlopCoun
     except Exception as error:  # torch raises many kinds on nonsense; all mean the same here
         name, operation, _ = model.nodes[reached]
         raise GraphRefused(f"node {name!r} ({operation}) does not fit its arguments") from error
+
+
+def _tensors(given: Any) -> list[Tensor]:
+    if isinstance(given, list):
+        return [tensor for each in given for tensor in _tensors(each)]
+    return [given] if isinstance(given, Tensor) else []
 
 
 def _window(operation: str, size: Any) -> int:

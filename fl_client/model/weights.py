@@ -14,6 +14,7 @@ from safetensors.numpy import load, save
 from fl_client.errors import GraphRefused
 
 MAX_BYTES = 400 * 1024 * 1024
+MAX_HEADER_BYTES = 2 * 1024 * 1024  # names and shapes: 100 bytes of each parameter
 
 
 def to_safetensors(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -36,6 +37,12 @@ def from_safetensors(content: bytes) -> dict[str, np.ndarray]:
     if content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise GraphRefused(
             "weights must be safetensors; this is a zip or pickle file, which is never opened"
+        )
+    header = int.from_bytes(content[:8], "little")
+    if header > MAX_HEADER_BYTES:
+        raise GraphRefused(
+            f"weights are not safetensors: a header of {header} bytes is larger than "
+            f"{MAX_HEADER_BYTES}"
         )
     try:
         arrays = load(content)

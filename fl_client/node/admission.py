@@ -17,11 +17,12 @@ from datatokens.terms import DatasetTerm, JobTerms, acceptance_message, rejectio
 from fl_client.errors import NodeError, ProtocolError, Refusal
 from fl_client.model.fit import check_fit
 from fl_client.model.graph import GraphModel, load_model
+from fl_client.node import limits
 from fl_client.node.entries import DatasetEntry
 from fl_client.node.policy import Request
 from fl_client.node.policy import admit as allow
 from fl_client.node.room import DataRoom
-from fl_client.privacy import accounting, selfcheck
+from fl_client.privacy import accounting, costs, selfcheck
 from fl_client.privacy.slots import needed
 from fl_client.privacy.training import LOSSES
 from fl_client.protocol import MAX_REASON, JobSpec, Refused, Signed, sha256_hex
@@ -133,7 +134,7 @@ def _check_job(
     policy = room.config.policy
     floor = max(policy.minimum_persons, manifest.minimum_persons)
     allow(replace(policy, minimum_persons=floor), request, manifest.delta)
-    safe_model(room, spec, entry, graph, weights)
+    safe_model(room, spec, entry, graph, weights, request.deadline_s)
     room.ledger.reserve(
         entry.name, terms.job_id.hex(), charges, terms.buyer, policy.reservations_per_buyer
     )
@@ -174,17 +175,31 @@ def _has_order(room: DataRoom, buyer: str, line: DatasetTerm) -> bool:
 
 
 def safe_model(
-    room: DataRoom, spec: JobSpec, entry: DatasetEntry, graph: bytes, weights: bytes
+    room: DataRoom,
+    spec: JobSpec,
+    entry: DatasetEntry,
+    graph: bytes,
+    weights: bytes,
+    left_s: float | None = None,
 ) -> GraphModel:
+    """The model, checked and measured, in a minute at the most; `left_s` seconds until the deadline
+    of a job that is new. Raises Refusal, or Stopping.
+    """
     for name, content in (("graph_hash", graph), ("weights_hash", weights)):
         if sha256_hex(content) != getattr(spec, name):
             raise ProtocolError(
                 f"{name}: the file that was sent is not the one that the terms name"
             )
-    model = load_model(graph, weights)
-    check_fit(model, spec.loss, entry.manifest.schema.width)
     # by the manifest, not by the rows: whether anybody has two records must not decide
-    slots = needed(entry.manifest.persons, spec.plan.sampling_rate)
-    records = entry.manifest.records_per_patient
-    selfcheck.check(model, LOSSES[spec.loss], slots, records, room.config.engine)
+    persons, records = entry.manifest.persons, entry.manifest.records_per_patient
+    engine, policy = room.config.engine, room.config.policy
+    with limits.of_admission(room):
+        model = load_model(graph, weights)
+        check_fit(model, spec.loss, entry.manifest.schema.width)
+        loss = LOSSES[spec.loss]
+        if left_s is not None:
+            found = costs.costs(model, loss, spec.plan, spec.rounds, persons, records, engine)
+            costs.refuse(found, policy.max_job_minutes, policy.max_memory_gb, left_s)
+        slots = needed(persons, spec.plan.sampling_rate)
+        selfcheck.check(model, loss, slots, records, engine)
     return model

@@ -116,6 +116,8 @@ max_epsilon_per_job = 4.5          # the most one job may cost
 minimum_persons = {minimum}  # refuse while a dataset has fewer patients (at least {minimum})
 longest_deadline_s = 86400         # refuse jobs that would hold their reservation longer
 reservations_per_buyer = 3         # how many jobs of one buyer may hold one at a time
+max_job_minutes = 240              # refuse jobs that would train longer on a machine like this
+max_memory_gb = 4                  # refuse jobs that need more memory
 arbiters = []  # addresses trusted to rule on disputes; others' dispute windows are refused
 """
 
@@ -253,6 +255,8 @@ def _policy(value: Any) -> Policy:
             for name, low, high in (
                 ("longest_deadline_s", 600, 365 * 24 * 3600),
                 ("reservations_per_buyer", 1, 1000),
+                ("max_job_minutes", 1, 31 * 24 * 60),
+                ("max_memory_gb", 1, 10_000),
             )
         ]
     except (KeyError, TypeError) as error:

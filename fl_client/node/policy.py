@@ -23,6 +23,8 @@ class Policy:
     arbiters             addresses that may rule on disputes; a job with another arbiter is refused
     longest_deadline_s   a job may hold its reservation no longer than this many seconds
     reservations_per_buyer  how many jobs of one buyer may hold a reservation at a time
+    max_job_minutes      a job may take so long to train, worked out beforehand (costs.py)
+    max_memory_gb        ... and so much memory (10^9 bytes)
     """
 
     buyers: tuple[str, ...]
@@ -32,6 +34,8 @@ class Policy:
     arbiters: tuple[str, ...] = ()
     longest_deadline_s: int = 24 * 3600
     reservations_per_buyer: int = 3
+    max_job_minutes: int = 240
+    max_memory_gb: int = 4
 
 
 @dataclass(frozen=True)

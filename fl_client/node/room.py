@@ -7,6 +7,7 @@ Knows nothing of what is admitted (admission.py) or done with an admitted job (r
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import dataclass
 
@@ -60,6 +61,7 @@ class DataRoom:
         self.registry = Registry(chain, config.registry)
         self.ledger, self._secret = open_ledger(config.folder)
         self._keys = config.node_keys
+        self.stopping = threading.Event()  # set from outside: work under way ends at its next step
         self.jobs: dict[str, AdmittedJob] = {}  # admitted ones that rounds.py has loaded
         self.records: dict[int, Records] = {}  # without those who have withdrawn
         self.skipped: dict[str, str] = {}

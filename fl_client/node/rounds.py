@@ -13,6 +13,7 @@ import numpy as np
 from fl_client.errors import ProtocolError
 from fl_client.model.graph import GraphModel, parameters
 from fl_client.model.weights import model_hash, to_safetensors
+from fl_client.node import limits
 from fl_client.node.admission import safe_model
 from fl_client.node.attestation import OwnFigures, check_and_sign
 from fl_client.node.room import AdmittedJob, DataRoom
@@ -64,46 +65,45 @@ def train(room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndar
     if type(number) is not int or not 1 <= number <= spec.rounds:
         raise ProtocolError(f"round={number!r} must be a whole number from 1 to {spec.rounds}")
     arrays = _checked(arrays, job.model)
-    if room.escrow.job(job.terms.job_id).status != "funded":
-        raise ProtocolError("the escrow no longer holds this job's money")
     input_hash = model_hash(arrays)
     _same_version(job)
-    records = room.records[entry.dataset_id]
-    stored = room.ledger.begin_round(
-        job_id, number, input_hash, spec.round_charges(), entry.name, records.members
-    )
-    if stored is None:
-        result = train_round(
-            job.model,
-            arrays,
-            records.features,
-            records.targets,
-            spec.plan,
-            steps=spec.local_steps,
-            learning_rate=spec.learning_rate,
-            loss=spec.loss,
-            expected_persons=spec.persons[entry.dataset_id],
-            patients=records.patients,
-            records_per_patient=entry.manifest.records_per_patient,
-            engine=room.config.engine,
+    with limits.of_round(room, job.terms):
+        records = room.records[entry.dataset_id]
+        stored = room.ledger.begin_round(
+            job_id, number, input_hash, spec.round_charges(), entry.name, records.members
         )
-        reply = Trained(
-            to_safetensors(result.arrays),
-            float(result.loss_mean),
-            *_spent(room, job, spec.round_charges() * number),
-            entry.manifest.unit,
-            # by the terms: a clock would tell of patients' records
-            round_seconds(
+        if stored is None:
+            result = train_round(
+                job.model,
+                arrays,
+                records.features,
+                records.targets,
                 spec.plan,
-                spec.local_steps,
-                entry.manifest.persons,
-                entry.manifest.records_per_patient,
-                job.model.work,
-            ),
-            result.device,
-        )
-        stored = pack(reply)
-        room.ledger.finish_round(job_id, number, stored)
+                steps=spec.local_steps,
+                learning_rate=spec.learning_rate,
+                loss=spec.loss,
+                expected_persons=spec.persons[entry.dataset_id],
+                patients=records.patients,
+                records_per_patient=entry.manifest.records_per_patient,
+                engine=room.config.engine,
+            )
+            reply = Trained(
+                to_safetensors(result.arrays),
+                float(result.loss_mean),
+                *_spent(room, job, spec.round_charges() * number),
+                entry.manifest.unit,
+                # by the terms: a clock would tell of patients' records
+                round_seconds(
+                    spec.plan,
+                    spec.local_steps,
+                    entry.manifest.persons,
+                    entry.manifest.records_per_patient,
+                    job.model.work,
+                ),
+                result.device,
+            )
+            stored = pack(reply)
+            room.ledger.finish_round(job_id, number, stored)
     return unpack(Trained, stored)
 
 
@@ -134,30 +134,31 @@ def evaluate(room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray]) -> S
     if _rounds_answered(room, job_id) < spec.rounds:
         raise ProtocolError(f"the final model is looked at after {spec.rounds} rounds, not before")
     _same_version(job)
-    records = room.records[job.entry.dataset_id]
-    stored = room.ledger.begin_round(
-        job_id,
-        number,
-        model_hash(arrays),
-        spec.evaluation_charges(),
-        job.entry.name,
-        records.members,
-    )
-    if stored is None:
-        scores = score_table(
-            job.model,
-            arrays,
-            records.features,
-            records.targets,
-            spec.plan,
-            loss=spec.loss,
-            expected_persons=spec.persons[job.entry.dataset_id],
-            patients=records.patients,
-            records_per_patient=job.entry.manifest.records_per_patient,
+    with limits.of_round(room, job.terms):
+        records = room.records[job.entry.dataset_id]
+        stored = room.ledger.begin_round(
+            job_id,
+            number,
+            model_hash(arrays),
+            spec.evaluation_charges(),
+            job.entry.name,
+            records.members,
         )
-        charges = [*spec.round_charges() * spec.rounds, *spec.evaluation_charges()]
-        stored = pack(Scored(tuple(scores), *_spent(room, job, charges)))
-        room.ledger.finish_round(job_id, number, stored)
+        if stored is None:
+            scores = score_table(
+                job.model,
+                arrays,
+                records.features,
+                records.targets,
+                spec.plan,
+                loss=spec.loss,
+                expected_persons=spec.persons[job.entry.dataset_id],
+                patients=records.patients,
+                records_per_patient=job.entry.manifest.records_per_patient,
+            )
+            charges = [*spec.round_charges() * spec.rounds, *spec.evaluation_charges()]
+            stored = pack(Scored(tuple(scores), *_spent(room, job, charges)))
+            room.ledger.finish_round(job_id, number, stored)
     return unpack(Scored, stored)
 
 

@@ -223,6 +223,17 @@ class RowGradients:
                 total += math.prod(sizes[layer.bias])
         return total
 
+    @property
+    def written(self) -> int:
+        """Numbers of gradients per row that are written for one row: a weight that is used in
+        several places gets one for each of them, and they are added.
+        """
+        uses, total = _uses(self.model), self.held
+        for name in (self.trained[i] for i in self.free):
+            size = math.prod(getattr(self.model, self.model.keys[name]).shape)
+            total += (uses.get(name, 1) - 1) * size
+        return total
+
     def zeros(self, rows: int, like: Tensor) -> dict[str, Tensor]:
         """Zeros [rows, *output of the node for one sample] for every kept node."""
         return {name: like.new_zeros((rows, *shape)) for name, shape in self.shapes.items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fl_client.errors import GraphRefused
+from fl_client.model.clock import tick
 from fl_client.model.graph import GraphModel, parameters, with_parameters
 from fl_client.privacy.compiling import ClippedSums, frozen_of, made_up, rows_depend_on_others
 from fl_client.privacy.gradients import Loss
@@ -50,6 +51,7 @@ def _check(model: GraphModel, loss: Loss, slots: int, records: int, engine: str)
     frozen, clip = frozen_of(model), torch.tensor(CLIP, device=x.device)
 
     def total(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        tick()
         summed = run.sum(theta, frozen, x, y, weight, mask, clip)
         if summed.shape != theta.shape:
             raise GraphRefused(

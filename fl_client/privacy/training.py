@@ -32,6 +32,7 @@ from torch.func import vmap
 from torch.nn import functional
 
 from fl_client.errors import GraphRefused
+from fl_client.model.clock import tick
 from fl_client.model.fit import check_loss
 from fl_client.model.graph import GraphModel, parameters, with_parameters
 from fl_client.privacy import evaluation
@@ -48,11 +49,14 @@ from fl_client.privacy.gradients import Loss, RowGradients
 from fl_client.privacy.hooks import Hooks
 from fl_client.privacy.noise import SecureRandom, grid_scale, on_grid, released, words_for
 from fl_client.privacy.plan import PrivacyPlan
-from fl_client.privacy.slots import needed, seated
+from fl_client.privacy.slots import REFERENCE, needed, seated
 
 log = logging.getLogger("datahub.node")
 
 CHUNK_ELEMENTS = 64_000_000  # numbers of row gradients and activations held at once: 256 MB
+WRITTEN_OPERATIONS = 30  # a number of a row's gradient, written and added, takes as long as so many
+CHUNK_SECONDS = 1.0  # of a chunk's forward and backward pass: between two, work can be stopped
+ON_GPU = 100  # times the speed of slots.REFERENCE
 NOISE_BLOCK = 1 << 16  # noise values at once: they stay in the processor's cache
 
 
@@ -145,16 +149,24 @@ class Chunks(NamedTuple):
 
 
 def chunks(model: GraphModel, slots: int, records: int, loss: Loss, engine: str) -> Chunks:
-    """Chunks for a batch of at least `slots`, by memory and by the proof of clipping.py. From the
-    terms alone.
+    """Chunks for a batch of at least `slots`, by memory, by work and by the proof of clipping.py.
+    From the terms alone.
     """
     of_rows = RowGradients(model, loss, records)
     # Opacus makes a gradient for each row of what is frozen, too
     held = of_rows.held if engine != "hooks" else sum(p.numel() for p in model.parameters())
     at_once = CHUNK_ELEMENTS // (records * (3 * model.elements + held))
-    most = max(1, min(slots, at_once, most_patients(of_rows.positions)))
+    soon = int(CHUNK_SECONDS * speed() / (records * row_operations(model, of_rows)))
+    most = max(1, min(slots, at_once, soon, most_patients(of_rows.positions)))
     times = math.ceil(slots / most)
     return Chunks(math.ceil(slots / times), times)
+
+
+def row_operations(model: GraphModel, of_rows: RowGradients) -> int:
+    """Multiplications and additions of one row's gradient: forward, backward by inputs and by
+    weights, and what writing it takes.
+    """
+    return max(1, 3 * model.work + WRITTEN_OPERATIONS * of_rows.written)
 
 
 @dataclass(frozen=True)
@@ -228,6 +240,7 @@ def train_round(
         clip = torch.tensor(plan.clip_norm, dtype=torch.float32, device=where)
         scale = _scale(float(clip), plan.noise_multiplier, len(theta), rate, where)
         for _ in range(steps):
+            tick()
             seats = seated(random, table.persons, plan.sampling_rate, work.slots * work.times)
             places = torch.from_numpy(seats).to(where)
             step(run, theta, frozen, table, places, clip, random, scale)
@@ -238,6 +251,11 @@ def train_round(
 def device() -> torch.device:
     """Where this machine trains."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def speed() -> float:
+    """Multiplications and additions a second that this machine is taken to do."""
+    return REFERENCE * (ON_GPU if device().type == "cuda" else 1)
 
 
 @contextmanager
@@ -305,6 +323,7 @@ def clipped_total(
     """Sum, float64 [P], of the clipped gradients of everybody at `places`, chunk by chunk."""
     total = _zeros_like(theta)
     for piece in torch.split(places, run.slots):
+        tick()
         total += without_failing(
             lambda seats: run.sum(theta, frozen, *table.seated(seats), clip), piece, table.persons
         )
@@ -409,6 +428,7 @@ def _of_everybody(
         total = nothing.clone()
         seats = torch.from_numpy(seated(random, table.persons, 1.0, size * count))
         for piece in torch.split(seats.to(table.x.device), size):
+            tick()
             total += without_failing(of_piece, piece, table.persons)
         return total
 
