@@ -417,6 +417,13 @@ def rejection_message(terms: JobTerms, reason: str) -> SignableMessage:
     return _typed(terms.chain_id, terms.market, "Rejection", fields)
 
 
+def offer_message(chain_id: int, market: str, offer: bytes) -> SignableMessage:
+    """EIP-712 Offer(bytes32 offerHash): what a node's rules are today; offerHash = keccak256 of the
+    document.
+    """
+    return _typed(chain_id, market, "Offer", {"offerHash": ("bytes32", keccak(offer))})
+
+
 def sign(message: SignableMessage, key: str | bytes) -> bytes:
     """65-byte signature (r, s, v) with low s."""
     return bytes(Account.sign_message(message, key).signature)

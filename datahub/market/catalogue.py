@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from datahub.errors import BadRequest, Conflict, NotFound
+from datahub.market import offers
 from datahub.market.desk import Desk
 from datahub.market.tables import DatasetRow, NodeRow
 from datatokens.bindings.registry import Dataset
@@ -113,6 +114,7 @@ def listing(desk: Desk) -> list[dict[str, Any]]:
         online = desk.superlink.online_nodes()
     except SuperLinkError:
         online = set()
+    offered = offers.current(desk)
     with desk.session() as session:
         nodes = {row.node: int(row.supernode_id) for row in session.exec(select(NodeRow)).all()}
         rows = session.exec(select(DatasetRow).order_by(col(DatasetRow.dataset_id))).all()
@@ -126,6 +128,7 @@ def listing(desk: Desk) -> list[dict[str, Any]]:
             "contributor_bps": row.contributor_bps,
             "manifest_hash": row.manifest_hash,
             "manifest": json.loads(row.manifest) if row.manifest else None,
+            "offer": offered.get(row.dataset_id),
             "online": nodes.get(row.node) in online if row.node in nodes else False,
         }
         for row in rows

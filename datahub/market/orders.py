@@ -11,7 +11,7 @@ import secrets
 from typing import Any
 
 from datahub.errors import Conflict
-from datahub.market import catalogue
+from datahub.market import catalogue, offers
 from datahub.market.desk import Desk
 from datahub.market.tables import NodeRow
 from datahub.order import Listed, Order, Venue, epsilon_of, terms_of
@@ -35,6 +35,7 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
         salt=secrets.token_hex(32),
         deadline=desk.chain.now() + order.deadline_s,
     )
+    offers.check(desk, terms)
     for content in (order.graph, order.weights):
         config.models_folder.mkdir(exist_ok=True)
         (config.models_folder / sha256_hex(content)).write_bytes(content)

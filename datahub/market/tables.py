@@ -26,6 +26,16 @@ class DatasetRow(SQLModel, table=True):
     manifest: str | None = None
 
 
+class OfferRow(SQLModel, table=True):
+    """The newest offer of a dataset (fl_client/node/offer.py) and the node key's signature."""
+
+    __tablename__ = "offer"
+    dataset_id: int = Field(primary_key=True)
+    document: str
+    signature: str
+    issued_at: int
+
+
 class NodeRow(SQLModel, table=True):
     """A node key, its SuperNode's public key, and the SuperLink's id for it."""
 

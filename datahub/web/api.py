@@ -21,7 +21,16 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from datahub.errors import BadRequest, HubError
-from datahub.market import catalogue, claims, contributors, hospitals, jobs, orders, reconcile
+from datahub.market import (
+    catalogue,
+    claims,
+    contributors,
+    hospitals,
+    jobs,
+    offers,
+    orders,
+    reconcile,
+)
 from datahub.market.desk import Desk
 from datahub.order import Order
 from datahub.web import pages
@@ -62,6 +71,13 @@ class ContributorsIn(Body):
 
     epoch: int = Field(ge=1)
     entries: list[Annotated[tuple[str, StrictInt], Field(strict=False)]]  # JSON has lists only
+
+
+class OfferIn(Body):
+    """What a node will refuse (fl_client.node.offer): canonical JSON, the node key's signature."""
+
+    offer: str = Field(max_length=64 * 1024)
+    signature: str = Field(max_length=132)
 
 
 class DisputeIn(Body):
@@ -221,6 +237,11 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
     def put_contributors(dataset_id: int, body: ContributorsIn, desk: DeskDep) -> dict[str, Any]:
         contributors.put_contributors(desk, dataset_id, body.epoch, body.entries)
         return {"dataset_id": dataset_id, "epoch": body.epoch, "contributors": len(body.entries)}
+
+    @app.put("/api/datasets/{dataset_id}/offer")
+    def put_offer(dataset_id: int, body: OfferIn, desk: DeskDep) -> dict[str, Any]:
+        offers.put_offer(desk, dataset_id, body.offer, body.signature)
+        return {"dataset_id": dataset_id}
 
     @app.get("/api/hospitals/{node}")
     def hospital(node: str, desk: DeskDep) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import json
 import logging
 import signal
 import sys
-import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -322,8 +321,9 @@ def start(folder: Folder) -> None:
 
     from fl_client.node.handlers import make_app
     from fl_client.node.listing import register_node
+    from fl_client.node.publishing import Publisher
     from fl_client.node.room import DataRoom
-    from fl_client.node.supernode import serve
+    from fl_client.node.supernode import serve, stop_soon
 
     # A denormal takes dozens of times as long as another number: one patient's could be heard.
     # Before torch starts its threads, which take the setting over.
@@ -350,17 +350,18 @@ def start(folder: Folder) -> None:
     room = DataRoom(configuration, chain)
     if not room.datasets:
         raise ConfigError("no dataset can be served: " + "; ".join(room.skipped.values()))
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop_soon(room.stopping))
     register_node(configuration)
     log = logging.getLogger("datahub.node")
+    offers = Publisher(room)
     serve(
-        make_app(room),
+        make_app(room, offers.soon),
         superlink=configuration.superlink,
         ca_file=configuration.ca_file,
         key=configuration.supernode_key,
-        stop=stop,
+        stop=room.stopping,
+        between=offers.look,
         on_connected=lambda node_id: log.info(
             "%s is connected as SuperNode %s", configuration.name, node_id
         ),

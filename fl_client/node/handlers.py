@@ -25,8 +25,8 @@ log = logging.getLogger("datahub.node")
 Request = TypeVar("Request")
 
 
-def make_app(room: DataRoom) -> ClientApp:
-    """The ClientApp that answers for `room`."""
+def make_app(room: DataRoom, after: Callable[[], None] = lambda: None) -> ClientApp:
+    """The ClientApp that answers for `room`; `after` is called when an answer is made."""
     app = ClientApp()
 
     def answering(kind: type[Request], work: Callable[[Request], Any]) -> Any:
@@ -39,6 +39,7 @@ def make_app(room: DataRoom) -> ClientApp:
             except (NodeError, BankError) as error:
                 log.error("no answer: %s", error)
                 reply = protocol.to_record(Refused(NOT_NOW))
+            after()
             return Message(RecordDict({protocol.REPLY: ConfigRecord(reply)}), reply_to=message)
 
         return handler

@@ -55,35 +55,48 @@ def admit(policy: Policy, request: Request, dataset_delta: float) -> None:
     """Returns if every rule allows the request, else raises PolicyRefusal with the first rule that
     does not.
     """
-    if ANYONE not in policy.buyers and request.buyer not in policy.buyers:
-        raise PolicyRefusal(f"buyer={request.buyer} is not on this hospital's list")
+    for sentence in objections_to(policy, request, dataset_delta):
+        raise PolicyRefusal(sentence)
+
+
+def objections_to(policy: Policy, request: Request, dataset_delta: float) -> list[str]:
+    """Every rule that does not allow the request, one sentence each: what admission refuses by, and
+    what an offer says beforehand (offer.py).
+    """
     allowed = {purpose.casefold() for purpose in policy.purposes}
-    if ANYONE not in policy.purposes and request.purpose.casefold() not in allowed:
-        raise PolicyRefusal(
+    rules = (
+        (
+            ANYONE in policy.buyers or request.buyer in policy.buyers,
+            f"buyer={request.buyer} is not on this hospital's list",
+        ),
+        (
+            ANYONE in policy.purposes or request.purpose.casefold() in allowed,
             f"purpose={request.purpose!r} is not allowed here; allowed: "
-            f"{', '.join(policy.purposes) or 'none'}"
-        )
-    if request.arbiter is not None and request.arbiter not in policy.arbiters:
-        raise PolicyRefusal(
-            f"arbiter={request.arbiter} is not one that this hospital trusts with its pay"
-        )
-    if request.deadline_s > policy.longest_deadline_s:
-        raise PolicyRefusal(
+            f"{', '.join(policy.purposes) or 'none'}",
+        ),
+        (
+            request.arbiter is None or request.arbiter in policy.arbiters,
+            f"arbiter={request.arbiter} is not one that this hospital trusts with its pay",
+        ),
+        (
+            request.deadline_s <= policy.longest_deadline_s,
             f"deadline: {request.deadline_s} s are left, this hospital holds a reservation for at "
-            f"most {policy.longest_deadline_s} s"
-        )
-    if request.delta > dataset_delta:
-        raise PolicyRefusal(
-            f"delta={request.delta:g} is larger than the {dataset_delta:g} of this dataset"
-        )
-    if request.epsilon > policy.max_epsilon_per_job:
-        raise PolicyRefusal(
+            f"most {policy.longest_deadline_s} s",
+        ),
+        (
+            request.delta <= dataset_delta,
+            f"delta={request.delta:g} is larger than the {dataset_delta:g} of this dataset",
+        ),
+        (
+            request.epsilon <= policy.max_epsilon_per_job,
             f"epsilon={request.epsilon:.3f} is more than the {policy.max_epsilon_per_job:g} that "
-            "one job may cost here"
-        )
-    if request.persons < policy.minimum_persons:
+            "one job may cost here",
+        ),
         # the true count is not named: the refusal itself already says that it is below the public
         # floor
-        raise PolicyRefusal(
-            f"the cohort is under this hospital's floor of {policy.minimum_persons} patients"
-        )
+        (
+            request.persons >= policy.minimum_persons,
+            f"the cohort is under this hospital's floor of {policy.minimum_persons} patients",
+        ),
+    )
+    return [sentence for allows, sentence in rules if not allows]

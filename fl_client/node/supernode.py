@@ -11,6 +11,7 @@ version and hold the list of such files.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +48,25 @@ FOREIGN_BUNDLE = (
 )
 
 
+STOP_WITHIN_S = 1.5
+
+
+def stop_soon(stop: threading.Event) -> None:
+    """Set `stop`, and end the process where that alone does not in STOP_WITHIN_S: in the middle of
+    a compiler, or of a call that waits. Whatever counts is on the disk before it is answered.
+    """
+    stop.set()
+
+    def end() -> None:
+        log.warning("stopped in the middle of something; what was charged stays charged")
+        logging.shutdown()
+        os._exit(0)
+
+    last = threading.Timer(STOP_WITHIN_S, end)
+    last.daemon = True
+    last.start()
+
+
 class NoSession(Exception):
     """The SuperLink did not let this node in."""
 
@@ -69,15 +89,16 @@ def serve(
     key: ec.EllipticCurvePrivateKey,
     stop: threading.Event,
     on_connected: Callable[[int], None],
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Answer the SuperLink's messages with `app` until `stop` is set; reconnects for ever.
 
-    `superlink` is host:port, `key` the SuperNode's key (NIST curve). Must run in the main thread
-    (Flower's rule).
+    `superlink` is host:port, `key` the SuperNode's key (NIST curve); `between` is called between
+    two looks for a message, a few times a second. Must run in the main thread (Flower's rule).
     """
     while not stop.is_set():
         try:
-            _serve_session(app, superlink, ca_file, key, stop, on_connected)
+            _serve_session(app, superlink, ca_file, key, stop, on_connected, between)
         except NoSession as error:
             log.warning(
                 "no session with the SuperLink at %s yet (%s); again in %.0f s",
@@ -95,6 +116,7 @@ def _serve_session(
     key: ec.EllipticCurvePrivateKey,
     stop: threading.Event,
     on_connected: Callable[[int], None],
+    between: Callable[[], None],
 ) -> None:
     bundles: dict[int, str] = {}
     with http_request_response(
@@ -104,6 +126,7 @@ def _serve_session(
         on_connected(node_id)
         busy_until = 0.0
         while not stop.is_set():
+            between()
             received = receive()
             if received is None:
                 stop.wait(BUSY_POLL_S if time.monotonic() < busy_until else IDLE_POLL_S)

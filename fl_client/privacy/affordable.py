@@ -76,7 +76,7 @@ class Room:
         self.budgets = {name: budget_of(db, name) for name in set().union(*names)}
         self.bound = {name: np.array([name in of_one for of_one in names]) for name in self.budgets}
 
-    def over(self, count: int) -> str | None:
+    def over(self, count: float) -> str | None:
         """The dataset whose budget `count` times the new charges would break for somebody."""
         name: str
         for name in sorted(self.budgets, key=lambda n: n != self.dataset):
@@ -100,6 +100,18 @@ class Room:
             middle = (low + high) // 2
             low, high = (middle, high) if self.over(middle) is None else (low, middle)
         return low
+
+    def how_much(self) -> float:
+        """The most times, any number from 0, that the new charges fit: for a Gaussian mechanism
+        over everybody a multiple of its RDP is a smaller noise. Rounded up by a thousandth.
+        """
+        low, high = 0.0, 1.0
+        while high < MOST_JOBS and self.over(high) is None:
+            low, high = high, 2 * high
+        while high - low > 1e-3 * high and high > 1e-9:
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.over(middle) is None else (low, middle)
+        return high if low > 0 else 0.0
 
     def worst(self, name: str, count: int) -> float:
         """The largest epsilon, by the budget of `name`, of anybody whom it binds."""

@@ -183,6 +183,19 @@ class Ledger:
                 return None
             return Room(db, _newest(db, dataset), _charges_of(row[0])).how_many()
 
+    def epsilon_left(self, dataset: str) -> float:
+        """The largest epsilon, at the dataset's delta, of one more job that draws everybody in
+        every step: what everybody's history, reservations included, leaves of every budget; 0 for
+        nothing.
+        """
+        with self.file.snapshot() as db:
+            room = Room(db, _newest(db, dataset), [Charge(1.0, 1.0, 1, "another job")])
+            delta = room.budgets[room.dataset].delta
+            times = room.how_much()
+        if times <= 0:
+            return 0.0
+        return accounting.epsilon([Charge(times**-0.5, 1.0, 1, "another job")], delta)
+
     # -- spending ----------------------------------------------------------------------------------
 
     def charge(self, dataset: str, charge: Charge, even_over: bool = False) -> None:
