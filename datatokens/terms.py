@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -41,6 +42,9 @@ MAX_DATASETS = 64
 DOMAIN_NAME = "datahub"
 DOMAIN_VERSION = "1"
 MAX_TERMS_BYTES = 64 * 1024
+MAX_DEPTH = 12  # of a document; honest terms have 5
+_BRACKET = re.compile(rb"[\[\]{}]")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 def canonical_json(value: Any) -> bytes:
@@ -60,6 +64,13 @@ def parse_canonical_json(raw: bytes) -> Any:
     """The value of `raw`; raises TermsError unless `raw` is exactly the canonical JSON of that
     value.
     """
+
+    # before json.loads, whose recursion overruns the C stack where a library raised Python's limit
+    depth = 0
+    for found in _BRACKET.finditer(_STRING.sub(b"", raw)):
+        depth += 1 if found.group() in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise TermsError(f"not JSON of at most {MAX_DEPTH} levels")
 
     def refuse_constant(name: str) -> Any:
         raise TermsError(f"{name} is not allowed in canonical JSON")

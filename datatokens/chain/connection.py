@@ -117,10 +117,11 @@ class Chain:
         """Unix seconds that a transaction sent now would see, at least: the clock, or the last
         block if it is ahead.
         """
-        return max(
-            int(time.time()),
-            int(self._ask(lambda: self._web3.eth.get_block("latest"))["timestamp"]),
-        )
+        return max(int(time.time()), self.newest_block_time())
+
+    def newest_block_time(self) -> int:
+        """Unix seconds of the newest block: no right clock is far behind it."""
+        return int(self._ask(lambda: self._web3.eth.get_block("latest"))["timestamp"])
 
     def block_number(self) -> int:
         """Number of the newest block that counts: the head, less the confirmations."""
@@ -210,19 +211,23 @@ class Chain:
             # us, by a resend after a lost answer. It stays far below the tenth more that would let
             # it push another process's transaction out of the pool.
             fees["maxFeePerGas"] += secrets.randbelow(max(2, fees["maxFeePerGas"] // 50))
-            gas = int(estimate() * GAS_MARGIN)
+            try:
+                gas = int(estimate() * GAS_MARGIN)
+            except NodeRefused as error:
+                raise self._poor(error) from error
             options = {"from": sender, "nonce": nonce, "chainId": self.chain_id, "gas": gas, **fees}
             signed = Account.sign_transaction(self._ask(lambda: build(options)), self._key)  # noqa: B023 called at once
             try:
                 self._submit(signed)
             except NodeRefused as error:
+                error = self._poor(error, gas * fees["maxFeePerGas"])
                 said = str(error).lower()
                 if not any(
                     word in said
                     for word in ("already known", "already imported", "known transaction")
                 ):
                     if not any(word in said for word in ("nonce", "underpriced")):
-                        raise
+                        raise error
                     if not self._knows(signed.hash):
                         time.sleep(0.02 * (attempt + 1) * (1 + secrets.randbelow(100) / 100))
                         continue
@@ -232,6 +237,21 @@ class Chain:
         raise BankError(
             f"the chain at {self.url} refused {NONCE_TRIES} nonces; is another program using "
             "this key?"
+        )
+
+    def _poor(self, error: NodeRefused, needed_wei: int | None = None) -> NodeRefused:
+        """`error`, or where it says that funds are insufficient: whose, how much there is, and how
+        much is short for gas that may cost `needed_wei`.
+        """
+        if "insufficient funds" not in str(error).lower():
+            return error
+        has = self.balance_wei(self._sender())
+        short = (
+            "" if needed_wei is None else f"; {_coins(max(0, needed_wei - has))} more are needed"
+        )
+        return NodeRefused(
+            f"insufficient funds: {self.address} has {_coins(has)} of the chain's coin to pay gas "
+            f"with{short}; send some to that address"
         )
 
     def _submit(self, signed: Any) -> None:
@@ -373,6 +393,11 @@ class Chain:
         if "error" in answer:
             raise NodeRefused(f"the chain at {self.url} refused: {answer['error'].get('message')}")
         return answer.get("result")
+
+
+def _coins(wei: int) -> str:
+    """Wei as coins, rounded up to 1e-9."""
+    return f"{-(-wei // 10**9) / 10**9:.9f}".rstrip("0").rstrip(".")
 
 
 def _settings(fragment: str) -> dict[str, int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from dataclasses import asdict
@@ -25,6 +26,13 @@ from fl_client.node import config as node_config
 node = typer.Typer(help="A hospital's data node.", no_args_is_help=True)
 console = Console()
 MAX_OVERLAP_HOURS = 24 * 90
+
+
+@node.callback()
+def private() -> None:
+    """A hospital's data node."""
+    os.umask(0o077)  # whatever is written in a node's folder is its user's alone
+
 
 Folder = Annotated[Path, typer.Argument(help="The node's folder.")]
 DatasetId = Annotated[int, typer.Argument(help="The dataset's id.")]
@@ -323,6 +331,7 @@ def start(folder: Folder) -> None:
     from fl_client.node.listing import register_node
     from fl_client.node.publishing import Publisher
     from fl_client.node.room import DataRoom
+    from fl_client.node.skew import clock_problem
     from fl_client.node.supernode import serve, stop_soon
 
     # A denormal takes dozens of times as long as another number: one patient's could be heard.
@@ -335,6 +344,7 @@ def start(folder: Folder) -> None:
     )  # Flower has set up its own by now
     for noisy in ("httpx", "httpcore", "flwr"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    node_config.tighten(folder)
     configuration = node_config.read(folder)
     if not configuration.datasets and not configuration.unusable:
         raise ConfigError(
@@ -347,6 +357,8 @@ def start(folder: Folder) -> None:
             f"{chain.chain_id}"
         )
     verify(chain, configuration.registry, configuration.market)
+    if wrong := clock_problem(configuration.superlink, chain.newest_block_time()):
+        logging.getLogger("datahub.node").error("%s", wrong)
     room = DataRoom(configuration, chain)
     if not room.datasets:
         raise ConfigError("no dataset can be served: " + "; ".join(room.skipped.values()))

@@ -28,6 +28,7 @@ from fl_client.data.schemas import PLATFORM_MINIMUM_PERSONS
 from fl_client.errors import ConfigError
 from fl_client.node import entries
 from fl_client.node.entries import DatasetEntry
+from fl_client.node.job_folder import private_folder, write_whole
 from fl_client.node.policy import Policy
 
 
@@ -124,7 +125,7 @@ arbiters = []  # addresses trusted to rule on disputes; others' dispute windows 
 
 def write_private(path: Path, content: bytes) -> None:
     """Write `content` readable by this user only, from the first byte on; refuses to overwrite."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
@@ -139,7 +140,8 @@ def create(folder: Path, *, name: str, hub: str, chain: str, network: dict[str, 
     """
     if (folder / "node.toml").exists():
         raise ConfigError(f"{folder} holds a node already; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
+    folder.chmod(0o700)
     values = {
         k: network[k] for k in ("chain_id", "registry", "market", "payment_token", "superlink")
     }
@@ -155,9 +157,23 @@ def create(folder: Path, *, name: str, hub: str, chain: str, network: dict[str, 
     write_private(folder / "keys" / "supernode.key", pem)
     # what patients' identities are keyed with: without it nobody's history is found
     write_private(folder / "keys" / "patients.key", secrets.token_hex(32).encode())
-    (folder / "superlink-ca.crt").write_text(network["ca_certificate"])
-    (folder / "node.toml").write_text(text)
+    write_whole(folder / "superlink-ca.crt", network["ca_certificate"].encode())
+    write_whole(folder / "node.toml", text.encode())
     return read(folder)
+
+
+OWN = ("keys", "datasets", "jobs", "ledger.*", "node.toml", "superlink-ca.crt")
+
+
+def tighten(folder: Path) -> None:
+    """Take from others what a version before this one left open to them: the folder, and what a
+    node keeps in it.
+    """
+    own = [path for name in OWN for path in folder.glob(name)]
+    inside = [path for top in own if top.is_dir() for path in top.rglob("*")]
+    for path in (folder, *own, *inside):
+        if path.exists() and not path.is_symlink() and path.stat().st_mode & 0o077:
+            path.chmod(path.stat().st_mode & 0o700)
 
 
 def next_node_key(folder: Path) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fl_client.data.schemas import Manifest
 from fl_client.errors import ConfigError, DatasetError
-from fl_client.node.job_folder import write_whole
+from fl_client.node.job_folder import private_folder, write_whole
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def remove(folder: Path, dataset_id: int) -> None:
     """Set a dataset's file aside: it is no longer served. What it has spent stays in the ledger."""
     path = path_of(folder, dataset_id)
     aside = path.parent / "removed"
-    aside.mkdir(exist_ok=True)
+    private_folder(aside)
     path.replace(aside / path.name)
 
 

@@ -18,11 +18,21 @@ TERMS, GRAPH, WEIGHTS = "terms.json", "graph.json", "weights.safetensors"
 ANSWER, ATTESTED = "answer.json", "attested.txt"
 
 
+def private_folder(path: Path) -> None:
+    """Make the folder, and those above it that are missing, for this user alone."""
+    if not path.exists():
+        private_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
 def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, on the disk when this returns: whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Put `content` at `path`, on the disk when this returns: whole, or not at all;
+    readable by this user only.
+    """
+    private_folder(path.parent)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

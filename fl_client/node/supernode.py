@@ -37,6 +37,7 @@ from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from fl_client.node.bundle import bundle_hash
+from fl_client.node.skew import clock_problem
 
 log = logging.getLogger("datahub.node")
 
@@ -100,6 +101,8 @@ def serve(
         try:
             _serve_session(app, superlink, ca_file, key, stop, on_connected, between)
         except NoSession as error:
+            if wrong := clock_problem(superlink):
+                log.error("%s", wrong)
             log.warning(
                 "no session with the SuperLink at %s yet (%s); again in %.0f s",
                 superlink,

@@ -71,7 +71,8 @@ class Counter:
     def write(self, *marks: Mark) -> None:
         """Replace the file, on the disk when this returns: whole, or not at all."""
         beside = self.path.with_name(f".{self.path.name}")
-        with beside.open("w") as file:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
             json.dump([str(mark) for mark in marks], file)
             file.flush()
             os.fsync(file.fileno())

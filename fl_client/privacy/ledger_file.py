@@ -9,6 +9,7 @@ until it is mended. Knows nothing of what is affordable.
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -73,6 +74,13 @@ class LedgerFile:
         self.path = path
         self.counter = Counter(path.with_suffix(".counter"))
         self._mending = False
+        # before SQLite makes it for everybody to read; what it puts beside it gets the same bits
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise LedgerError(
+                f"the privacy ledger cannot be used ({error.strerror}); nothing was released"
+            ) from error
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
             with _whole(db):
