@@ -6,7 +6,6 @@ Exit codes: 0 fine, 1 refused or failed with a sentence, 2 wrong words on the co
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from datahub.buyer.cli import buyer_commands
 from datahub.errors import ConfigError, HubError
 from datatokens.cli import app as chain_commands
 from datatokens.errors import BankError
+from datatokens.terminal import Terminal, marked
 from fl_client.errors import NodeError
 from fl_client.node.cli import node
 from fl_client.node.owner_cli import owner
@@ -35,15 +34,13 @@ app.add_typer(node, name="node")
 app.add_typer(owner, name="owner")
 app.add_typer(chain_commands, name="chain")
 app.add_typer(hub, name="hub")
-console = Console()
-complaints = Console(stderr=True)
+app.add_typer(buyer_commands)
+console = Terminal()
+complaints = Terminal(stderr=True)
 
-HubUrl = Annotated[str, typer.Option("--hub", help="URL of the hub.")]
 ChainUrl = Annotated[
     str, typer.Option("--chain", help="URL of your own chain connection (JSON-RPC).")
 ]
-KeyFile = Annotated[Path, typer.Option(help="File with your wallet's private key.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @hub.command("init")
@@ -140,184 +137,6 @@ def hub_superlink(
 
 
 @app.command()
-def datasets(hub_url: HubUrl, as_json: Json = False) -> None:
-    """The catalogue."""
-    from datahub.buyer.hub_client import Hub
-    from datahub.money import money
-
-    rows = Hub(hub_url).get("/api/datasets")
-    if as_json:
-        typer.echo(json.dumps(rows))
-        return
-    table = Table(
-        "id", "name", "hospital", "patients (noised)", "price", "lifetime epsilon", "node"
-    )
-    for row in rows:
-        manifest = row["manifest"] or {}
-        table.add_row(
-            str(row["dataset_id"]),
-            manifest.get("name", "(manifest not sent yet)"),
-            manifest.get("hospital", ""),
-            str(manifest.get("persons", "")),
-            money(row["price_units"]),
-            f"{manifest.get('lifetime_epsilon', '')}",
-            "online" if row["online"] else "offline",
-        )
-    console.print(table)
-
-
-@app.command()
-def buy(
-    hub_url: HubUrl,
-    chain_url: ChainUrl,
-    key_file: KeyFile,
-    dataset: Annotated[list[int], typer.Option(help="Dataset id; repeat for each.")],
-    epsilon: Annotated[
-        float, typer.Option(help="Most that the job may cost a patient of each hospital.")
-    ],
-    purpose: Annotated[str, typer.Option(help="What the model is for.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model and the report.")] = Path(
-        "result"
-    ),
-    delta: Annotated[
-        float | None, typer.Option(help="Delta; default min(1e-5, 1/(10 patients)).")
-    ] = None,
-    model: Annotated[str, typer.Option(help="A built-in model.")] = "logistic_regression",
-    rounds: Annotated[
-        int | None, typer.Option(help="Rounds; default 20 to 60, by patients and epsilon.")
-    ] = None,
-    reward_units: Annotated[
-        int, typer.Option(help="Reward pool, base units, split by patients.")
-    ] = 0,
-    yes: Annotated[bool, typer.Option("--yes", help="Pay without asking.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Order one training job, wait, and save the model."""
-    from datahub.buyer.sdk import Buyer
-    from datahub.buyer.waiting import evaluation_line, follow
-    from datahub.money import money
-
-    buyer = Buyer(hub_url, chain=chain_url, key=key_file.read_text().strip())
-    quote = buyer.quote(
-        dataset,
-        epsilon=epsilon,
-        delta=delta,
-        purpose=purpose,
-        model=model,
-        rounds=rounds,
-        reward_units=reward_units,
-    )
-    question = (
-        f"Pay {money(quote.amount_units)} for {quote.spec.rounds} rounds at epsilon "
-        f"{quote.epsilon:.3f} per hospital?"
-    )
-    if not yes:
-        typer.confirm(question, abort=True, err=True)
-    job = buyer.pay(quote)
-    status = follow(job, complaints)
-    if status["state"] == "refunded":
-        raise HubError(f"job {job.id[:12]} was refunded: {status['reason']}")
-    result = job.result()
-    from fl_client.model.weights import to_safetensors
-
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "model.safetensors").write_bytes(to_safetensors(result.arrays))
-    (out / "graph.json").write_bytes(result.graph)
-    (out / "report.json").write_bytes(result.report)
-    if as_json:
-        typer.echo(json.dumps({"job_id": job.id, "state": status["state"], "folder": str(out)}))
-    else:
-        console.print(evaluation_line(json.loads(result.report)["evaluation"]))
-        console.print(f"settled; model.safetensors, graph.json and report.json are in {out}")
-
-
-@app.command()
-def job(
-    hub_url: HubUrl, job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: Json = False
-) -> None:
-    """Where a job stands."""
-    from datahub.buyer.hub_client import Hub
-
-    status = Hub(hub_url).get(f"/api/jobs/{job_id}")
-    if as_json:
-        typer.echo(json.dumps(status))
-    else:
-        done = f"{len(status['rounds'])} of {status['rounds_planned']} rounds"
-        console.print(
-            f"{status['state']}, {done}{': ' + status['reason'] if status['reason'] else ''}"
-        )
-
-
-@app.command()
-def dispute(
-    hub_url: HubUrl,
-    chain_url: ChainUrl,
-    key_file: KeyFile,
-    job_id: Annotated[str, typer.Argument(help="Job id.")],
-) -> None:
-    """The buyer or a node of a job with an arbiter: ask it to look at the attested result. Costs
-    the bond in the terms.
-    """
-    from datahub.buyer.hub_client import Hub
-    from datahub.buyer.sdk import Buyer
-    from datatokens.terms import JobTerms
-
-    terms = JobTerms.from_json(Hub(hub_url).call("GET", f"/api/jobs/{job_id}/terms").content)
-    Buyer(hub_url, chain=chain_url, key=key_file.read_text().strip()).job(terms).dispute()
-    bond = terms.dispute.bond_units if terms.dispute else 0
-    console.print(
-        f"job {job_id[:12]} is disputed; the bond of {bond} base units is in escrow until the "
-        "arbiter rules"
-    )
-
-
-@app.command()
-def withdraw(
-    hub_url: HubUrl,
-    chain_url: ChainUrl,
-    key_file: KeyFile,
-    to: Annotated[
-        str, typer.Option(help="Where the money goes; default the key's own address.")
-    ] = "",
-) -> None:
-    """Take out what waits as credit: the hub's fees, or change whose transfer failed."""
-    from datahub.buyer.hub_client import Hub
-    from datahub.money import money
-    from datatokens.bindings.escrow import Escrow
-    from datatokens.chain.connection import connect
-
-    chain = connect(chain_url, key_file.read_text().strip())
-    escrow = Escrow(chain, Hub(hub_url).get("/api/network")["market"])
-    units = escrow.credit_units(str(chain.address))
-    escrow.withdraw_credit(to or str(chain.address))
-    console.print(f"{money(units)} went to {to or chain.address}")
-
-
-@app.command()
-def claim(
-    hub_url: HubUrl,
-    chain_url: ChainUrl,
-    key_file: KeyFile,
-    account: Annotated[str, typer.Option(help="Whose share; default the key's own address.")] = "",
-    as_json: Json = False,
-) -> None:
-    """Claim a contributor's share of every dataset; the money goes to the contributor, whoever
-    sends it.
-    """
-    from datahub.buyer.contributor import claim_all
-    from datahub.money import money
-
-    paid = claim_all(hub_url, chain_url, key_file.read_text().strip(), account)
-    if as_json:
-        typer.echo(json.dumps({str(dataset_id): units for dataset_id, units in paid.items()}))
-    elif not paid:
-        console.print("nothing to claim now")
-    else:
-        for dataset_id, units in paid.items():
-            console.print(f"dataset {dataset_id}: {money(units)}")
-
-
-@app.command()
 def demo(
     data: Annotated[str, typer.Option(help="breast-cancer or heart-disease.")] = "breast-cancer",
     data_dir: Annotated[
@@ -345,7 +164,7 @@ def main() -> None:
 
 
 def _complain(what: Any) -> None:
-    complaints.print(f"[bold red]refused:[/] {what}", highlight=False)
+    complaints.print(marked(("refused:", "bold red"), f" {what}"))
     sys.exit(1)
 
 

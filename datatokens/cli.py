@@ -139,11 +139,11 @@ def privacy(
     """What every dataset's patients have paid in epsilon, from the chain alone. Exit status 1 if
     one is overspent, or its figures cannot all be true.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from datatokens import public_ledger
     from datatokens.errors import BankError
+    from datatokens.terminal import Terminal
 
     try:
         chain, made = _verified(deployment, url)
@@ -191,7 +191,7 @@ def privacy(
                 "none" if row["stated_delta"] is None else f"{row['stated_delta']:.3g}",
                 "OVERSPENT" if row["overspent"] else "DOES NOT FIT" if row["misfit"] else "",
             )
-        Console().print(table)
+        Terminal().print(table)
         for line in lines:
             if line.misfit:
                 typer.echo(f"dataset {line.dataset_id}: {line.misfit}")

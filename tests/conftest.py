@@ -16,7 +16,7 @@ from fl_client.protocol import JobSpec
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
-pytest_plugins = ["tests.clinic"]
+pytest_plugins = ["tests.clinic", "tests.datahub.fixtures"]
 
 NODE_KEYS = [bytes([i + 1]) * 32 for i in range(4)]
 MARKET = "0x9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0"

@@ -31,7 +31,7 @@ FILES = sorted(
 ONLY_IN = {
     "web3": {"datatokens"},
     "eth": {"datatokens"},
-    "torch": {"fl_client", "datahub/buyer/sdk.py"},
+    "torch": {"fl_client", "datahub/buyer/sdk.py", "datahub/buyer/quoting.py"},
     "opacus": {"fl_client"},
     "fastapi": {"datahub"},
     "sqlmodel": {"datahub"},
@@ -67,7 +67,13 @@ IMPURE_STANDARD = {
     "time",
     "random",
 }
-ENVIRONMENT_READERS = {"fl_server/app.py", "fl_server/superlink.py", "datahub/demo/stack.py"}
+ENVIRONMENT_READERS = {
+    "fl_server/app.py",
+    "fl_server/superlink.py",
+    "datahub/demo/stack.py",
+    "datahub/demo/walk.py",  # sets where the demo's buyer keeps its network and jobs
+    "datahub/buyer/networks.py",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,25 +1,27 @@
 """What a contributor runs: claim what is owed, over every dataset, in one transaction.
 
-Loads no torch; the proofs come from the hub, and the contract checks them.
+Loads no torch; the proofs come from the hub, and the pinned contract checks them.
 """
 
 from __future__ import annotations
 
 from datahub.buyer.hub_client import Hub
+from datahub.buyer.networks import Network
+from datatokens import deploy
 from datatokens.bindings.revenue import Claim, Revenue
 from datatokens.chain.connection import connect
 
 
-def claim_all(hub: str, chain: str, key: str, account: str = "") -> dict[int, int]:
+def claim_all(network: Network, key: str, account: str = "") -> dict[int, int]:
     """Claim everything that `account` (default: the key's own address) is owed, in one transaction;
     dataset id -> units.
 
     The proofs come from the hub and are checked by the contract; the money goes to `account`. The
-    key only pays gas.
+    key only pays gas. Raises BankError where the contracts are not the pinned ones.
     """
-    connection = connect(chain, key)
-    desk = Hub(hub)
-    revenue = Revenue(connection, desk.get("/api/network")["market"])
+    connection = connect(network.chain, key)
+    deploy.check(connection, network.deployment)
+    revenue = Revenue(connection, network.deployment.market)
     owed = account or str(connection.address)
     claims = [
         Claim(
@@ -28,7 +30,7 @@ def claim_all(hub: str, chain: str, key: str, account: str = "") -> dict[int, in
             item["weight"],
             tuple(bytes.fromhex(sibling.removeprefix("0x")) for sibling in item["proof"]),
         )
-        for item in desk.get(f"/api/claims/{owed}")
+        for item in Hub(network.hub).get(f"/api/claims/{owed}")
         if item["claimable_units"] > 0
     ]
     return revenue.claim_on_behalf(owed, claims) if claims else {}

@@ -1,17 +1,19 @@
 """Three lines for a buyer: order, wait, use the model. The buyer's own key, chain connection and
 checks.
 
-The hub's quote is only a proposal. Before paying, everything in it that costs money or privacy is
-compared with what was asked and with the chain; after settlement, the model must be the one that
-the hospitals attested.
+The hub's quote is only a proposal: it is worked out again from the chain before anything is paid
+(quoting.py), and what is paid into is the market that the buyer has pinned (networks.py). A job is
+on the buyer's disk and known to the hub before its money moves (job_store.py), so that a buyer who
+dies at any moment goes on with `resume`; after settlement, the model must be the one that the
+hospitals attested.
 """
 
 from __future__ import annotations
 
-import base64
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -19,11 +21,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from datahub.buyer import job_store, networks
 from datahub.buyer.hub_client import Hub
 from datahub.errors import HubError, OrderRefused
-from datatokens.bindings.escrow import Escrow
+from datatokens import deploy
+from datatokens.bindings.escrow import Escrow, Status
 from datatokens.bindings.registry import Registry
 from datatokens.chain.connection import connect
+from datatokens.errors import TermsError
 from datatokens.terms import DisputeTerms, JobTerms
 from fl_client.protocol import JobSpec, sha256_hex
 from fl_server.results import Result, unseal
@@ -32,30 +37,41 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 POLL_S = 0.25
-EPSILON_SLACK = 1.0001
-NAMED = ("learning_rate", "clip_norm", "server_momentum")  # numbers of the training plan
+LEAST_TIME_S = 300  # a job that would be paid with less time left to its deadline is not
 
 
 @dataclass(frozen=True)
 class Quote:
-    """Checked terms and what they cost: base units of the payment token, epsilon per hospital."""
+    """Checked terms and what they cost: base units of the payment token, epsilon per hospital.
+
+    `interval95` is how wide the 95 % intervals of the report's accuracy and AUC must be expected to
+    be, from 0 to 1, for outcomes in one of five or balanced; nearly 1 is more noise than signal.
+    """
 
     terms: JobTerms
     spec: JobSpec
     amount_units: int
     epsilon: float
+    interval95: Mapping[str, float]
+    graph: bytes
+    weights: bytes
 
 
 class Buyer:
     """A wallet that buys training jobs. `key` is its private key; it never leaves this process."""
 
-    def __init__(self, hub: str, *, chain: str, key: str):
-        """Connect; raises HubError or ChainUnreachable."""
+    def __init__(self, hub: str, *, chain: str, key: str, network: networks.Network | None = None):
+        """Connect to the hub's pinned network (`datahub network add`), or to the one given, and
+        check its contracts on `chain`: their code and what they were constructed with.
+
+        Raises OrderRefused for a hub that is not pinned, BankError for contracts that are others.
+        """
+        self.network = network or networks.by_hub(hub)
         self.hub = Hub(hub)
-        self.network = self.hub.get("/api/network")
         self.chain = connect(chain, key=key)
-        self.escrow = Escrow(self.chain, self.network["market"])
-        self.registry = Registry(self.chain, self.network["registry"])
+        deploy.check(self.chain, self.network.deployment)
+        self.escrow = Escrow(self.chain, self.network.deployment.market)
+        self.registry = Registry(self.chain, self.network.deployment.registry)
         # one key for all results, made from the wallet's: nothing to lose but the wallet
         raw = bytes.fromhex(key.removeprefix("0x"))
         self._result_key = HKDF(SHA256(), 32, salt=None, info=b"datahub result key 1").derive(raw)
@@ -80,12 +96,20 @@ class Buyer:
         delta: float | None = None,
         model: str | nn.Module = "logistic_regression",
         example: Tensor | None = None,
+        loss: str = "binary_cross_entropy",
         rounds: int | None = None,
+        local_steps: int | None = None,
+        learning_rate: float | None = None,
+        clip_norm: float | None = None,
+        server_momentum: float | None = None,
+        server_rates: Mapping[str, float] | None = None,
         reward_units: int = 0,
         vouchers: Sequence[int] = (),
         compute_minutes: int = 10,
         dispute: DisputeTerms | None = None,
-        **settings: Any,
+        deadline_s: int = 3600,
+        quorum: int | None = None,
+        max_fee_units: int | None = None,
     ) -> Quote:
         """Ask for terms and check them: nothing is paid yet. `model` is a built-in name or any
         torch module.
@@ -94,112 +118,79 @@ class Buyer:
         min(1e-5, 1 / (10 persons)). Where a hospital meters its compute, `compute_minutes` of it
         are escrowed and what is not used comes back. `rounds`, `local_steps`, `learning_rate`,
         `clip_norm`, `server_momentum` and `server_rates` follow from counts, inputs and epsilon
-        where they are not given (fl_client/privacy/defaults.py). With `dispute`, payment waits for
-        a window in which an arbiter may be asked. Raises HubError (the hub refused) or OrderRefused
-        (its quote is wrong).
+        where they are not given (fl_client/privacy/defaults.py). The hub's fee is at most what the
+        network was pinned with, and at most `max_fee_units`. With `dispute`, payment waits for a
+        window in which an arbiter may be asked. Raises HubError (the hub refused), OrderRefused
+        (the order cannot be, or the quote is not it) or GraphRefused (the model cannot travel).
         """
         # torch is loaded here, where a model is touched, and by nothing else that a buyer does
-        from torch import zeros
+        from datahub.buyer import quoting
+        from datahub.order import Order, Venue
+        from fl_client.privacy.evaluation import expected_intervals
 
-        from fl_client.model.export import export_model
-        from fl_client.model.families import build
-        from fl_client.privacy import accounting, defaults
-
+        market = self.network.deployment.market
         rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
-        for dataset_id in datasets:
-            if dataset_id not in rows or rows[dataset_id]["manifest"] is None:
-                raise OrderRefused(f"dataset_id={dataset_id} is not in the catalogue")
-        manifests = [rows[d]["manifest"] for d in datasets]
-        if delta is None:
-            delta = min(1e-5, *(1 / (10 * m["persons"]) for m in manifests))
-        width = sum(max(1, len(f["categories"]) - 1) for f in manifests[0]["schema"]["features"])
-        module = build(model, width) if isinstance(model, str) else model
-        named = {name: settings.pop(name, None) for name in NAMED}
-        chosen = defaults.plan(
-            model if isinstance(model, str) else None,
-            [m["persons"] for m in manifests],
-            width,
-            float(epsilon),
-            delta,
+        facts = [quoting.listed(self.registry, rows, d, self.address, market) for d in datasets]
+        if not facts:
+            raise OrderRefused("datasets: name at least one dataset id")
+        persons = [one.manifest.persons for one in facts]
+        width = facts[0].manifest.schema.width
+        graph, weights = quoting.model_files(model, example, width, loss)
+        order = Order(
+            buyer=self.address,
+            buyer_public_key=self.result_public_key,
+            datasets=tuple(datasets),
+            vouchers=tuple(vouchers),
+            compute_minutes=compute_minutes,
+            dispute=dispute,
+            graph=graph,
+            weights=weights,
+            loss=loss,
+            epsilon=_number("epsilon", epsilon),
+            delta=min(1e-5, *(1 / (10 * n) for n in persons))
+            if delta is None
+            else _number("delta", delta),
+            model=model if isinstance(model, str) else None,
             rounds=rounds,
-            **{name: value if value is None else float(value) for name, value in named.items()},
-            local_steps=settings.pop("local_steps", None),
-            server_rates=settings.pop("server_rates", None),
+            local_steps=local_steps,
+            learning_rate=_number_or_none("learning_rate", learning_rate),
+            clip_norm=_number_or_none("clip_norm", clip_norm),
+            server_momentum=_number_or_none("server_momentum", server_momentum),
+            server_rates=server_rates,
+            reward_units=reward_units,
+            purpose=purpose,
+            deadline_s=deadline_s,
+            quorum=quorum,
         )
-        graph, weights = export_model(module, zeros(1, width) if example is None else example)
-        body = {
-            "buyer": self.address,
-            "buyer_public_key": self.result_public_key,
-            "datasets": list(datasets),
-            "vouchers": list(vouchers),
-            "compute_minutes": compute_minutes,
-            "dispute": asdict(dispute) if dispute else None,
-            "graph": base64.b64encode(graph).decode(),
-            "weights": base64.b64encode(weights).decode(),
-            "epsilon": float(epsilon),
-            "delta": float(delta),
-            "model": model if isinstance(model, str) else None,
-            "rounds": chosen.rounds,
-            "local_steps": chosen.local_steps,
-            "learning_rate": chosen.learning_rate,
-            "clip_norm": chosen.clip_norm,
-            "server_momentum": chosen.server_momentum,
-            "server_rates": dict(chosen.server_rates),
-            "reward_units": reward_units,
-            "purpose": purpose,
-            **settings,
-        }
-        answer = self.hub.call("POST", "/api/quotes", body).json()
-        terms = JobTerms.from_json(answer["terms"].encode())
-        spec = JobSpec.from_dict(terms.spec)
-        cost = accounting.epsilon(spec.plan.charges(), spec.plan.delta)
-        fee_limit = (terms.amount_units - terms.fee_units) * self.network["fee_bps"] // 10_000
-        prices = {d: self.registry.dataset(d) for d in datasets}
-        rates = {d: m["compute_rate_units"] for d, m in zip(datasets, manifests, strict=True)}
-        checks = {
-            "buyer": terms.buyer == self.address
-            and spec.buyer_public_key == self.result_public_key,
-            "chain": (terms.chain_id, terms.market)
-            == (self.chain.chain_id, self.network["market"]),
-            "datasets": {line.dataset_id for line in terms.datasets} == set(datasets),
-            "prices": all(
-                line.price_units == (0 if line.voucher else prices[line.dataset_id].price_units)
-                and line.voucher == (line.dataset_id in vouchers)
-                and line.node == prices[line.dataset_id].node
-                for line in terms.datasets
-            ),
-            "compute": all(
-                line.compute_rate_units == rates[line.dataset_id]
-                and line.compute_cap_units == rates[line.dataset_id] * compute_minutes
-                for line in terms.datasets
-            ),
-            "dispute": terms.dispute == dispute,
-            "reward_units": terms.reward_units == reward_units,
-            "fee_units": terms.fee_units <= fee_limit,
-            "model": (spec.graph_hash, spec.weights_hash)
-            == (sha256_hex(graph), sha256_hex(weights)),
-            "epsilon": cost <= epsilon * EPSILON_SLACK and spec.plan.delta == delta,
-            "rounds": (spec.rounds, spec.local_steps, spec.average_last)
-            == (chosen.rounds, chosen.local_steps, chosen.average_last),
-            "steps": (spec.learning_rate, spec.plan.clip_norm, spec.plan.sampling_rate)
-            == (chosen.learning_rate, chosen.clip_norm, chosen.sampling_rate),
-            "server_momentum": spec.server_momentum == chosen.server_momentum,
-            "server_rates": dict(spec.server_rates) == dict(chosen.server_rates),
-            "purpose": spec.purpose == purpose,
-        }
-        if wrong := [name for name, fine in checks.items() if not fine]:
+        venue = Venue(self.chain.chain_id, market, self.network.fee_bps)
+        answer = self.hub.call("POST", "/api/quotes", order.body()).json()
+        terms, cost = quoting.checked(answer, order, facts, venue, self.chain.now())
+        if max_fee_units is not None and terms.fee_units > max_fee_units:
             raise OrderRefused(
-                f"the hub's quote differs from the order in: {', '.join(wrong)}; nothing was paid"
+                f"the hub's fee of {terms.fee_units} base units is above the {max_fee_units} that "
+                "you allow; nothing was paid"
             )
-        return Quote(terms, spec, terms.amount_units, cost)
+        spec = JobSpec.from_dict(terms.spec)
+        expected = expected_intervals(persons, spec.plan.score_noise_multiplier).values()
+        wide = {name: max(one[name.lower()] for one in expected) for name in ("accuracy", "AUC")}
+        return Quote(terms, spec, terms.amount_units, cost, wide, graph, weights)
+
+    def keep(self, quote: Quote) -> Job:
+        """Write the job down, which is done before anything is sent: from here on it has an id to
+        go on with.
+        """
+        job_store.keep(quote.terms, quote.graph, quote.weights)
+        return Job(self, quote.terms.job_id.hex())
 
     def pay(self, quote: Quote) -> Job:
-        """Escrow the price and hand the terms to the hub. Raises TransactionRefused, e.g. for too
-        small a balance.
+        """Keep the job, escrow exactly its price, and hand the terms to the hub. Raises
+        TransactionRefused, e.g. for too small a balance; HubError where the job is paid and the hub
+        does not answer: it takes up by itself what it has quoted, and `resume` tells it again.
         """
-        self.escrow.create_job(quote.terms)
-        self.hub.call("POST", "/api/jobs", {"terms": quote.terms.to_json().decode()})
-        return Job(self, quote.terms)
+        job = self.keep(quote)
+        job.pay()
+        job.hand_over()
+        return job
 
     def order(
         self, datasets: Sequence[int], *, epsilon: float, purpose: str, **settings: Any
@@ -207,22 +198,111 @@ class Buyer:
         """Quote, check and pay in one step; see `quote` for the settings."""
         return self.pay(self.quote(datasets, epsilon=epsilon, purpose=purpose, **settings))
 
-    def job(self, terms: JobTerms) -> Job:
-        """A job that was paid before."""
-        return Job(self, terms)
+    def job(self, job_id: str) -> Job:
+        """A job of this wallet by its id or the beginning of it: one that is kept here, or one that
+        the chain says this wallet has paid. Raises NotFound.
+        """
+        mine = [one.hex() for one in self.escrow.created_by(self.address)]
+        kept = [one.id for one in job_store.kept_jobs()]
+        return Job(self, job_store.whole_id(job_id, [*kept, *mine]))
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every job that is kept here for this market or that this wallet has paid: id, state on
+        the chain (`none` if never paid), deadline (unix seconds), what to do next.
+        """
+        paid = {one.hex(): until for one, until in self.escrow.created_by(self.address).items()}
+        market = self.network.deployment.market
+        mine = {
+            one.id: one.terms.deadline
+            for one in job_store.kept_jobs()
+            if (one.terms.market, one.terms.buyer) == (market, self.address)
+        }
+        return [Job(self, one).standing(until) for one, until in (mine | paid).items()]
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise OrderRefused(f"{name}={str(value)[:60]} must be a finite number")
+    return float(value)
+
+
+def _number_or_none(name: str, value: Any) -> float | None:
+    return None if value is None else _number(name, value)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A paid job."""
+    """A job of this buyer, by its id (64 hexadecimal digits): quoted, paid or ended."""
 
     buyer: Buyer
-    terms: JobTerms
+    id: str
 
     @property
-    def id(self) -> str:
-        """Job id, 64 hexadecimal digits."""
-        return self.terms.job_id.hex()
+    def terms(self) -> JobTerms:
+        """The terms: from the own disk, else from the hub, whose word is checked against the id.
+        Raises OrderRefused for others.
+        """
+        if kept := job_store.kept(self.id):
+            return kept.terms
+        raw = self.buyer.hub.call("GET", f"/api/jobs/{self.id}/terms").content
+        try:
+            terms = JobTerms.from_json(raw)
+        except TermsError as error:
+            raise OrderRefused(f"the hub's terms of job {self.id[:12]} are damaged") from error
+        if terms.job_id.hex() != self.id:
+            raise OrderRefused(f"the hub's terms of job {self.id[:12]} are another job's")
+        return terms
+
+    @property
+    def on_chain(self) -> Status:
+        """What the escrow says of it."""
+        return self.buyer.escrow.job(bytes.fromhex(self.id)).status
+
+    def standing(self, deadline: int) -> dict[str, Any]:
+        """One line of a list of jobs."""
+        status = self.on_chain
+        over = self.buyer.chain.now() > deadline
+        following = {
+            Status.NONE: "not paid: nothing was taken",
+            Status.FUNDED: f"datahub {'refund' if over else 'resume'} {self.id[:12]}",
+            Status.SETTLED: f"datahub result {self.id[:12]}",
+            Status.REFUNDED: "every unit came back",
+        }
+        return {
+            "job_id": self.id,
+            "state": str(status),
+            "deadline": deadline,
+            "next": following.get(status, f"datahub resume {self.id[:12]}"),
+        }
+
+    def pay(self) -> None:
+        """Escrow the price, if it is not there yet. Raises OrderRefused with too little time left,
+        and what `Escrow.create_job` raises.
+        """
+        if self.on_chain is not Status.NONE:
+            return
+        terms = self.terms
+        if (left := terms.deadline - self.buyer.chain.now()) < LEAST_TIME_S:
+            raise OrderRefused(
+                f"job {self.id[:12]} was not paid, and its deadline is in {left} s: order it again"
+            )
+        self.buyer.escrow.create_job(terms)
+
+    def hand_over(self) -> None:
+        """Tell the hub of the paid job; with the model's files where it no longer has them. Any
+        number of times. Raises HubError.
+        """
+        body = {"terms": self.terms.to_json().decode()}
+        try:
+            self.buyer.hub.call("POST", "/api/jobs", body)
+        except HubError:
+            if (kept := job_store.kept(self.id)) is None:
+                raise
+            from base64 import b64encode
+
+            files = dict(zip(("graph", "weights"), kept.model_files, strict=True))
+            more = {name: b64encode(content).decode() for name, content in files.items()}
+            self.buyer.hub.call("POST", "/api/jobs", body | more)
 
     def status(self) -> dict[str, Any]:
         """The hub's view: state, reason, rounds so far."""
@@ -239,7 +319,8 @@ class Job:
                 return
             time.sleep(POLL_S)
         raise HubError(
-            f"job {self.id[:12]} is not finished after {timeout_s:.0f} s; ask again later"
+            f"job {self.id[:12]} is not finished after {timeout_s:.0f} s; ask again later: "
+            f"datahub resume {self.id[:12]}"
         )
 
     def wait(
@@ -256,11 +337,29 @@ class Job:
             raise OrderRefused(f"job {self.id[:12]} was refunded: {status['reason']}")
         return self.result()
 
+    def refund(self) -> None:
+        """After the deadline: every unit back, on the terms kept here or, without them, on those of
+        the payment itself. Raises OrderRefused before the deadline or with nothing to take back.
+        """
+        status, raw = self.on_chain, bytes.fromhex(self.id)
+        if status is not Status.FUNDED:
+            raise OrderRefused(f"job {self.id[:12]} is {status}: there is nothing to take back")
+        deadline = self.buyer.escrow.created_by(self.buyer.address).get(raw)
+        if deadline is not None and (left := deadline - self.buyer.chain.now()) >= 0:
+            raise OrderRefused(
+                f"job {self.id[:12]} has {left} s left until its deadline; only after it the money "
+                f"comes back without the hospitals (datahub resume {self.id[:12]} waits for them)"
+            )
+        if kept := job_store.kept(self.id):
+            self.buyer.escrow.refund(kept.terms)
+        else:
+            self.buyer.escrow.refund_recorded(raw)
+
     def dispute(self) -> None:
         """Ask the arbiter in the terms to look at the attested result, for the bond. Raises
         OrderRefused before there is
         a result, TransactionRefused after the window."""
-        attested = self.buyer.escrow.attested(self.terms.job_id)
+        attested = self.buyer.escrow.attested(bytes.fromhex(self.id))
         if attested is None:
             raise OrderRefused(
                 f"job {self.id[:12]} has no attested result yet, so there is nothing to dispute"
@@ -269,9 +368,9 @@ class Job:
 
     def result(self) -> Result:
         """The model and the report, checked against what the hospitals attested on-chain."""
-        settlement = self.buyer.escrow.settlement(self.terms.job_id)
+        settlement = self.buyer.escrow.settlement(bytes.fromhex(self.id))
         if settlement is None:
-            raise OrderRefused(f"job {self.id[:12]} is not settled on-chain")
+            raise OrderRefused(f"job {self.id[:12]} is {self.on_chain}, not settled: no result yet")
         sealed = self.buyer.hub.call("GET", f"/api/jobs/{self.id}/result").content
         result = unseal(sealed, self.buyer._result_key, self.id, settlement.attestation.model_hash)
         if sha256_hex(result.report) != settlement.attestation.report_hash.hex():

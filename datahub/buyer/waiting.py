@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +17,7 @@ from rich.progress import (
 )
 
 from datahub.buyer.sdk import Job
+from datatokens.terminal import Terminal, visible
 
 
 def _epsilons(spent: dict[str, float]) -> str:
@@ -44,14 +44,14 @@ def evaluation_line(evaluation: Mapping[str, Any] | None) -> str:
     return f"accuracy {accuracy}, AUC {auc} (noised, 95 % interval)"
 
 
-def follow(job: Job, console: Console, names: dict[int, str] | None = None) -> dict[str, Any]:
+def follow(job: Job, console: Terminal, names: dict[int, str] | None = None) -> dict[str, Any]:
     """Wait until the job is settled or refunded; its last status. One line per round also goes to a
     log.
     """
     names = names or {}
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("rounds"),
@@ -77,11 +77,13 @@ def follow(job: Job, console: Console, names: dict[int, str] | None = None) -> d
                 progress.console.print(
                     f"  round {one['number']:>2}/{one['rounds']}: loss {one['loss']:6.3f} ± "
                     f"{one['loss_interval95']:.3f}"
-                    f" (noised), epsilon {spent}; {one['seconds']:.2f} s",
-                    highlight=False,
+                    f" (noised), epsilon {spent}; {one['seconds']:.2f} s"
                 )
             shown = len(status["rounds"])
             progress.update(
-                task, description=status["state"], completed=shown, total=status["rounds_planned"]
+                task,
+                description=visible(str(status["state"])),
+                completed=shown,
+                total=status["rounds_planned"],
             )
     return status

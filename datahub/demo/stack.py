@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from datahub import config
+from datahub.buyer.networks import Network
 from datahub.errors import HubError
 from datatokens.bindings.registry import Token
 from datatokens.chain.connection import Chain, connect
@@ -173,6 +174,11 @@ class Stack:
         )
         health = f"{self.hub_url}/health"
         wait_for("the hub", lambda: httpx.get(health, timeout=2).status_code == 200, self.processes)
+
+    @property
+    def pinned(self) -> Network:
+        """The network as somebody knows it who has compared the contracts on another way."""
+        return Network("demo", self.hub_url, self.chain_url, FEE_BPS, self.deployment)
 
     @property
     def network(self) -> dict[str, Any]:

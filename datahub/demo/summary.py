@@ -38,7 +38,7 @@ def summary_of(
 ) -> dict[str, Any]:
     """A job in the form of summary.json; `before` is the buyer's balance before paying."""
     buyer = stack.accounts[BUYER][0]
-    after = Token(job.buyer.chain, stack.network["payment_token"]).balance_units(buyer)
+    after = Token(job.buyer.chain, stack.deployment.payment_token).balance_units(buyer)
     names = {h.dataset_id: h.name for h in hospitals}
     settled = status["state"] == "settled"
     report = (

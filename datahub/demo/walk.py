@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -18,11 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from datahub.buyer import networks
 from datahub.buyer.contributor import claim_all
-from datahub.buyer.sdk import Buyer
+from datahub.buyer.sdk import Buyer, Quote
 from datahub.buyer.waiting import evaluation_line, follow
 from datahub.demo import data as demo_data
 from datahub.demo.hospitals import CONTRIBUTORS, SMALL_LIFETIME_EPSILON, Hospital, join
@@ -38,13 +39,14 @@ from datahub.errors import HubError
 from datahub.money import money
 from datatokens.bindings.registry import Token
 from datatokens.bindings.revenue import Revenue
+from datatokens.terminal import Terminal, marked
 
 EPSILON, ROUNDS = 4.0, 10
 SECOND_EPSILON, SECOND_ROUNDS = 3.0, 3
 REWARD = 50
 PURPOSE = "research: diagnosis support"
 
-console = Console(highlight=False)
+console = Terminal()
 
 
 @contextlib.contextmanager
@@ -54,7 +56,7 @@ def stage(text: str, seconds: dict[str, float], key: str) -> Iterator[None]:
     with console.status(f"{text} ..."):
         yield
     seconds[key] = time.monotonic() - started
-    console.print(f"[green]✓[/] {text} [dim]({seconds[key]:.1f} s)[/]")
+    console.print(marked(("✓", "green"), f" {text} ", (f"({seconds[key]:.1f} s)", "dim")))
 
 
 def run(name: str, data_dir: Path | None, out: Path, keep: bool) -> None:
@@ -66,7 +68,7 @@ def run(name: str, data_dir: Path | None, out: Path, keep: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     data = demo_data.prepare(name, data_dir, state / "tables")
-    console.print(f"[bold]{data.title}[/]: {data.origin}.")
+    console.print(marked((data.title, "bold"), f": {data.origin}."))
     stack = Stack(state.resolve())
     seconds: dict[str, float] = {}
     # stopped from outside: still stop what was started
@@ -74,6 +76,8 @@ def run(name: str, data_dir: Path | None, out: Path, keep: bool) -> None:
     try:
         with stage("chain, contracts, hub and SuperLink are up", seconds, "start"):
             stack.start()
+        os.environ["DATAHUB_HOME"] = str(state.resolve() / "buyer")  # not the person's own
+        networks.pin(stack.pinned)
         with stage(
             f"four hospitals have listed their datasets, {CONTRIBUTORS} contributors each",
             seconds,
@@ -87,8 +91,8 @@ def run(name: str, data_dir: Path | None, out: Path, keep: bool) -> None:
         _walk(stack, data, hospitals, out, seconds)
         if keep:
             console.print(
-                f"[bold]Everything keeps running; look at {stack.hub_url} and press Ctrl-C to "
-                "end.[/]"
+                f"Everything keeps running; look at {stack.hub_url} and press Ctrl-C to end. The "
+                f"buyer's commands: DATAHUB_HOME={networks.home()} datahub jobs --key-file KEY"
             )
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
@@ -105,10 +109,12 @@ def _walk(
 ) -> None:
     buyer = Buyer(stack.hub_url, chain=stack.chain_url, key=stack.accounts[BUYER][1])
     names = {h.dataset_id: h.name for h in hospitals}
-    wallet = Token(buyer.chain, stack.network["payment_token"])
+    wallet = Token(buyer.chain, stack.deployment.payment_token)
     console.print(
-        f"\n[bold]Job 1[/]: a buyer with {money(wallet.balance_units(buyer.address))} orders a "
-        "diagnosis model."
+        marked(
+            ("\nJob 1", "bold"),
+            f": a buyer with {money(wallet.balance_units(buyer.address))} orders a model.",
+        )
     )
     before = wallet.balance_units(buyer.address)
     ids = [h.dataset_id for h in hospitals]
@@ -125,6 +131,10 @@ def _walk(
         f"{quote.epsilon:.3f} per patient at delta {data.delta:g} (checked by the buyer before "
         "paying)"
     )
+    # asked for now, paid for after job 1: by then the last hospital's budget is used up
+    later = buyer.quote(
+        ids, epsilon=SECOND_EPSILON, delta=data.delta, purpose=PURPOSE, rounds=SECOND_ROUNDS
+    )
     job = buyer.pay(quote)
     paid_at = time.time()
     console.print(f"paid into escrow: job {job.id[:12]}, watch it at {stack.hub_url}/jobs/{job.id}")
@@ -137,7 +147,7 @@ def _walk(
     first["auc_without_dp"] = demo_data.auc_without_dp(data)
     took = first["seconds"]
     console.print(
-        f"[green]settled[/] {took['funded_to_settled']:.1f} s after payment: run started "
+        f"settled {took['funded_to_settled']:.1f} s after payment: run started "
         f"{took['run_start']:.1f}, admission {took['admission']:.1f}, rounds "
         f"{took['rounds']:.1f} (median {took['round_median']:.2f} each), attestation "
         f"{took['attestation']:.1f}"
@@ -153,7 +163,7 @@ def _walk(
     )
     claims = _claim(stack)
     _money_table(stack, first, claims, hospitals)
-    second = _second_job(stack, buyer, hospitals, data, names, wallet)
+    second = _second_job(stack, buyer, hospitals, later, names, wallet)
     write(out, data, [first, second], claims, hospitals, status, result, job, seconds)
     console.print(
         f"\n{out}/ holds model.safetensors, graph.json, report.json, terms.json, summary.json and "
@@ -164,7 +174,7 @@ def _walk(
 def _claim(stack: Stack) -> list[dict[str, Any]]:
     def one(i: int) -> dict[str, Any]:
         account, key = stack.accounts[FIRST_CONTRIBUTOR + i]
-        paid = claim_all(stack.hub_url, stack.chain_url, key)
+        paid = claim_all(stack.pinned, key)
         return {
             "account": account,
             "units": sum(paid.values()),
@@ -189,7 +199,7 @@ def _money_table(
     stack: Stack, first: dict[str, Any], claims: list[dict[str, Any]], hospitals: list[Hospital]
 ) -> None:
     """Who got what, read from the chain; the sums must agree to the last unit."""
-    revenue = Revenue(stack.chain(BUYER), stack.network["market"])
+    revenue = Revenue(stack.chain(BUYER), stack.deployment.market)
     table = Table(title="Who got what (job 1, in tUSD)")
     for column in ("hospital", "paid", "own part", "contributors", "claimed", "epsilon"):
         table.add_column(column, justify="left" if column == "hospital" else "right")
@@ -226,19 +236,16 @@ def _second_job(
     stack: Stack,
     buyer: Buyer,
     hospitals: list[Hospital],
-    data: demo_data.DemoData,
+    quote: Quote,
     names: dict[int, str],
     wallet: Token,
 ) -> dict[str, Any]:
     console.print(
-        f"\n[bold]Job 2[/]: the buyer asks for epsilon {SECOND_EPSILON:g} more; "
+        f"\nJob 2: the buyer asks for epsilon {SECOND_EPSILON:g} more; "
         f"{hospitals[-1].name} has a lifetime budget of {SMALL_LIFETIME_EPSILON:g}."
     )
     before = wallet.balance_units(buyer.address)
-    ids = [h.dataset_id for h in hospitals]
-    job = buyer.order(
-        ids, epsilon=SECOND_EPSILON, delta=data.delta, purpose=PURPOSE, rounds=SECOND_ROUNDS
-    )
+    job = buyer.pay(quote)
     paid_at = time.time()
     console.print(f"paid {money(job.terms.amount_units)} into escrow")
     status = follow(job, console, names)
@@ -247,7 +254,7 @@ def _second_job(
     if status["state"] != "refunded" or after != before:
         raise HubError(f"job 2 ended as {status['state']}, the buyer has {after} of {before} units")
     console.print(
-        "[yellow]refunded[/] on the hospital's signed refusal, "
+        "refunded on the hospital's signed refusal, "
         f"{second['seconds']['funded_to_end']:.1f} s after payment: "
         f"the buyer has {money(after)} again, every unit"
     )

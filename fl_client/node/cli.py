@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from datatokens.chain.connection import connect
 from datatokens.deploy import verify
+from datatokens.terminal import Terminal
 from fl_client.data.schemas import MOST_RECORDS, PLATFORM_MINIMUM_PERSONS, USUAL_RECORDS, Schema
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.node import config as node_config
 
 node = typer.Typer(help="A hospital's data node.", no_args_is_help=True)
-console = Console()
+console = Terminal()
 MAX_OVERLAP_HOURS = 24 * 90
 
 

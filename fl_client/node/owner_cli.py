@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from datatokens.bindings.registry import Listing, Registry, Roles, State
 from datatokens.bindings.revenue import Revenue
 from datatokens.bindings.storefront import Limits, Storefront
 from datatokens.chain.connection import Chain, connect
+from datatokens.terminal import Terminal
 from fl_client.errors import ConfigError
 from fl_client.node import config as node_config
 
 owner = typer.Typer(
     help="What a hospital's owner does with a listed dataset.", no_args_is_help=True
 )
-console = Console()
+console = Terminal()
 
 Folder = Annotated[Path, typer.Argument(help="The node's folder.")]
 DatasetId = Annotated[int, typer.Argument(help="The dataset's id.")]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from datahub.buyer import networks
 from datahub.buyer.sdk import Buyer
 from datahub.demo import data as demo_data
 from datahub.demo.hospitals import join
@@ -43,8 +45,10 @@ def measure(data: demo_data.DemoData, seeds: int, folder: Path) -> dict[str, flo
                 pool.map(lambda i: join(stack, data, i, network, (100.0,) * 4), range(4))
             )
         wait_for("every node", lambda: stack.online(4), stack.processes)
+        os.environ["DATAHUB_HOME"] = str(folder / "buyer")
+        networks.pin(stack.pinned)
         buyer = Buyer(stack.hub_url, chain=stack.chain_url, key=stack.accounts[BUYER][1])
-        wallet = Token(buyer.chain, network["payment_token"])
+        wallet = Token(buyer.chain, stack.deployment.payment_token)
         orders: list[dict[str, Any]] = []
         for seed in range(seeds):
             before = wallet.balance_units(buyer.address)

@@ -4,6 +4,7 @@ processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from datahub.buyer import networks
 from datahub.buyer.sdk import Buyer
 from datahub.demo import data as demo_data
 from datahub.demo.hospitals import Hospital, join
@@ -32,9 +34,8 @@ class Marketplace:
         return [h.dataset_id for h in self.hospitals]
 
     def balance(self) -> int:
-        return Token(self.buyer.chain, self.buyer.network["payment_token"]).balance_units(
-            self.buyer.address
-        )
+        token = Token(self.buyer.chain, self.stack.deployment.payment_token)
+        return token.balance_units(self.buyer.address)
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +49,8 @@ def marketplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Marketplac
         with ThreadPoolExecutor(4) as pool:
             hospitals = list(pool.map(lambda i: join(stack, data, i, network), range(4)))
         wait_for("every node", lambda: stack.online(4), stack.processes)
+        os.environ["DATAHUB_HOME"] = str(folder / "buyer")
+        networks.pin(stack.pinned)
         buyer = Buyer(stack.hub_url, chain=stack.chain_url, key=stack.accounts[BUYER][1])
         yield Marketplace(stack, data, hospitals, buyer)
     finally:

@@ -98,7 +98,6 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     out = tmp_path / "result"
     bought = datahub(
         "buy",
-        *where,
         "--key-file",
         wallet,
         "--dataset",
@@ -117,6 +116,14 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     job = json.loads(bought)["job_id"]
     assert json.loads(bought)["state"] == "settled"
     assert {p.name for p in out.iterdir()} == {"model.safetensors", "graph.json", "report.json"}
+    again = tmp_path / "again"
+    assert "settled; model" in datahub("result", job[:12], "--key-file", wallet, "--out", again)
+    assert (again / "report.json").read_bytes() == (out / "report.json").read_bytes()
+    mine = json.loads(datahub("jobs", "--key-file", wallet, "--json"))
+    assert next(r for r in mine if r["job_id"] == job)["state"] == "settled"
+    assert "there is nothing to take back" in datahub(
+        "refund", job, "--key-file", wallet, fails=True
+    )
     assert "settled, 2 of 2 rounds" in datahub("job", job, "--hub", stack.hub_url)
     for hospital in m.hospitals:  # a run leaves no trace at hospitals that are not in its terms
         assert not (hospital.folder / "jobs" / job).exists()
@@ -199,9 +206,9 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     assert datahub("owner", "show", *as_owner).count(renewed.node_address) == 1
 
     wallet.write_text(key)
-    paid = json.loads(datahub("claim", *where, "--key-file", wallet, "--json"))
+    paid = json.loads(datahub("claim", "--key-file", wallet, "--json"))
     assert paid == {str(entry.dataset_id): 4_000_000 * 5000 // 10_000 * 3 // 4}
-    assert "nothing to claim now" in datahub("claim", *where, "--key-file", wallet)
+    assert "nothing to claim now" in datahub("claim", "--key-file", wallet)
     # an older ledger changes nothing until the difference is charged
     spent = json.loads(datahub("node", "status", node, "--json"))[0]["epsilon_spent"]
     for path in node.glob("ledger.sqlite*"):
@@ -229,6 +236,23 @@ def test_commands__an_operator_makes_a_hub_of_their_own(
     said = datahub("hub", "init", folder, "--chain", marketplace.stack.chain_url, "--key-file", key)
     assert "registry 0x" in said and "market 0x" in said
     assert (folder / "superlink" / "operator.token").stat().st_mode & 0o077 == 0
+    pinned = ("network", "add", "mine", "--hub", marketplace.stack.hub_url)
+    assert "is pinned already, to market" in datahub(
+        *pinned, "--chain", marketplace.stack.chain_url, "--yes", fails=True
+    )
+    assert (
+        json.loads(
+            datahub(
+                "chain",
+                "privacy",
+                folder / "deployment.json",
+                "--chain",
+                marketplace.stack.chain_url,
+                "--json",
+            )
+        )
+        == []
+    )
     assert "holds no hub.toml" in datahub("hub", "start", tmp_path / "nothing", fails=True)
 
 
@@ -238,7 +262,7 @@ def test_commands__an_operator_makes_a_hub_of_their_own(
         (["node", "start", "nowhere"], "holds no node.toml"),
         (["job", "ab", "--hub", NOWHERE], "does not answer"),
         (
-            ["claim", "--hub", NOWHERE, "--chain", NOWHERE, "--key-file", "missing"],
+            ["claim", "--network", "nobody", "--key-file", "missing"],
             "missing does not exist",
         ),
         (["demo", "--data", "iris"], "DATA=iris must be one of"),

@@ -39,7 +39,7 @@ PURPOSE = "research"
 
 def revenue_units(m: Marketplace, dataset_id: int) -> int:
     """Everything that a dataset has earned and its hospital not withdrawn."""
-    revenue = Revenue(m.buyer.chain, m.buyer.network["market"])
+    revenue = Revenue(m.buyer.chain, m.stack.deployment.market)
     return revenue.pool(dataset_id).hospital_units + revenue.epoch(dataset_id, 1).credited_units
 
 
@@ -68,11 +68,11 @@ def test_walk__order_over_four_hospitals__settles_and_a_contributor_claims(
         paid = line["price_units"] + line["reward_units"]
         assert revenue_units(m, hospital.dataset_id) - earned[hospital.dataset_id] == paid
     account, key = m.stack.accounts[6]
-    token = Token(m.buyer.chain, m.buyer.network["payment_token"])
+    token = Token(m.buyer.chain, m.stack.deployment.payment_token)
     had = token.balance_units(account)
-    paid_out = claim_all(m.stack.hub_url, m.stack.chain_url, key)
+    paid_out = claim_all(m.stack.pinned, key)
     assert token.balance_units(account) - had == sum(paid_out.values()) > 0
-    assert claim_all(m.stack.hub_url, m.stack.chain_url, key) == {}
+    assert claim_all(m.stack.pinned, key) == {}
     sealed = httpx.get(f"{m.stack.hub_url}/api/jobs/{job.id}/result").content
     with pytest.raises(ResultError, match="does not open"):
         unseal(sealed, bytes(range(32)), job.id)
@@ -118,7 +118,7 @@ def test_hub__job_that_nobody_paid__refused(marketplace: Marketplace) -> None:
 def test_hub__paid_terms_changed_in_one_byte__refused(marketplace: Marketplace) -> None:
     m = marketplace
     quote = m.buyer.quote(m.ids[:1], epsilon=0.1, purpose=PURPOSE, rounds=1)
-    Escrow(m.buyer.chain, m.buyer.network["market"]).create_job(quote.terms)
+    Escrow(m.buyer.chain, m.stack.deployment.market).create_job(quote.terms)
     changed = quote.terms.to_json().replace(b'"purpose":"research"', b'"purpose":"researcg"')
     with pytest.raises(HubError, match="holds no money for exactly these terms"):
         m.buyer.hub.call("POST", "/api/jobs", {"terms": changed.decode()})
@@ -296,22 +296,10 @@ def test_cli__users_mistake__one_sentence_and_exit_code_1(
 ) -> None:
     key = tmp_path / "key"
     key.write_text(marketplace.stack.accounts[9][1])
-    command = [
-        sys.executable,
-        "-m",
-        "datahub.cli",
-        "claim",
-        "--hub",
-        "http://127.0.0.1:9",
-        "--chain",
-        marketplace.stack.chain_url,
-        "--key-file",
-        str(key),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (
-        done.returncode == 1 and "does not answer" in done.stderr and "Traceback" not in done.stderr
-    )
+    command = [sys.executable, "-m", "datahub.cli", "claim", "--network", "[/no]", "--key-file"]
+    done = subprocess.run([*command, str(key)], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "network '[/no]' is not pinned; pinned are: demo" in " ".join(done.stderr.split())
 
 
 def test_terms__of_a_settled_job__rebuild_the_same_job_id_on_chain(

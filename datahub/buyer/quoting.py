@@ -1,0 +1,113 @@
+"""What a buyer checks before money moves: the datasets, the model, and that a quote is the order.
+
+Every fact comes from the buyer's own chain connection, or is a manifest whose hash is there; the
+hub's word decides nothing. Knows nothing of keys and sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from datahub.errors import OrderRefused
+from datahub.order import Listed, Order, Venue, differences, epsilon_of, terms_of
+from datatokens.bindings.registry import Registry, State
+from datatokens.errors import TermsError, TransactionRefused
+from datatokens.terms import JobTerms
+from fl_client.data.schemas import Manifest
+from fl_client.errors import NodeError
+from fl_client.protocol import JobSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CLOCK_S = 120  # how far the hub's clock may be from the chain's
+EPSILON_SLACK = 1.0001
+
+
+def listed(
+    registry: Registry, rows: Mapping[int, Any], dataset_id: int, buyer: str, market: str
+) -> Listed:
+    """A dataset that `buyer` can buy now on `market`: facts from the chain, and the manifest in the
+    hub's `rows` if its hash is the one on the chain. Raises OrderRefused.
+    """
+    if type(dataset_id) is not int:
+        raise OrderRefused(f"datasets: {dataset_id!r} must be the number of a dataset")
+    row = rows.get(dataset_id)
+    if row is None or not isinstance(row.get("manifest"), Mapping):
+        raise OrderRefused(f"dataset_id={dataset_id} is not in the catalogue")
+    found = registry.dataset(dataset_id)
+    state = registry.standing(dataset_id).state
+    if state is not State.ACTIVE:
+        raise OrderRefused(f"dataset {dataset_id} is {state.name.lower()}; it takes no new jobs")
+    try:
+        registry.check_acceptance(dataset_id, found.node, buyer, market)
+        manifest = Manifest.from_dict(row["manifest"])
+    except TransactionRefused as error:
+        raise OrderRefused(f"dataset {dataset_id} is not for this buyer now: {error}") from error
+    except NodeError as error:
+        raise OrderRefused(f"dataset {dataset_id}: its manifest is damaged: {error}") from error
+    if manifest.hash != found.manifest_hash:
+        raise OrderRefused(
+            f"dataset {dataset_id}: the manifest that the hub shows is not the one on the chain"
+        )
+    return Listed(dataset_id, found.node, found.price_units, manifest)
+
+
+def model_files(
+    model: str | nn.Module, example: Tensor | None, width: int, loss: str
+) -> tuple[bytes, bytes]:
+    """(graph, weights) of a built-in name or a torch module, if every hospital would take them for
+    `width` inputs and `loss`. Raises OrderRefused or the exporter's GraphRefused.
+    """
+    from torch import nn, zeros
+
+    from fl_client.model.export import export_model
+    from fl_client.model.families import build
+    from fl_client.model.fit import check_loss
+    from fl_client.model.graph import load_model
+
+    if not isinstance(loss, str):
+        raise OrderRefused(f"loss={str(loss)[:60]} must be the name of a loss, as text")
+    module = build(model, width) if isinstance(model, str) else model
+    if not isinstance(module, nn.Module):
+        raise OrderRefused(
+            f"model={str(model)[:60]} must be a built-in name or a torch module (an instance)"
+        )
+    graph, weights = export_model(module, zeros(1, width) if example is None else example)
+    loaded = load_model(graph, weights)
+    check_loss(loaded, loss)
+    if tuple(loaded.input_shape) != (width,):
+        raise OrderRefused(
+            f"the model takes inputs of shape {tuple(loaded.input_shape)}; the dataset has {width} "
+            "inputs"
+        )
+    return graph, weights
+
+
+def checked(
+    answer: Mapping[str, Any], order: Order, facts: Sequence[Listed], venue: Venue, now: int
+) -> tuple[JobTerms, float]:
+    """The terms in a hub's answer, and their epsilon, if they are what `order` over `facts` comes
+    to: everything but the salt is worked out again and compared. `now` is the chain's unix seconds.
+    Raises OrderRefused naming every field that differs.
+    """
+    try:
+        proposed = JobTerms.from_json(str(answer["terms"]).encode())
+        salt = JobSpec.from_dict(proposed.spec).salt
+    except (TermsError, NodeError, KeyError, TypeError, UnicodeEncodeError) as error:
+        raise OrderRefused(
+            f"the hub's quote is not understood: {str(error)[:300]}; nothing was paid"
+        ) from error
+    expected = terms_of(order, facts, venue, salt=salt, deadline=proposed.deadline)
+    wrong = differences(proposed, expected)
+    if abs(proposed.deadline - now - order.deadline_s) > CLOCK_S:
+        wrong.append(f"deadline is {proposed.deadline - now} s from now, not {order.deadline_s}")
+    epsilon = epsilon_of(proposed)
+    if epsilon > order.epsilon * EPSILON_SLACK:
+        wrong.append(f"epsilon is {epsilon}, not {order.epsilon}")
+    if wrong:
+        raise OrderRefused(
+            f"the hub's quote differs from the order: {'; '.join(wrong[:8])}; nothing was paid"
+        )
+    return proposed, epsilon
