@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -31,6 +30,7 @@ from eth_utils.crypto import keccak
 
 from datatokens.errors import SignatureError, TermsError
 from datatokens.layouts import LINE, OUTCOME, most, pack, unpack
+from datatokens.wire import parse
 
 MAX_UNITS = 2**96 - 1
 MAX_OUTCOME_UNITS = most(OUTCOME, "reward_units")  # an outcome is one word on the chain
@@ -42,9 +42,7 @@ MAX_DATASETS = 64
 DOMAIN_NAME = "datahub"
 DOMAIN_VERSION = "1"
 MAX_TERMS_BYTES = 64 * 1024
-MAX_DEPTH = 12  # of a document; honest terms have 5
-_BRACKET = re.compile(rb"[\[\]{}]")
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141  # secp256k1
 
 
 def canonical_json(value: Any) -> bytes:
@@ -64,21 +62,7 @@ def parse_canonical_json(raw: bytes) -> Any:
     """The value of `raw`; raises TermsError unless `raw` is exactly the canonical JSON of that
     value.
     """
-
-    # before json.loads, whose recursion overruns the C stack where a library raised Python's limit
-    depth = 0
-    for found in _BRACKET.finditer(_STRING.sub(b"", raw)):
-        depth += 1 if found.group() in b"[{" else -1
-        if depth > MAX_DEPTH:
-            raise TermsError(f"not JSON of at most {MAX_DEPTH} levels")
-
-    def refuse_constant(name: str) -> Any:
-        raise TermsError(f"{name} is not allowed in canonical JSON")
-
-    try:
-        value = json.loads(raw.decode(), parse_constant=refuse_constant)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise TermsError(f"not JSON: {error}") from error
+    value = parse(raw)
     if canonical_json(value) != raw:
         raise TermsError("not canonical JSON: keys must be sorted and unique, with no blanks")
     return value
@@ -440,8 +424,20 @@ def sign(message: SignableMessage, key: str | bytes) -> bytes:
     return bytes(Account.sign_message(message, key).signature)
 
 
+def well_formed(signature: bytes) -> bool:
+    """Whether these are 65 bytes r, s, v with v 27 or 28, r and s of the curve and s the lower of
+    its two (EIP-2): the one form that every room and the chain take.
+    """
+    if len(signature) != 65 or signature[64] not in (27, 28):
+        return False
+    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
+    return 0 < r < CURVE_ORDER and 0 < s <= CURVE_ORDER // 2
+
+
 def check_signature(message: SignableMessage, signature: bytes, signer: str) -> None:
     """Raises SignatureError unless `signature` over `message` was made with the key of `signer`."""
+    if not well_formed(signature):
+        raise SignatureError(f"the signature of {signer} is malformed")
     try:
         found = Account.recover_message(message, signature=signature)
     except Exception as error:

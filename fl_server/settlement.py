@@ -8,11 +8,12 @@ is sent, so a damaged outcome costs no gas and is reported in words. Knows nothi
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from datatokens.bindings.escrow import Escrow
-from datatokens.errors import SignatureError
+from datatokens.errors import SignatureError, TransactionRefused
 from datatokens.terms import (
     Attestation,
     JobTerms,
@@ -24,6 +25,8 @@ from datatokens.terms import (
 from fl_client.node import attestation as attest
 from fl_client.protocol import sha256_hex
 from fl_server.errors import RunFailed
+
+log = logging.getLogger("datahub.hub")
 
 
 def settle(
@@ -66,7 +69,14 @@ def accept(escrow: Escrow, terms: JobTerms, acceptances: Mapping[str, str]) -> N
         except SignatureError:
             continue  # that hospital cannot be paid, and the others go on
         good[line.node] = signature
-    escrow.accept(terms, good)
+    try:
+        escrow.accept(terms, good)
+    except TransactionRefused:  # one hospital's key, dataset or rule: it alone is left out
+        for node, signature in good.items():
+            try:
+                escrow.accept(terms, {node: signature})
+            except TransactionRefused as error:
+                log.warning("acceptance of %s is not taken by the chain: %s", node, error)
 
 
 def refund_rejected(

@@ -43,6 +43,7 @@ PURE = [
     "datatokens/refusals.py",
     "datatokens/layouts.py",
     "datatokens/terms.py",
+    "datatokens/wire.py",
     "fl_client/privacy/plan.py",
     "fl_client/node/policy.py",
     "fl_client/node/attestation.py",

@@ -85,3 +85,15 @@ def test_every_custom_error_of_our_interfaces_has_a_sentence() -> None:
         p.read_text() for p in (ROOT / "datatokens" / "contracts" / "interfaces").glob("*.sol")
     )
     assert set(re.findall(r"^\s+error (\w+)\(", text, re.MULTILINE)) <= set(SENTENCES)
+
+
+ATTACKS = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "datahub" / "SECURITY.md").read_text())
+
+
+@pytest.mark.parametrize(("file", "name"), ATTACKS, ids=str)
+def test_every_attack_in_the_table_has_its_test(file: str, name: str) -> None:
+    assert f"def {name}(" in (ROOT / "tests" / file).read_text()
+
+
+def test_the_table_of_attacks__names_forty_or_more() -> None:
+    assert len(set(ATTACKS)) >= 40

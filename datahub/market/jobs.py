@@ -20,15 +20,19 @@ from datahub.market.tables import JobRow
 from datatokens.errors import TermsError
 from datatokens.terms import JobTerms
 from fl_client.errors import NodeError
+from fl_client.node.job_folder import write_whole
 from fl_client.privacy.accounting import pld_epsilon
-from fl_client.protocol import JobSpec
+from fl_client.protocol import JobSpec, sha256_hex
 from fl_server.run_folder import RunFolder
 
+OUTSIDE = "settled outside this hub: there is no report or model of it here"
 _pld = lru_cache(maxsize=100)(pld_epsilon)  # a second of work, always the same
 
 
-def submit(desk: Desk, raw_terms: bytes) -> JobRow:
-    """Take a job in. Idempotent. Raises BadRequest for bad terms, Conflict for a job that the
+def submit(desk: Desk, raw_terms: bytes, files: tuple[bytes, ...] = ()) -> JobRow:
+    """Take a job in, with the model's `files` where the quote's are gone. Idempotent.
+
+    Raises BadRequest for bad terms, Conflict for a job that the
     escrow does not hold.
     """
     try:
@@ -48,6 +52,9 @@ def submit(desk: Desk, raw_terms: bytes) -> JobRow:
             raise Conflict(
                 f"job {job_id[:12]}: the escrow holds no money for exactly these terms; pay first"
             )
+        for content in files:
+            if (digest := sha256_hex(content)) in (spec.graph_hash, spec.weights_hash):
+                write_whole(desk.config.models_folder / digest, content)
         for name in ("graph_hash", "weights_hash"):
             if not (desk.config.models_folder / getattr(spec, name)).exists():
                 raise Conflict(f"{name}: the model's file is not here; ask for the quote again")
@@ -88,14 +95,15 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
     rounds = {line["number"]: line for line in lines if line["event"] == "round"}
     admissions = {line["dataset_id"]: line for line in lines if line["event"] == "admission"}
     settled = desk.escrow.settlement(terms.job_id) if row.state == JobState.SETTLED else None
-    # only what was attested is shown
-    report = json.loads(folder.report) if settled else {"evaluation": None, "hospitals": []}
+    # only what was attested is shown; hospitals may have settled among themselves, without this hub
+    ours = settled is not None and _is_ours(folder, settled.attestation.report_hash)
+    report = json.loads(folder.report) if ours else {"evaluation": None, "hospitals": []}
     attested = {line["dataset_id"]: line for line in report["hospitals"] if line["worked"]}
     return {
         "job_id": row.job_id,
         "buyer": row.buyer,
         "state": row.state,
-        "reason": row.reason,
+        "reason": OUTSIDE if settled and not ours else row.reason,
         "purpose": spec.purpose,
         "amount_units": terms.amount_units,
         "deadline": terms.deadline,
@@ -142,7 +150,7 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
             "change_units": settled.change_units,
         },
         "evaluation": report["evaluation"],
-        "result_ready": row.state == JobState.SETTLED and folder.has_result,
+        "result_ready": ours,
     }
 
 
@@ -165,10 +173,18 @@ def recent(desk: Desk, limit: int = 100) -> list[dict[str, Any]]:
     ]
 
 
+def _is_ours(folder: RunFolder, report_hash: bytes) -> bool:
+    """Whether the report here is the one that was attested on the chain."""
+    return folder.has_result and sha256_hex(folder.report) == report_hash.hex()
+
+
 def result(desk: Desk, row: JobRow) -> RunFolder:
     """The folder with report and sealed model of a settled job. Raises Conflict before that."""
     if row.state != JobState.SETTLED:
         raise Conflict(
             f"job {row.job_id[:12]} is {row.state}; its result is given out once it is settled"
         )
-    return run_folder(desk, row)
+    folder = run_folder(desk, row)
+    if not folder.has_result:
+        raise Conflict(f"job {row.job_id[:12]} was {OUTSIDE}")
+    return folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -33,6 +34,7 @@ MAX_RUNS = 3
 # a killed node is let in again after a minute; then a quorum may start without it
 PATIENCE = timedelta(seconds=90)
 TICK_S = 0.3
+LONGEST_PAUSE_S = 60.0
 
 
 class Reconciler(threading.Thread):
@@ -42,35 +44,66 @@ class Reconciler(threading.Thread):
         super().__init__(name="reconcile", daemon=True)
         self.desk = desk
         self.stopping = threading.Event()
+        self.pauses = Pauses()
 
     def run(self) -> None:
         """Until stopped: every open job takes its next step."""
         while not self.stopping.wait(TICK_S):
             try:
-                reconcile(self.desk)
+                reconcile(self.desk, self.pauses)
             except Exception:
                 # The loop is level-triggered: whatever went wrong, the next look starts from the
                 # facts again.
                 log.exception("reconcile")
 
 
-def reconcile(desk: Desk) -> None:
-    """One look at every open job."""
+class Pauses:
+    """Jobs whose last step failed are left alone for a while, twice as long each time."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, tuple[float, float]] = {}  # job id -> (monotonic time, its length)
+
+    def over(self, job_id: str) -> bool:
+        """Whether the job may be looked at."""
+        return self._until.get(job_id, (0.0, 0.0))[0] <= time.monotonic()
+
+    def note(self, job_id: str, failed: bool) -> None:
+        """After a look."""
+        length = min(LONGEST_PAUSE_S, 2 * self._until.get(job_id, (0.0, TICK_S))[1])
+        if failed:
+            self._until[job_id] = (time.monotonic() + length, length)
+        else:
+            self._until.pop(job_id, None)
+
+
+def reconcile(desk: Desk, pauses: Pauses | None = None) -> None:
+    """One look at every open job that has no pause; whatever one job's step raises is its own."""
+    pauses = pauses or Pauses()
     with desk.session() as session:
         rows = session.exec(
             select(JobRow).where(col(JobRow.state).not_in([str(s) for s in FINAL]))
         ).all()
     for row in rows:
+        if not pauses.over(row.job_id):
+            continue
+        failed = True
         before = (row.state, row.reason, row.run_id, row.runs_started)
         try:
             step(desk, row)
+            failed = False
         except (BankError, TheatreError, HubError) as error:
             row.reason = str(error)
             log.warning("job %s: %s", row.job_id[:12], error)
+        except Exception:
+            # rubbish in a file of this job, a full disk: never another job's trouble
+            row.reason = "the hub could not take this job's next step; its operator's log says why"
+            log.exception("job %s", row.job_id[:12])
+        pauses.note(row.job_id, failed)
         if (row.state, row.reason, row.run_id, row.runs_started) != before:
             with desk.session() as session:
                 session.merge(row)
                 session.commit()
+            log.info("job %s is %s %s", row.job_id[:12], row.state, row.reason)
 
 
 def step(desk: Desk, row: JobRow) -> None:

@@ -11,14 +11,15 @@ import binascii
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from starlette.exceptions import HTTPException
 
 from datahub.errors import BadRequest, HubError
 from datahub.market import (
@@ -34,11 +35,12 @@ from datahub.market import (
 from datahub.market.desk import Desk
 from datahub.order import Order
 from datahub.web import pages
+from datahub.web.bounds import Bounds
 from datatokens.errors import BankError, TermsError
 from datatokens.terms import DisputeTerms
 from fl_server.errors import TheatreError
 
-MAX_BODY_BYTES = 192 * 1024 * 1024
+DatasetId = Annotated[int, Path(ge=1, le=2**32 - 1)]
 
 
 def _desk(request: Request) -> Desk:
@@ -120,9 +122,13 @@ class OrderIn(Body):
 
 
 class JobIn(Body):
-    """The exact terms document that was paid for."""
+    """The exact terms document that was paid for; with the model's files (base64) for a hub that no
+    longer has them.
+    """
 
     terms: str
+    graph: str = ""
+    weights: str = ""
 
 
 def _dispute(given: DisputeIn | None) -> DisputeTerms | None:
@@ -170,7 +176,7 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.desk = desk
-    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    app.mount("/static", StaticFiles(directory=FilePath(__file__).parent / "static"), name="static")
     app.include_router(pages.router)
 
     @app.exception_handler(HubError)
@@ -191,17 +197,20 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         return JSONResponse({"error": f"{where}{shown}: {first['msg']}"}, status_code=422)
 
     @app.middleware("http")
-    async def _limits(request: Request, call_next: Any) -> Response:
-        length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            return JSONResponse(
-                {"error": f"a body may have {MAX_BODY_BYTES} bytes"}, status_code=413
-            )
+    async def _headers(request: Request, call_next: Any) -> Response:
         response: Response = await call_next(request)
         response.headers["x-content-type-options"] = "nosniff"
         response.headers["referrer-policy"] = "no-referrer"
         response.headers["content-security-policy"] = "default-src 'self'; frame-ancestors 'none'"
         return response
+
+    app.add_middleware(Bounds)
+
+    @app.exception_handler(HTTPException)
+    async def _elsewhere(request: Request, error: HTTPException) -> Response:
+        return _say(
+            request, f"{request.method} {request.url.path[:80]}: {error.detail}", error.status_code
+        )
 
     @app.get("/health")
     def health(desk: DeskDep) -> dict[str, Any]:
@@ -229,17 +238,21 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         return catalogue.listing(desk)
 
     @app.put("/api/datasets/{dataset_id}/manifest")
-    def put_manifest(dataset_id: int, document: dict[str, Any], desk: DeskDep) -> dict[str, Any]:
+    def put_manifest(
+        dataset_id: DatasetId, document: dict[str, Any], desk: DeskDep
+    ) -> dict[str, Any]:
         catalogue.put_manifest(desk, dataset_id, document)
         return {"dataset_id": dataset_id}
 
     @app.put("/api/datasets/{dataset_id}/contributors")
-    def put_contributors(dataset_id: int, body: ContributorsIn, desk: DeskDep) -> dict[str, Any]:
+    def put_contributors(
+        dataset_id: DatasetId, body: ContributorsIn, desk: DeskDep
+    ) -> dict[str, Any]:
         contributors.put_contributors(desk, dataset_id, body.epoch, body.entries)
         return {"dataset_id": dataset_id, "epoch": body.epoch, "contributors": len(body.entries)}
 
     @app.put("/api/datasets/{dataset_id}/offer")
-    def put_offer(dataset_id: int, body: OfferIn, desk: DeskDep) -> dict[str, Any]:
+    def put_offer(dataset_id: DatasetId, body: OfferIn, desk: DeskDep) -> dict[str, Any]:
         offers.put_offer(desk, dataset_id, body.offer, body.signature)
         return {"dataset_id": dataset_id}
 
@@ -265,7 +278,14 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
 
     @app.post("/api/jobs", status_code=201)
     def submit(body: JobIn, desk: DeskDep) -> dict[str, Any]:
-        return jobs.describe(desk, jobs.submit(desk, body.terms.encode()))
+        return jobs.describe(
+            desk,
+            jobs.submit(
+                desk,
+                body.terms.encode(),
+                (_base64("graph", body.graph), _base64("weights", body.weights)),
+            ),
+        )
 
     @app.get("/api/jobs")
     def list_jobs(desk: DeskDep) -> list[dict[str, Any]]:
