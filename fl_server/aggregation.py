@@ -7,9 +7,12 @@ rounded once, so that a run repeated after a crash reaches the same model bit fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from fl_client.protocol import JobSpec
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -64,3 +67,28 @@ def server_step(
         more = (rates.get(name, 1.0) - 1.0) * (array - before)
         found[name] = np.asarray(array + more + momentum * (before - previous[name]), np.float32)
     return found
+
+
+def longest_step(spec: JobSpec, persons: int, seats: int, parameters: int) -> float:
+    """The longest way, in L2 norm, that a round of a hospital with `persons` released patients can
+    move a model of so many `parameters`.
+
+    Each of the T local steps moves by rate / (q n) times a sum of at most `seats` vectors
+    (slots.needed) of norm at most the clip, plus noise of sd z * clip in each coordinate. The
+    noises add up to one of sd z * clip * sqrt(T), whose norm passes
+    sd * (sqrt(parameters) + 8) with a chance under exp(-32)
+    (concentration of a 1-Lipschitz function of Gaussians). 1 % more is for rounding.
+    """
+    plan, steps = spec.plan, spec.local_steps
+    noise = plan.noise_multiplier * math.sqrt(steps) * (math.sqrt(parameters) + 8)
+    rate = spec.learning_rate / (plan.sampling_rate * persons)
+    return 1.01 * rate * plan.clip_norm * (steps * seats + noise)
+
+
+def moved(update: Arrays, current: Arrays) -> float:
+    """L2 norm of update - current over all parameters; infinite where a number is not finite."""
+    squares = 0.0
+    for name, array in update.items():
+        step = array.astype(np.float64) - current[name].astype(np.float64)
+        squares += float(np.sum(step * step))
+    return math.sqrt(squares) if math.isfinite(squares) else math.inf

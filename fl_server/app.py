@@ -22,10 +22,12 @@ from flwr.serverapp import Grid, ServerApp
 from fl_client.errors import GraphRefused
 from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
 from fl_client.privacy.evaluation import CELLS
+from fl_client.privacy.slots import needed
 from fl_client.protocol import (
     Admit,
     Attest,
     Evaluate,
+    JobSpec,
     Refused,
     Release,
     Released,
@@ -34,7 +36,7 @@ from fl_client.protocol import (
     Train,
     Trained,
 )
-from fl_server.aggregation import server_step, weighted_mean
+from fl_server.aggregation import longest_step, moved, server_step, weighted_mean
 from fl_server.errors import RunFailed
 from fl_server.exchange import Send, ask, through
 from fl_server.report import Part, Round, build, loss_interval95
@@ -77,7 +79,7 @@ def conduct(job: RunFolder, send: Send) -> None:
         good: dict[int, Update] = {}
         replies = ask(send, job.supernodes, active, request, Trained, ROUND_TIMEOUT_S)
         for dataset_id in active:
-            update = _update(replies[dataset_id], arrays)
+            update = _update(replies[dataset_id], arrays, spec, spec.persons[dataset_id])
             if isinstance(update, Refused):
                 job.progress("dropped", dataset_id=dataset_id, round=number, reason=update.reason)
             else:
@@ -227,8 +229,12 @@ def _attestation(
 Update = tuple[Trained, dict[str, np.ndarray]]  # what a hospital says, and its parameters
 
 
-def _update(said: Trained | Refused, current: Mapping[str, np.ndarray]) -> Update | Refused:
-    """A round's reply with its parameters, decoded once; a refusal where they do not fit."""
+def _update(
+    said: Trained | Refused, current: Mapping[str, np.ndarray], spec: JobSpec, persons: int
+) -> Update | Refused:
+    """A round's reply with its parameters, decoded once; a refusal where they do not fit, or are
+    further off than any round of the plan can lead.
+    """
     if isinstance(said, Refused):
         return said
     try:
@@ -237,4 +243,9 @@ def _update(said: Trained | Refused, current: Mapping[str, np.ndarray]) -> Updat
         return Refused(str(error))
     if {n: a.shape for n, a in given.items()} != {n: a.shape for n, a in current.items()}:
         return Refused("parameters of other names or shapes")
+    seats = needed(persons, spec.plan.sampling_rate)
+    most = longest_step(spec, persons, seats, sum(a.size for a in given.values()))
+    way = moved(given, current)
+    if not way <= most:
+        return Refused(f"an update of length {way:.3g}; the plan allows {most:.3g}")
     return said, given

@@ -47,7 +47,7 @@ Script = Callable[[int, str, ConfigRecord], dict[str, Any] | Error | None]
 
 def folder(tmp_path: Path, momentum: float = 0.0, **changes: Any) -> RunFolder:
     # weights that float32 holds exactly
-    weighted = spec(persons={1: 64, 2: 32, 3: 16, 4: 16}, server_momentum=momentum)
+    weighted = spec(persons={1: 32, 2: 16, 3: 8, 4: 8}, server_momentum=momentum)
     job = terms(weighted, **changes)
     nodes = {line.node: i + 1 for i, line in enumerate(job.datasets)}
     (tmp_path / "terms.json").write_bytes(job.to_json())
