@@ -199,7 +199,7 @@ def trained(clinic: Clinic) -> tuple[JobTerms, JobSpec, dict[str, np.ndarray], P
 
 
 @pytest.fixture
-def hub(clinic: Clinic) -> Iterator[list[tuple[str, dict]]]:
+def hub_calls(clinic: Clinic) -> Iterator[list[tuple[str, dict]]]:
     """Something that takes manifests as a hub does; what it was sent."""
     sent: list[tuple[str, dict]] = []
 

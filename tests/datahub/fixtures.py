@@ -23,7 +23,7 @@ from tests.datahub.hub_world import HubWorld, manifest, open_hub, publish_manife
 
 
 @pytest.fixture(scope="session")
-def bank() -> Iterator[World]:
+def hub_bank() -> Iterator[World]:
     with running_devchain(instant=True) as url:
         made = found_world(url)
         publish_manifests(made)
@@ -31,9 +31,9 @@ def bank() -> Iterator[World]:
 
 
 @pytest.fixture
-def bare_hub(bank: World, tmp_path: Path) -> HubWorld:
+def bare_hub(hub_bank: World, tmp_path: Path) -> HubWorld:
     """A hub that has not been sent a manifest yet."""
-    return open_hub(bank, tmp_path)
+    return open_hub(hub_bank, tmp_path)
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_offer_is_changed_or_taken_to_another_market_or_chain__signature_fails()
         ("state", "retired"),
         ("max_epsilon_per_job", "2"),
         ("epsilon_left", -1),
-        ("delta", 10**400),
+        ("delta", 10**70),
         ("buyers", ["anybody"]),
         ("purposes", ["x"] * 1001),
         ("purposes", ["x" * 201]),

@@ -196,7 +196,7 @@ def test_whole_folder_put_back__job_is_known_but_not_what_it_spent__is_charged_a
 
 
 def test_ledger_put_back__table_replaced_and_a_patient_withdrawn_since__the_count_is_charged(
-    clinic: Clinic, hub: list, tmp_path: Path
+    clinic: Clinic, hub_calls: list, tmp_path: Path
 ) -> None:
     path, backup = clinic.folder / "ledger.sqlite", tmp_path / "backup"
     node, owner = config.read(clinic.folder), accounts()[1][1]

@@ -52,7 +52,7 @@ def spent(clinic: Clinic) -> float:
 
 
 def test_replace_dataset__changed_table__is_the_next_version_with_its_patients_histories(
-    clinic: Clinic, hub: list, tmp_path: Path
+    clinic: Clinic, hub_calls: list, tmp_path: Path
 ) -> None:
     with_patients(clinic)
     job = accepted(clinic)
@@ -65,7 +65,7 @@ def test_replace_dataset__changed_table__is_the_next_version_with_its_patients_h
     registry = Registry(connect(clinic.url), clinic.made.registry)
     assert registry.dataset(clinic.dataset_id).manifest_hash == entry.manifest.hash
     assert version == registry.standing(clinic.dataset_id).version == 2
-    assert hub == [(f"/api/datasets/{clinic.dataset_id}/manifest", entry.manifest.as_dict())]
+    assert hub_calls == [(f"/api/datasets/{clinic.dataset_id}/manifest", entry.manifest.as_dict())]
     assert (entry.name, entry.file, entry.manifest.schema) == (old.name, more, SCHEMA)
     counted = spent(clinic)
     assert counted > before, "the new noised count is charged, on top of what was spent"
@@ -84,7 +84,7 @@ def test_replace_dataset__changed_table__is_the_next_version_with_its_patients_h
 
 
 def test_replace_dataset__moved_table__changes_the_place_alone(
-    clinic: Clinic, hub: list, tmp_path: Path
+    clinic: Clinic, hub_calls: list, tmp_path: Path
 ) -> None:
     clinic.room()
     before = entry_of(clinic)
@@ -100,7 +100,7 @@ def test_replace_dataset__moved_table__changes_the_place_alone(
 
 
 def test_replace_dataset__rows_that_lack_a_value__are_not_dropped_without_a_word(
-    clinic: Clinic, hub: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    clinic: Clinic, hub_calls: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     holes = tmp_path / "holes.csv"
     holes.write_text(entry_of(clinic).file.read_text() + "\n1,,1\n2\n")
@@ -126,7 +126,7 @@ def test_replace_dataset__too_few_or_unknown_or_another_schema__refused_and_noth
 
 
 def test_withdraw_patient__while_the_node_runs__is_out_of_the_next_round_and_later_versions(
-    clinic: Clinic, hub: list, tmp_path: Path
+    clinic: Clinic, hub_calls: list, tmp_path: Path
 ) -> None:
     with_patients(clinic)
     job = accepted(clinic)
@@ -285,7 +285,7 @@ def test_data_room__older_folder__patients_are_bound_by_all_that_was_spent(older
 
 
 def test_data_room__older_folder_with_a_changed_table__is_skipped_and_replaced(
-    older: Clinic, hub: list
+    older: Clinic, hub_calls: list
 ) -> None:
     entry = entry_of(older)
     entry.file.write_text(entry.file.read_text() + "\n1,1,1")
