@@ -263,7 +263,7 @@ def test_commands__an_operator_makes_a_hub_of_their_own(
         (["job", "ab", "--hub", NOWHERE], "does not answer"),
         (
             ["claim", "--network", "nobody", "--key-file", "missing"],
-            "missing does not exist",
+            "network 'nobody' is not pinned",
         ),
         (["demo", "--data", "iris"], "DATA=iris must be one of"),
     ],
