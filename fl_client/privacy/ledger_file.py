@@ -9,7 +9,6 @@ until it is mended. Knows nothing of what is affordable.
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -76,7 +75,7 @@ class LedgerFile:
         self._mending = False
         # before SQLite makes it for everybody to read; what it puts beside it gets the same bits
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            path.touch(mode=0o600)  # the umask can only take away from it
         except OSError as error:
             raise LedgerError(
                 f"the privacy ledger cannot be used ({error.strerror}); nothing was released"
