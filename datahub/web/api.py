@@ -234,7 +234,7 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
 
     @app.get("/api/datasets")
     def datasets(desk: DeskDep) -> list[dict[str, Any]]:
-        catalogue.sync(desk)
+        catalogue.fresh(desk)
         return catalogue.listing(desk)
 
     @app.put("/api/datasets/{dataset_id}/manifest")
