@@ -38,7 +38,7 @@ def keep(desk: Desk, terms: JobTerms, graph: bytes, weights: bytes) -> None:
                 graph_hash=spec.graph_hash,
                 weights_hash=spec.weights_hash,
                 model_bytes=len(graph) + len(weights),
-                quoted_at=int(time.time()),
+                quoted_at=time.time(),
             )
         )
         pushed_out = _make_room(session)

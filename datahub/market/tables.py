@@ -56,6 +56,16 @@ class ContributorRow(SQLModel, table=True):
     weight: str
 
 
+class TreeRow(SQLModel, table=True):
+    """The tree over a kept contributor list; its nodes are in the hub's folder under `root`."""
+
+    __tablename__ = "tree"
+    dataset_id: int = Field(primary_key=True)
+    epoch: int = Field(primary_key=True)
+    root: str
+    leaves: int
+
+
 class QuoteRow(SQLModel, table=True):
     """Terms that were quoted and not yet paid, for an hour; `model_bytes` of graph and weights."""
 
@@ -65,7 +75,7 @@ class QuoteRow(SQLModel, table=True):
     graph_hash: str = Field(index=True)
     weights_hash: str = Field(index=True)
     model_bytes: int
-    quoted_at: int = Field(index=True)  # unix seconds
+    quoted_at: float = Field(index=True)  # unix seconds
 
 
 class FigureRow(SQLModel, table=True):

@@ -164,7 +164,8 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         yield
         if loop:
             loop.stopping.set()
-            loop.join(timeout=10)
+            # a step that waits for the chain may be cut off: each is taken again until it is done
+            loop.join(timeout=0.5)
 
     app = FastAPI(
         title="datahub",
