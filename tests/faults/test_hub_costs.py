@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlmodel import delete, select
 
+from datahub.demo.stack import free_ports
 from datahub.errors import BadRequest, Busy, Conflict
 from datahub.market import catalogue, claims, contributors, jobs, orders, quotes, reconcile
 from datahub.market.desk import Desk
 from datahub.market.following import Follower, Seldom
 from datahub.market.tables import QuoteRow, TreeRow
+from datatokens.chain.rpc_server import accounts
 from datatokens.merkle import Tree
 from datatokens.terms import JobTerms
 from fl_client.data import schemas
 from fl_client.data.schemas import Feature, Schema
 from fl_client.errors import DatasetError
+from fl_client.node.config import write_private
 from fl_client.privacy import accounting
 from fl_client.privacy.plan import Charge
 from fl_client.protocol import sha256_hex
+from fl_server.certificates import write_certificates
 from tests.datahub.hub_world import HubWorld, manifest
 from tests.datahub.test_contributors import ACCOUNTS, ENTRIES, listed, post
 
@@ -340,6 +350,27 @@ def test_a_plan_that_no_hospital_with_a_budget_takes__costs_the_hub_nothing(
     bomb = replace(terms, spec=spec)
     assert accounting.epsilon([Charge(0.3, plan["sampling_rate"], 1000, "x")], 1e-5) > 100
     jobs.keep_figure(hub.desk, bomb)
+
+
+def test_a_hub_with_hanging_connections__stops_at_once(hub: HubWorld) -> None:
+    folder = hub.desk.config.folder
+    write_private(folder / "keys" / "operator.key", accounts()[0][1].encode())
+    write_certificates(hub.desk.config.superlink_folder)
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "datahub.cli", "hub", "start", str(folder)]
+    with subprocess.Popen([*command, "--port", str(port)]) as process:
+        for _ in range(300):
+            try:
+                assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
+                break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        with socket.create_connection(("127.0.0.1", port)) as hanging:
+            hanging.sendall(b"POST /api/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=5)  # 2 s on an idle machine
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_hubs_folder__is_its_users_alone(hub: HubWorld, tmp_path: Path) -> None:
