@@ -143,7 +143,10 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
                 "node": line.node,
                 "price_units": line.price_units,
                 "voucher": line.voucher,
-                "accepted": admissions.get(line.dataset_id, {}).get("accepted"),
+                # none: not asked yet, or it did not answer, which is no refusal
+                "accepted": None
+                if admissions.get(line.dataset_id, {}).get("silent")
+                else admissions.get(line.dataset_id, {}).get("accepted"),
                 "reason": admissions.get(line.dataset_id, {}).get("reason", ""),
                 "attested": {
                     name: attested[line.dataset_id][name]

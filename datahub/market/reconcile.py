@@ -138,6 +138,10 @@ def step(desk: Desk, row: JobRow, online: Callable[[], set[int]]) -> None:
         return
     if acceptances := folder.acceptances:
         settlement.accept(desk.escrow, terms, acceptances)
+        accepted = desk.escrow.job(terms.job_id).accepted
+        taken = [line.node for i, line in enumerate(terms.datasets) if accepted >> i & 1]
+        if folder.taken != frozenset(taken):
+            folder.keep_taken(taken)
     if outcome := folder.outcome:
         _act_on_outcome(desk, row, terms, folder, outcome)
     elif row.run_id is None:
