@@ -13,17 +13,24 @@ secret.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from starlette.exceptions import HTTPException
 
 from fl_client.node.config import write_private
 from fl_server.certificates import write_certificates
 from fl_server.gate import OperatorGate
+
+log = logging.getLogger("datahub.superlink")
+T = TypeVar("T")
 
 
 def operator_token(folder: Path) -> str:
@@ -38,6 +45,22 @@ def _secret(path: Path) -> Path:
     if not path.exists():
         write_private(path, secrets.token_hex(32).encode())
     return path
+
+
+def own_replies(stock: Callable[..., T]) -> Callable[..., T]:
+    """Flower's handler of nodes' replies, for those alone that the node that sends them has made:
+    stock Flower authenticates the sender and then believes the name in the message, so that one
+    hospital could answer for another.
+    """
+
+    def push_messages(request: Any, state: Any) -> T:
+        sender = request.node.node_id
+        if any(one.metadata.src_node_id != sender for one in request.messages_list):
+            log.warning("node %d has tried to answer in another node's name", sender)
+            raise HTTPException(403, "a node answers for itself alone")
+        return stock(request=request, state=state)
+
+    return push_messages
 
 
 def main() -> None:
@@ -73,6 +96,7 @@ def main() -> None:
     )
     from flwr.superlink import extensions
     from flwr.superlink.cli import flower_superlink  # the function, which hides its module
+    from flwr.superlink.servicer.fleet import fleet_handlers as handlers
     from starlette.middleware import Middleware
 
     flower: Any = sys.modules["flwr.superlink.cli.flower_superlink"]
@@ -94,6 +118,7 @@ def main() -> None:
     flower.uvicorn.run = partial(
         stock_run, proxy_headers=False, timeout_graceful_shutdown=1, server_header=False
     )
+    handlers.push_messages = own_replies(handlers.push_messages)
     sys.argv = ["flower-superlink", "--host", arguments.host, "--port", str(arguments.port)]
     sys.argv += [
         "--ssl-ca-certfile",

@@ -24,12 +24,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.common.args import add_args_flwr_app_common, try_obtain_flwr_app_token
+from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.primitives.asymmetric import sign_message
 
 from datahub.demo.stack import free_ports
 from fl_server import gate
 from fl_server.gate import OperatorGate
+from fl_server.runs import SuperLink
 from fl_server.superexec import _TokenInFile
 
 KEY = ec.generate_private_key(ec.SECP384R1())
@@ -182,6 +184,33 @@ def test_superlink__another_user_of_the_machine__gets_no_task(
     for path in (folder, *folder.glob("*")):
         assert path.stat().st_mode & 0o077 == 0, path
     assert {"superlink.db", "superexec.secret", "operator.token"} <= set(os.listdir(folder))
+
+
+@pytest.mark.e2e
+def test_superlink__a_hospital_that_answers_for_another__is_refused(
+    superlink: tuple[Path, int, Any],
+) -> None:
+    folder, port, _ = superlink
+    token = (folder / "operator.token").read_text()
+    operator = SuperLink(f"127.0.0.1:{port}", folder / "ca.crt", token)
+    mine = operator.register_node(PEM, "mine")
+    other = ec.generate_private_key(ec.SECP384R1()).public_key()
+    pem = other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    theirs = operator.register_node(pem, "theirs")
+    headers = FLOWER | {name.decode(): value.decode() for name, value in signed(0)}
+
+    def pushed(source: int) -> httpx.Response:
+        request = PushMessagesRequest()
+        request.node.node_id = mine
+        request.messages_list.add().metadata.src_node_id = source
+        with client(superlink) as ours:
+            return ours.post(
+                "/v1/fleet/push-messages", content=request.SerializeToString(), headers=headers
+            )
+
+    refused = pushed(theirs)
+    assert refused.status_code == 403 and b"answers for itself" in refused.content
+    assert b"answers for itself" not in pushed(mine).content
 
 
 @pytest.mark.e2e
