@@ -154,6 +154,33 @@ def test_pure_files_import_nothing_that_acts(name: str) -> None:
             ), imported
 
 
+# files that this machine's user or program has written, the packaged ones, and the parsers
+OWN_JSON = {
+    "datatokens/build.py",
+    "datatokens/chain/artifacts.py",
+    "datatokens/chain/devchain.py",
+    "datatokens/deploy.py",
+    "datatokens/wire.py",
+    "fl_client/model/graph.py",
+    "fl_client/node/entries.py",
+    "fl_client/node/job_folder.py",
+    "fl_client/privacy/counter.py",
+    "fl_client/protocol.py",
+    "fl_server/run_folder.py",
+}
+
+
+def test_what_another_party_wrote__is_parsed_in_one_place() -> None:
+    """json.loads takes any depth and number; datatokens/wire.py bounds both."""
+    used = {
+        name_of(path)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("json.loads", "json.load")
+    }
+    assert used == OWN_JSON
+
+
 def test_no_import_cycles() -> None:
     graph = {}
     for path in FILES:

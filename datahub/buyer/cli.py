@@ -17,6 +17,7 @@ from rich.table import Table
 from datahub.errors import HubError, OrderRefused
 from datatokens.errors import BankError
 from datatokens.terminal import Terminal
+from datatokens.wire import parse
 from fl_client.errors import NodeError
 from fl_server.errors import TheatreError
 
@@ -417,5 +418,5 @@ def _save(job: Job, result: Result, out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"job_id": job.id, "state": "settled", "folder": str(out)}))
     else:
-        console.print(evaluation_line(json.loads(result.report)["evaluation"]))
+        console.print(evaluation_line(parse(result.report)["evaluation"]))
         console.print(f"settled; {', '.join(files)} are in {out}")

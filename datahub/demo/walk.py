@@ -8,7 +8,6 @@ it are stack.py's.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -40,6 +39,7 @@ from datahub.money import money
 from datatokens.bindings.registry import Token
 from datatokens.bindings.revenue import Revenue
 from datatokens.terminal import Terminal, marked
+from datatokens.wire import parse
 
 EPSILON, ROUNDS = 4.0, 10
 SECOND_EPSILON, SECOND_ROUNDS = 3.0, 3
@@ -159,7 +159,7 @@ def _walk(
     )
     console.print(
         "measured by the hospitals on their own patients: "
-        + evaluation_line(json.loads(result.report)["evaluation"])
+        + evaluation_line(parse(result.report)["evaluation"])
     )
     claims = _claim(stack)
     _money_table(stack, first, claims, hospitals)

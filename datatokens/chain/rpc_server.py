@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from datatokens.chain.devchain import CHAIN_ID, MNEMONIC, DevChain, RpcError, accounts
+from datatokens.errors import TermsError
+from datatokens.wire import parse
 
 __all__ = ["DevChain", "accounts", "anvil_binary", "running_anvil", "running_devchain"]
 
@@ -63,8 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse("a request needs the content-type application/json")
             return
         try:
-            body = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError):
+            body = parse(self.rfile.read(int(length)))
+        except TermsError:
             self._reply(_error(None, -32700, "the body is not JSON"))
             return
         if not isinstance(body, list):

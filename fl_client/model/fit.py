@@ -1,6 +1,5 @@
 """Does a model fit what it is to be trained for: loss, last step, inputs? Pure; asked by
-the buyer before money moves, by the hub at the quote and by every node. Knows nothing of privacy or
-jobs.
+the buyer before a quote and by every node at admission. Knows nothing of privacy or jobs.
 """
 
 from __future__ import annotations

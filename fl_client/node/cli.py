@@ -18,7 +18,9 @@ from rich.table import Table
 
 from datatokens.chain.connection import connect
 from datatokens.deploy import verify
+from datatokens.errors import TermsError
 from datatokens.terminal import Terminal
+from datatokens.wire import parse
 from fl_client.data.schemas import MOST_RECORDS, PLATFORM_MINIMUM_PERSONS, USUAL_RECORDS, Schema
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.node import config as node_config
@@ -119,8 +121,8 @@ def add_dataset(
             "record is a patient of its own"
         )
     try:
-        parsed = Schema.from_dict(json.loads(schema.read_text()))
-    except (OSError, ValueError) as error:
+        parsed = Schema.from_dict(parse(schema.read_bytes()))
+    except (OSError, TermsError) as error:
         raise DatasetError(f"schema: {schema} is not a readable JSON file: {error}") from error
     listing = Listing(
         name,

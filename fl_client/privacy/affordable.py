@@ -137,9 +137,9 @@ def check_fits(db: sqlite3.Connection, cohort: int, charges: Sequence[Charge], w
         else "the lifetime budget of another dataset with some of the same patients,"
     )
     raise BudgetExceeded(
-        f"{who} needs epsilon={alone:.3f} on top of {before:.3f} spent or reserved, together "
-        f"{after:.3f}; {whose} of {budget.epsilon:g} at delta={budget.delta:g} leaves "
-        f"{max(0.0, budget.epsilon - before):.3f}"
+        f"{who} needs epsilon={alone:.3f}, as a lifetime counts it, on top of {before:.3f} spent "
+        f"or reserved, together {after:.3f}; {whose} of {budget.epsilon:g} at "
+        f"delta={budget.delta:g} leaves {max(0.0, budget.epsilon - before):.3f}"
     )
 
 

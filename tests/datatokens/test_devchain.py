@@ -483,7 +483,7 @@ def post(port: int, body: bytes, content_type: str = "application/json", **heade
         (b'{"id":1,"method":"eth_chainId","params":{}}', -32602),
         (b'{"id":1,"method":"eth_sign","params":[]}', -32601),
         (b'{"id":1,"method":"eth_chainId","params":[1,2]}', -32602),
-        (b'{"id":1,"method":"eth_getBlockByNumber","params":[1e999,false]}', -32602),
+        (b'{"id":1,"method":"eth_getBlockByNumber","params":[1e999,false]}', -32700),
         (b"[" + b",".join([b"{}"] * 1001) + b"]", -32600),
     ],
 )

@@ -222,7 +222,8 @@ def test_reserve__does_not_fit__says_what_is_needed_spent_and_left(ledger: Ledge
     alone = lifetime([Charge(1.0, 1.0, 5, "training")])
     sentence = str(refused.value)
     assert (
-        f"this job needs epsilon={alone:.3f} on top of {before:.3f} spent or reserved" in sentence
+        f"this job needs epsilon={alone:.3f}, as a lifetime counts it, on top of {before:.3f} spent"
+        in sentence
     )
     assert f"the lifetime budget of 3 at delta=1e-05 leaves {3 - before:.3f}" in sentence
     assert [line.job_id for line in ledger.jobs("ward")] == ["job"]
