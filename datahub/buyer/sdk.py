@@ -28,7 +28,7 @@ from datatokens import deploy
 from datatokens.bindings.escrow import Escrow, Status
 from datatokens.bindings.registry import Registry
 from datatokens.chain.connection import connect
-from datatokens.errors import TermsError
+from datatokens.errors import TermsError, TransactionRefused
 from datatokens.terms import DisputeTerms, JobTerms
 from fl_client.protocol import JobSpec, sha256_hex
 from fl_server.results import Result, unseal
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 POLL_S = 0.25
+SEEN_S = 180.0
 LEAST_TIME_S = 300  # a job that would be paid with less time left to its deadline is not
 
 
@@ -276,17 +277,41 @@ class Job:
         }
 
     def pay(self) -> None:
-        """Escrow the price, if it is not there yet. Raises OrderRefused with too little time left,
-        and what `Escrow.create_job` raises.
+        """Escrow the price, if it is not there yet, after any other payment from this wallet.
+        Raises OrderRefused with too little time left, and what `Escrow.create_job` raises.
         """
         if self.on_chain is not Status.NONE:
             return
-        terms = self.terms
-        if (left := terms.deadline - self.buyer.chain.now()) < LEAST_TIME_S:
-            raise OrderRefused(
-                f"job {self.id[:12]} was not paid, and its deadline is in {left} s: order it again"
-            )
-        self.buyer.escrow.create_job(terms)
+        with job_store.sole_payer(self.buyer.address):
+            if self.on_chain is not Status.NONE:
+                return  # by another process, while this one waited
+            terms = self.terms
+            if (left := terms.deadline - self.buyer.chain.now()) < LEAST_TIME_S:
+                raise OrderRefused(
+                    f"job {self.id[:12]} was not paid, and its deadline is in {left} s: order it "
+                    "again"
+                )
+            try:
+                self.buyer.escrow.create_job(terms)
+            except TransactionRefused as error:
+                if error.name == "ERC20InsufficientAllowance":
+                    raise OrderRefused(
+                        f"job {self.id[:12]} was not paid and nothing was taken: another machine "
+                        f"is paying from {self.buyer.address} too and has changed its approval; "
+                        f"when that is done: datahub resume {self.id[:12]}"
+                    ) from error
+                # sent before, by a process that was killed while the block was waited for
+                if error.name != "JobExists" or self._changed(Status.NONE) is Status.NONE:
+                    raise
+
+    def _changed(self, before: Status) -> Status:
+        """What the escrow says once it is no longer `before`, or after SEEN_S: what a killed
+        process has sent may not be deep enough in the chain yet.
+        """
+        end = time.monotonic() + SEEN_S
+        while (status := self.on_chain) is before and time.monotonic() < end:
+            time.sleep(POLL_S)
+        return status
 
     def hand_over(self) -> None:
         """Tell the hub of the paid job; with the model's files where it no longer has them. Any
@@ -350,21 +375,27 @@ class Job:
                 f"job {self.id[:12]} has {left} s left until its deadline; only after it the money "
                 f"comes back without the hospitals (datahub resume {self.id[:12]} waits for them)"
             )
-        if kept := job_store.kept(self.id):
-            self.buyer.escrow.refund(kept.terms)
-        else:
-            self.buyer.escrow.refund_recorded(raw)
+        try:
+            if kept := job_store.kept(self.id):
+                self.buyer.escrow.refund(kept.terms)
+            else:
+                self.buyer.escrow.refund_recorded(raw)
+        except TransactionRefused as error:
+            # by the hub at the same moment, or sent before by a process that was killed
+            if error.name != "WrongStatus" or self._changed(status) is not Status.REFUNDED:
+                raise
 
     def dispute(self) -> None:
         """Ask the arbiter in the terms to look at the attested result, for the bond. Raises
-        OrderRefused before there is
-        a result, TransactionRefused after the window."""
+        OrderRefused before there is a result, TransactionRefused after the window.
+        """
         attested = self.buyer.escrow.attested(bytes.fromhex(self.id))
         if attested is None:
             raise OrderRefused(
                 f"job {self.id[:12]} has no attested result yet, so there is nothing to dispute"
             )
-        self.buyer.escrow.dispute(self.terms, attested)
+        with job_store.sole_payer(self.buyer.address):
+            self.buyer.escrow.dispute(self.terms, attested)
 
     def result(self) -> Result:
         """The model and the report, checked against what the hospitals attested on-chain."""

@@ -166,6 +166,21 @@ class Chain:
             )
         return receipt
 
+    def transfer(self, to: str, wei: int) -> None:
+        """Send gas coin to an account. Raises NodeRefused where there is too little."""
+        there: Any = Web3.to_checksum_address(to)
+        self._transact(
+            lambda: None,
+            lambda: int(
+                self._ask(
+                    lambda: self._web3.eth.estimate_gas(
+                        {"from": self._sender(), "to": there, "value": wei}
+                    )
+                )
+            ),
+            lambda options: {**options, "to": there, "value": wei},
+        )
+
     def deploy(self, name: str, *arguments: Any) -> str:
         """Deploy an artifact; the new address. Raises TransactionRefused."""
         item, sender = artifact(name), self._sender()
