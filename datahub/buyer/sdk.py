@@ -129,19 +129,22 @@ class Buyer:
         from datahub.order import Order, Venue
         from fl_client.privacy.evaluation import expected_intervals
 
+        if max_fee_units is not None and type(max_fee_units) is not int:
+            raise OrderRefused(f"max_fee_units={max_fee_units!r:.60} must be a whole number")
         market = self.network.deployment.market
-        rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
-        facts = [quoting.listed(self.registry, rows, d, self.address, market) for d in datasets]
-        if not facts:
+        ids = quoting.dataset_ids("datasets", datasets)
+        if not ids:
             raise OrderRefused("datasets: name at least one dataset id")
+        rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
+        facts = [quoting.listed(self.registry, rows, d, self.address, market) for d in ids]
         persons = [one.manifest.persons for one in facts]
         width = facts[0].manifest.schema.width
-        graph, weights = quoting.model_files(model, example, width, loss)
+        graph, weights = quoting.model_files(model, example, width, loss, server_rates)
         order = Order(
             buyer=self.address,
             buyer_public_key=self.result_public_key,
-            datasets=tuple(datasets),
-            vouchers=tuple(vouchers),
+            datasets=ids,
+            vouchers=quoting.dataset_ids("vouchers", vouchers),
             compute_minutes=compute_minutes,
             dispute=dispute,
             graph=graph,
