@@ -39,11 +39,11 @@ def start(
         rows = [{"address": who, "key": key, "wei": FUNDS_WEI} for who, key in accounts()]
         typer.echo(json.dumps({"mnemonic": MNEMONIC, "accounts": rows}))
     else:
-        typer.echo(
+        _say(
             f"Test accounts, each with {FUNDS_WEI // 10**18} coins on a new chain. Their keys are "
             f"public (every developer's mnemonic, {MNEMONIC!r}): never send anything real there."
         )
-        typer.echo("\n".join(f"{who}  key {key}" for who, key in accounts()))
+        _say("\n".join(f"{who}  key {key}" for who, key in accounts()))
     sys.stdout.flush()  # what replaces us does not know our buffer
     os.execv(  # noqa: S606 replaces us
         sys.executable,
@@ -84,7 +84,7 @@ def deploy(
         made.save(out)
     except (BankError, OSError) as error:
         _fail(str(error))
-    typer.echo(
+    _say(
         f"registry {made.registry}, market {made.market}, payment token {made.payment_token}: "
         f"written to {out}"
     )
@@ -131,7 +131,7 @@ def faucet(
         typer.echo(json.dumps(asdict(purse)))
     else:
         money = "" if purse.units is None else f"{purse.units / UNITS:g} tUSD and "
-        typer.echo(f"{purse.address} has {money}{purse.wei / WEI:g} coins for gas now")
+        _say(f"{purse.address} has {money}{purse.wei / WEI:g} coins for gas now")
 
 
 @app.command("verify")
@@ -150,7 +150,7 @@ def verify_code(
         made = _verified(deployment, url)[1]
     except BankError as error:
         _fail(str(error))
-    typer.echo(f"registry {made.registry} and market {made.market} carry the code of this version")
+    _say(f"registry {made.registry} and market {made.market} carry the code of this version")
 
 
 @app.command()
@@ -180,11 +180,10 @@ def status(
         }
     except BankError as error:
         _fail(str(error))
-    typer.echo(
-        json.dumps(facts)
-        if as_json
-        else "\n".join(f"{name}: {value}" for name, value in facts.items())
-    )
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        _say("\n".join(f"{name}: {value}" for name, value in facts.items()))
 
 
 @app.command()
@@ -253,7 +252,7 @@ def privacy(
         Terminal().print(table)
         for line in lines:
             if line.misfit:
-                typer.echo(f"dataset {line.dataset_id}: {line.misfit}")
+                _say(f"dataset {line.dataset_id}: {line.misfit}")
     if any(line.overspent or line.misfit for line in lines):
         raise typer.Exit(1)
 
@@ -271,8 +270,17 @@ def _verified(file: Path, url: str) -> tuple[Chain, Deployment]:
     return chain, made
 
 
+def _say(text: str, err: bool = False) -> None:
+    """Print lines as they are, wherever a line or an address would be broken otherwise; what a
+    stranger's node has put into them is shown and not obeyed.
+    """
+    from datatokens.terminal import visible
+
+    typer.echo(visible(text), err=err)
+
+
 def _fail(sentence: str) -> NoReturn:
-    typer.echo(sentence, err=True)
+    _say(sentence, err=True)
     raise typer.Exit(1)
 
 
