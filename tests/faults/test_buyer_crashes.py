@@ -487,13 +487,24 @@ def paused(wallet: Wallet, at: Place) -> Process:
     def met(place: Place) -> None:
         if place == at:
             here.touch()
-            while not go.exists():
+            for _ in range(3000):  # a test that fails must not leave it behind
+                if go.exists():
+                    return
                 time.sleep(0.01)
+            os._exit(9)
 
     process = begin(wallet.buy, wallet.folder / "first.txt", met)
-    while not here.exists():
-        time.sleep(0.01)
+    until(here.exists)
     return process
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for it, half a minute at most."""
+    for _ in range(3000):
+        if true():
+            return
+        time.sleep(0.01)
+    pytest.fail("waited in vain")
 
 
 def test_two_purchases_at_once_from_one_wallet__the_second_waits(
@@ -503,8 +514,7 @@ def test_two_purchases_at_once_from_one_wallet__the_second_waits(
     wallet = stage.wallet()
     first = paused(wallet, sending(found)[1])
     second = begin(wallet.buy, wallet.folder / "second.txt")
-    while len(job_store.kept_jobs()) < 2:
-        time.sleep(0.01)
+    until(lambda: len(job_store.kept_jobs()) == 2)
     time.sleep(0.5)
     assert wallet.approved == PRICE and not wallet.paid()
     (wallet.folder / "go").touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -67,8 +68,6 @@ def test_every_print_of_the_commands__goes_through_the_terminal_that_escapes(mod
             first = node.args[0]
             assert isinstance(first, ast.Call), ast.unparse(node)
             assert ast.unparse(first.func) in ("json.dumps", "visible"), ast.unparse(node)
-        if name.endswith("console.print"):
-            assert name == "console.print"
     for name in ("console", "complaints"):
         assert isinstance(getattr(cli, name), Terminal)
 
@@ -78,9 +77,8 @@ class Swearing(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        said = (
-            b'{"jsonrpc":"2.0","id":0,"error":{"code":1,"message":"\\u001b[2J\\u001b]0;x\\u0007"}}'
-        )
+        error = {"code": 1, "message": "\x1b[2J\x1b]0;x\x07"}
+        said = json.dumps({"jsonrpc": "2.0", "id": 0, "error": error}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(said)))
         self.end_headers()
