@@ -304,7 +304,7 @@ def test_a_purchase_killed_around_every_change__ends_in_a_result_or_the_money(
 ) -> None:
     sent = around(found, "send_raw_transaction(", "._client.request(")
     written = [place for place in around(found, ".replace(path)") if place not in sent]
-    others = [place for place in found[::80] if place not in [*sent, *written]]
+    others = [place for place in found[::160] if place not in [*sent, *written]]
     assert len(sent) >= 6 and len(written) >= 12
     kept = tried([*sent, *written[::2], *others[::2]], lambda at: after_a_kill(stage, at, True))
     lost = tried([*sent, *written[1::2], *others[1::2]], lambda at: after_a_kill(stage, at, False))
@@ -457,27 +457,52 @@ def test_claim_killed_at_every_statement__pays_once(contributor: Contributor) ->
 # what is worse than one kill at a moment
 
 
-def test_killed_while_the_payment_waits_for_a_block__is_paid_once(
-    stage: Stage, found: list[Place]
-) -> None:
-    """The chain knows nothing of the payment yet when the buyer goes on."""
+@pytest.fixture
+def by_hand(stage: Stage) -> Iterator[Callable[[bool], None]]:
+    """Whether the chain mines by itself: by_hand(True), by_hand(False)."""
     if not anvil_binary():
         pytest.skip("a chain that mines when it is told to is anvil: make tools")
+    operator = stage.hub.bank.operator
+
+    def turn(on: bool) -> None:
+        operator.rpc("evm_setAutomine", not on)
+        if not on:
+            operator.rpc("evm_mine")
+
+    yield turn
+    turn(False)
+
+
+def test_killed_while_the_payment_waits_for_a_block__is_paid_once(
+    stage: Stage, found: list[Place], by_hand: Callable[[bool], None]
+) -> None:
+    """The chain knows nothing of the payment yet when the buyer goes on."""
     after = sending(of_resume(stage, found))[1]
     wallet, job = died(stage, found, 1)
-    operator = stage.hub.bank.operator
-    operator.rpc("evm_setAutomine", False)
-    try:
-        assert run(lambda: wallet.resume(job), wallet.folder, at=after).killed
-        assert wallet.paid() == {}
-        again = begin(lambda: wallet.resume(job), wallet.folder / "output.txt")
-        time.sleep(1)
-        assert wallet.paid() == {}
-    finally:
-        operator.rpc("evm_setAutomine", True)
-        operator.rpc("evm_mine")
+    by_hand(True)
+    assert run(lambda: wallet.resume(job), wallet.folder, at=after).killed
+    assert wallet.paid() == {}
+    again = begin(lambda: wallet.resume(job), wallet.folder / "output.txt")
+    time.sleep(1)
+    assert wallet.paid() == {}
+    by_hand(False)
     done(again.wait(working(stage)))
     assert ending(wallet) == RESULT
+
+
+def test_killed_while_the_refund_waits_for_a_block__comes_once(
+    stage: Stage, found: list[Place], by_hand: Callable[[bool], None]
+) -> None:
+    after = sending(of_refund(stage, found, True))[1]
+    wallet, job = late(stage, found, True)
+    by_hand(True)
+    assert run(lambda: wallet.refund(job), wallet.folder, at=after).killed
+    assert wallet.units == MONEY - PRICE
+    again = begin(lambda: wallet.refund(job), wallet.folder / "output.txt")
+    time.sleep(1)
+    by_hand(False)
+    done(again.wait())
+    assert ending(wallet) == REFUND
 
 
 def paused(wallet: Wallet, at: Place) -> Process:
