@@ -382,7 +382,7 @@ def _finish(job: Job, out: Path, as_json: bool) -> None:
     try:
         job.pay()
         status = job.on_chain
-        if status is Status.FUNDED and job.buyer.chain.now() > job.terms.deadline:
+        if status is Status.FUNDED and job.buyer.chain.now() > job.deadline:
             job.refund()
             return _refunded(job, as_json)
         if status is Status.REFUNDED:

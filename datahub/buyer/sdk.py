@@ -244,11 +244,17 @@ class Job:
     @property
     def terms(self) -> JobTerms:
         """The terms: from the own disk, else from the hub, whose word is checked against the id.
-        Raises OrderRefused for others.
+        Raises OrderRefused for others, HubError where they are nowhere.
         """
         if kept := job_store.kept(self.id):
             return kept.terms
-        raw = self.buyer.hub.call("GET", f"/api/jobs/{self.id}/terms").content
+        try:
+            raw = self.buyer.hub.call("GET", f"/api/jobs/{self.id}/terms").content
+        except HubError as error:
+            raise HubError(
+                f"the terms of job {self.id[:12]} are not on this disk, and not to be had from the "
+                f"hub ({error}); if it stays so, the money comes back after the deadline"
+            ) from error
         try:
             terms = JobTerms.from_json(raw)
         except TermsError as error:
@@ -256,6 +262,12 @@ class Job:
         if terms.job_id.hex() != self.id:
             raise OrderRefused(f"the hub's terms of job {self.id[:12]} are another job's")
         return terms
+
+    @property
+    def deadline(self) -> int:
+        """Unix seconds: as the chain has it, or that of terms which were never paid."""
+        paid = self.buyer.escrow.created_by(self.buyer.address).get(bytes.fromhex(self.id))
+        return self.terms.deadline if paid is None else paid
 
     @property
     def on_chain(self) -> Status:
@@ -372,8 +384,7 @@ class Job:
         status, raw = self.on_chain, bytes.fromhex(self.id)
         if status is not Status.FUNDED:
             raise OrderRefused(f"job {self.id[:12]} is {status}: there is nothing to take back")
-        deadline = self.buyer.escrow.created_by(self.buyer.address).get(raw)
-        if deadline is not None and (left := deadline - self.buyer.chain.now()) >= 0:
+        if (left := self.deadline - self.buyer.chain.now()) >= 0:
             raise OrderRefused(
                 f"job {self.id[:12]} has {left} s left until its deadline; only after it the money "
                 f"comes back without the hospitals (datahub resume {self.id[:12]} waits for them)"
