@@ -43,6 +43,11 @@ ChainUrl = Annotated[
 ]
 
 
+@hub.callback()
+def _private() -> None:
+    os.umask(0o077)  # whatever is written in a hub's folder is its user's alone
+
+
 @hub.command("init")
 def hub_init(
     folder: Annotated[Path, typer.Argument(help="The hub's folder.")],
@@ -109,6 +114,8 @@ def hub_start(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
 ) -> None:
     """Serve the pages and the API, and drive jobs. Stop and start it whenever you like."""
+    import resource
+
     import uvicorn
 
     from datahub.config import read
@@ -117,7 +124,21 @@ def hub_start(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    uvicorn.run(create_app(open_desk(read(folder))), host=host, port=port, log_level="warning")
+    config = read(folder)
+    folder.chmod(0o700)  # of a hub that was made by an older version
+    # every connection is a file, and a stranger may open many before theirs are ended
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    app_ = create_app(open_desk(config))
+    logging.getLogger("datahub.hub").info("the hub of %s serves on %s:%d", folder, host, port)
+    uvicorn.run(
+        app_,
+        host=host,
+        port=port,
+        log_level="warning",
+        proxy_headers=False,  # no decision here depends on where a request comes from
+        timeout_graceful_shutdown=1,
+    )
 
 
 @hub.command("superlink")

@@ -48,6 +48,11 @@ class HubConfig:
         return self.superlink_folder / "jobs"
 
     @property
+    def trees_folder(self) -> Path:
+        """The nodes of contributor lists' trees, named by their roots."""
+        return self.folder / "trees"
+
+    @property
     def models_folder(self) -> Path:
         """Uploaded graphs and weights, named by their SHA-256."""
         return self.folder / "models"
@@ -57,8 +62,11 @@ TEXTS = ("chain", "superlink", "superlink_folder", "database")
 
 
 def write(folder: Path, **values: Any) -> HubConfig:
-    """Write hub.toml and read it back."""
+    """Write hub.toml and read it back. The folder is its user's alone: the database knows who buys
+    what, and models lie in it until they are trained.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
     (folder / "hub.toml").write_text("\n".join(["# The hub of one operator.", *lines, ""]))
     return read(folder)

@@ -5,6 +5,7 @@ cli.py only.
   - NotFound        404  no such dataset, node or job
   - BadRequest      422  a field is missing, unknown or out of range
   - Conflict        409  the thing is in another state than the call needs
+  - Busy            429  too much of the kind at once; ask again
   - ConfigError     -    hub.toml is wrong; all problems in one sentence
   - OrderRefused    -    the buyer's own check of a quote failed: nothing was paid
 """
@@ -32,6 +33,12 @@ class Conflict(HubError):
     """The thing is in another state than the call needs."""
 
     status = 409
+
+
+class Busy(HubError):
+    """Too much of the kind at once."""
+
+    status = 429
 
 
 class ConfigError(HubError):

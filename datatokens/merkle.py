@@ -82,31 +82,43 @@ class Tree:
         if total > MAX_WEIGHT:
             raise TermsError(f"the weights sum to {total}; at most {MAX_WEIGHT} is allowed")
         _check_distinct(entries)
-        self._levels = [level]
+        levels = [level]
         while len(level) > _WORD:
             pairs = range(0, len(level) - _WORD, 2 * _WORD)
             above = [parent(level[i : i + _WORD], level[i + _WORD : i + 2 * _WORD]) for i in pairs]
             if len(level) % (2 * _WORD):
                 above.append(level[-_WORD:])  # the odd last node moves up unchanged
             level = b"".join(above)
-            self._levels.append(level)
+            levels.append(level)
+        # every node, 32 bytes each, level by level from the leaves; the root is the last
+        self.words = b"".join(levels)
+        self.leaves = len(entries)
 
     @property
     def root(self) -> bytes:
         """32 bytes, the last 8 of them the total weight."""
-        return self._levels[-1]
+        return self.words[-_WORD:]
 
     def proof(self, index: int) -> list[bytes]:
         """The siblings from leaf `index` to the root. Raises IndexError for no such leaf."""
-        if not 0 <= index < len(self._levels[0]) // _WORD:
-            raise IndexError(f"leaf {index} of {len(self._levels[0]) // _WORD}")
-        siblings = []
-        for level in self._levels[:-1]:
-            start = (index ^ 1) * _WORD
-            if start < len(level):
-                siblings.append(level[start : start + _WORD])
-            index //= 2
-        return siblings
+        return [self.words[_WORD * i : _WORD * (i + 1)] for i in steps(self.leaves, index)]
+
+
+def steps(leaves: int, index: int) -> list[int]:
+    """Where in a tree's `words` the proof of leaf `index` stands, in its order. Raises IndexError
+    for no such leaf.
+
+    >>> steps(3, 0)
+    [1, 4]
+    """
+    if not 0 <= index < leaves:
+        raise IndexError(f"leaf {index} of {leaves}")
+    found, start = [], 0
+    while leaves > 1:
+        if index ^ 1 < leaves:  # else the odd last node, which moves up unchanged
+            found.append(start + (index ^ 1))
+        start, leaves, index = start + leaves, (leaves + 1) // 2, index // 2
+    return found
 
 
 def _check_distinct(entries: Sequence[tuple[str, int]]) -> None:

@@ -188,7 +188,7 @@ MAX_REASON = 2000  # characters of a refusal's sentence
 MAX_NUMBER = 1e12
 
 JobId = Annotated[str, 64]
-Signature = Annotated[bytes, 1024]  # an ERC-1271 contract's word may be longer than 65 bytes
+Signature = Annotated[bytes, 65]  # r, s, v: datatokens.terms.well_formed
 Parameters = Annotated[bytes, 400 * 1024 * 1024]
 T = TypeVar("T")
 

@@ -16,9 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from eth_account.messages import SignableMessage
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from datatokens.errors import SignatureError
+from datatokens.terms import (
+    acceptance_message,
+    attestation_message,
+    check_signature,
+    rejection_message,
+)
 from fl_client.errors import GraphRefused
 from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
 from fl_client.privacy.evaluation import CELLS
@@ -38,15 +46,18 @@ from fl_client.protocol import (
 )
 from fl_server.aggregation import longest_step, moved, server_step, weighted_mean
 from fl_server.errors import RunFailed
-from fl_server.exchange import Send, ask, through
+from fl_server.exchange import Send, Silent, ask, through
+from fl_server.ranges import round_problem, scores_problem
 from fl_server.report import Part, Round, build, loss_interval95
 from fl_server.results import Result, seal
 from fl_server.run_folder import RunFolder
+from fl_server.settlement import attestation_of
 
 app = ServerApp()
 
 ADMIT_TIMEOUT_S = 120.0  # a model's dry run on a slow machine
-ROUND_TIMEOUT_S = 600.0
+ENDING_S = 90.0  # before the deadline: the last look, signatures, the hub's transactions
+TAKEN_S = 20.0  # that the hub has to put acceptances on the chain, which it does meanwhile
 
 
 @app.main()  # type: ignore[untyped-decorator]
@@ -77,11 +88,19 @@ def conduct(job: RunFolder, send: Send) -> None:
         started = time.monotonic()
         request = Train(job.id, number, to_safetensors(arrays))
         good: dict[int, Update] = {}
-        replies = ask(send, job.supernodes, active, request, Trained, ROUND_TIMEOUT_S)
+        # a mute hospital holds a round for that round's part of what is left, and is then dropped
+        patience = (_left(job) - ENDING_S) / (spec.rounds + 1 - number)
+        replies = ask(send, job.supernodes, active, request, Trained, patience)
         for dataset_id in active:
-            update = _update(replies[dataset_id], arrays, spec, spec.persons[dataset_id])
+            update = _update(replies[dataset_id], arrays, spec, spec.persons[dataset_id], number)
             if isinstance(update, Refused):
-                job.progress("dropped", dataset_id=dataset_id, round=number, reason=update.reason)
+                job.progress(
+                    "dropped",
+                    dataset_id=dataset_id,
+                    round=number,
+                    reason=update.reason,
+                    silent=isinstance(update, Silent),
+                )
             else:
                 good[dataset_id] = update
         active = list(good)
@@ -132,20 +151,54 @@ def conduct(job: RunFolder, send: Send) -> None:
     _attestation(job, send, final, rounds, parts)
 
 
+def _left(job: RunFolder) -> float:
+    """Seconds until the deadline. Raises RunFailed where they are few."""
+    left = job.terms.deadline - time.time()
+    if left <= ENDING_S:
+        raise RunFailed(f"{left:.0f} s are left before the deadline, too few for a result")
+    return left
+
+
+def _last_patience(job: RunFolder) -> float:
+    """Seconds to wait for one of the last answers: three may be waited for."""
+    return max(1.0, min(ADMIT_TIMEOUT_S, (job.terms.deadline - time.time()) / 4))
+
+
+def _bad_signature(message: SignableMessage, said: object, node: str) -> str | None:
+    """What is wrong with a signed reply: nothing is done with or for a node that has not signed,
+    since the chain would take nothing of it. None for an unsigned one.
+    """
+    signature = getattr(said, "signature", b"")
+    try:
+        if signature or isinstance(said, Signed):
+            check_signature(message, signature, node)
+    except SignatureError as error:
+        return str(error)
+    return None
+
+
 def _admission(job: RunFolder, send: Send) -> list[int] | None:
     """Dataset ids that accepted; None when too many refused (the outcome is written then)."""
     everyone = [line.dataset_id for line in job.terms.datasets]
     request = Admit(job.terms.to_json(), job.graph, job.weights)
-    replies = ask(send, job.supernodes, everyone, request, Signed, ADMIT_TIMEOUT_S)
+    patience = min(ADMIT_TIMEOUT_S, _left(job) - ENDING_S)
+    replies = ask(send, job.supernodes, everyone, request, Signed, patience)
     accepted, rejections, acceptances = [], {}, {}
     for line in job.terms.datasets:
         said = replies[line.dataset_id]
+        if isinstance(said, Refused):
+            message = rejection_message(job.terms, said.reason)
+        else:
+            message = acceptance_message(job.terms)
+        if problem := _bad_signature(message, said, line.node):
+            said = Refused(problem)
         reason = said.reason if isinstance(said, Refused) else ""
         job.progress(
             "admission",
             dataset_id=line.dataset_id,
             accepted=isinstance(said, Signed),
             reason=reason,
+            silent=isinstance(said, Silent),
         )
         if isinstance(said, Signed):
             accepted.append(line.dataset_id)
@@ -156,7 +209,7 @@ def _admission(job: RunFolder, send: Send) -> list[int] | None:
     if len(accepted) >= job.terms.quorum:
         return accepted
     if len(job.terms.datasets) - len(rejections) < job.terms.quorum:
-        ask(send, job.supernodes, accepted, Release(job.id), Released, ADMIT_TIMEOUT_S)
+        ask(send, job.supernodes, accepted, Release(job.id), Released, _last_patience(job))
         job.finish("refused", rejections=rejections)
         return None
     # somebody was silent: the others keep their reservation, the hub may start another run before
@@ -178,8 +231,13 @@ def _evaluated(
     request = Evaluate(job.id, to_safetensors(final))
     for _ in range(2):
         missing = [d for d in parts if d not in found]
-        for d, said in ask(send, job.supernodes, missing, request, Scored, ADMIT_TIMEOUT_S).items():
-            if isinstance(said, Scored) and len(said.scores) == CELLS:
+        patience = _last_patience(job)
+        for d, said in ask(send, job.supernodes, missing, request, Scored, patience).items():
+            if not isinstance(said, Scored) or len(said.scores) != CELLS:
+                continue
+            if problem := scores_problem(said, job.spec, job.spec.persons[d]):
+                job.progress("scores", dataset_id=d, reason=problem)
+            else:
                 found[d] = replace(
                     parts[d],
                     scores=list(said.scores),
@@ -197,15 +255,21 @@ def _attestation(
     rounds: list[Round],
     parts: Mapping[int, Part],
 ) -> None:
+    parts = _payable(job, parts)
     report, worked = build(job.terms, job.spec, model_hash(final), rounds, parts)
+    message = attestation_message(
+        job.terms, attestation_of(job.terms, model_hash(final), worked, report)
+    )
     active = [line.dataset_id for i, line in enumerate(job.terms.datasets) if worked >> i & 1]
     job.progress("attesting", model_hash=model_hash(final).hex())
     request = Attest(job.id, to_safetensors(final), report)
-    replies = ask(send, job.supernodes, active, request, Signed, ADMIT_TIMEOUT_S)
+    replies = ask(send, job.supernodes, active, request, Signed, _last_patience(job))
     signatures = {}
     for line in job.terms.datasets:
         if line.dataset_id in active:
             said = replies[line.dataset_id]
+            if isinstance(said, Signed) and (problem := _bad_signature(message, said, line.node)):
+                said = Refused(problem)
             reason = said.reason if isinstance(said, Refused) else ""
             job.progress(
                 "attestation",
@@ -226,17 +290,42 @@ def _attestation(
     job.finish("attested", signatures=signatures, model_hash=model_hash(final).hex(), worked=worked)
 
 
+def _payable(job: RunFolder, parts: Mapping[int, Part]) -> dict[int, Part]:
+    """The parts of those whose acceptance is on the chain: one hospital that the chain no longer
+    takes (paused, its key revoked) must not keep the others from being paid.
+    """
+    end = time.monotonic() + TAKEN_S
+    while (taken := job.taken) is None and time.monotonic() < end:
+        time.sleep(0.1)
+    if taken is None:
+        return dict(parts)  # no hub is watching; whoever settles finds out
+    kept = {}
+    for line in job.terms.datasets:
+        if line.dataset_id in parts and line.node not in taken:
+            reason = "the chain has not taken its acceptance, so its work cannot be paid"
+            job.progress("unpaid", dataset_id=line.dataset_id, reason=reason)
+        elif line.dataset_id in parts:
+            kept[line.dataset_id] = parts[line.dataset_id]
+    return kept
+
+
 Update = tuple[Trained, dict[str, np.ndarray]]  # what a hospital says, and its parameters
 
 
 def _update(
-    said: Trained | Refused, current: Mapping[str, np.ndarray], spec: JobSpec, persons: int
+    said: Trained | Refused,
+    current: Mapping[str, np.ndarray],
+    spec: JobSpec,
+    persons: int,
+    number: int,
 ) -> Update | Refused:
-    """A round's reply with its parameters, decoded once; a refusal where they do not fit, or are
-    further off than any round of the plan can lead.
+    """A round's reply with its parameters, decoded once; a refusal where they do not fit, are
+    further off than any round of the plan can lead, or where a number is out of range.
     """
     if isinstance(said, Refused):
         return said
+    if problem := round_problem(said, spec, persons, number):
+        return Refused(problem)
     try:
         given = from_safetensors(said.model)
     except GraphRefused as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import flwr.superlink.grid.http_grid as http_grid
@@ -55,6 +55,11 @@ def through(grid: Grid) -> Send:
     return send
 
 
+@dataclass(frozen=True)
+class Silent(Refused):
+    """No answer: not in time, or Flower could not bring the message there. No refusal."""
+
+
 def ask(
     send: Send,
     supernodes: Mapping[int, int],
@@ -80,9 +85,9 @@ def ask(
 
 def _said(kind: type[Said], reply: Message | None) -> Said | Refused:
     if reply is None:
-        return Refused("no answer in time")
+        return Silent("no answer in time")
     if reply.has_error():
-        return Refused(f"error: {reply.error.reason[:500]}")
+        return Silent(f"unavailable: {reply.error.reason[:500]}")
     try:
         said = protocol.read_reply(kind, reply.content.get(protocol.REPLY))
     except ProtocolError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,20 @@ class RunFolder:
         except FileNotFoundError:
             return {}
         return found
+
+    def keep_taken(self, nodes: Sequence[str]) -> None:
+        """The node keys whose acceptance the chain has, written by the hub: nobody else can be
+        paid, and a report that says so of anybody else cannot be settled.
+        """
+        write_whole(self.path / "taken.json", json.dumps(sorted(nodes)).encode())
+
+    @property
+    def taken(self) -> frozenset[str] | None:
+        """What `keep_taken` kept; None before."""
+        try:
+            return frozenset(json.loads((self.path / "taken.json").read_text()))
+        except FileNotFoundError:
+            return None
 
     def keep_result(self, report: bytes, sealed: bytes) -> None:
         """The report and the model, sealed to the buyer."""

@@ -26,7 +26,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fl_client.node.bundle import build_bundle, bundle_hash
 from fl_server.errors import SuperLinkError
-from fl_server.superlink import TOKEN_HEADER
+from fl_server.gate import TOKEN_HEADER
 
 T = TypeVar("T")
 

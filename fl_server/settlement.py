@@ -7,7 +7,6 @@ is sent, so a damaged outcome costs no gas and is reported in words. Knows nothi
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -22,11 +21,23 @@ from datatokens.terms import (
     check_signature,
     rejection_message,
 )
+from datatokens.wire import parse
 from fl_client.node import attestation as attest
 from fl_client.protocol import sha256_hex
 from fl_server.errors import RunFailed
 
 log = logging.getLogger("datahub.hub")
+
+
+def attestation_of(terms: JobTerms, model_hash: bytes, worked: int, report: bytes) -> Attestation:
+    """What the nodes sign of a report that this theatre has built."""
+    return Attestation(
+        job_id=terms.job_id,
+        model_hash=model_hash,
+        report_hash=bytes.fromhex(sha256_hex(report)),
+        worked=worked,
+        outcomes=tuple(attest.outcome(line) for line in parse(report)["hospitals"]),
+    )
 
 
 def settle(
@@ -35,13 +46,8 @@ def settle(
     """Send the attestations of an attested outcome. Raises RunFailed if too few signatures are
     good.
     """
-    attestation = Attestation(
-        job_id=terms.job_id,
-        model_hash=bytes.fromhex(outcome["model_hash"]),
-        report_hash=bytes.fromhex(sha256_hex(report)),
-        worked=int(outcome["worked"]),
-        outcomes=tuple(attest.outcome(line) for line in json.loads(report)["hospitals"]),
-    )
+    model_hash, worked = bytes.fromhex(outcome["model_hash"]), int(outcome["worked"])
+    attestation = attestation_of(terms, model_hash, worked, report)
     message = attestation_message(terms, attestation)
     good: dict[str, bytes] = {}
     for line in terms.datasets:

@@ -131,7 +131,9 @@ def test_flowers_private_modules__are_touched_by_these_files_alone() -> None:
         "fl_client/node/bundle.py",
         "fl_client/node/supernode.py",
         "fl_server/exchange.py",
+        "fl_server/gate.py",
         "fl_server/runs.py",
+        "fl_server/superexec.py",
         "fl_server/superlink.py",
     }
 

@@ -7,8 +7,8 @@ Knows nothing of contributors or jobs.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -17,22 +17,50 @@ from sqlmodel import Session, col, select
 from datahub.errors import BadRequest, Conflict, NotFound
 from datahub.market import offers
 from datahub.market.desk import Desk
+from datahub.market.following import Logs
 from datahub.market.tables import DatasetRow, NodeRow
 from datatokens.bindings.registry import Dataset
-from datatokens.errors import TermsError
+from datatokens.errors import BankError, TermsError, TransactionRefused
 from datatokens.terms import canonical_json
+from datatokens.wire import parse
 from fl_client.data.schemas import Manifest
 from fl_client.errors import DatasetError
 from fl_server.errors import SuperLinkError
 
+log = logging.getLogger("datahub.hub")
+
 SYNC_ATTEMPTS = 3
+FRESH_S = 1.0
 
 
-def sync(desk: Desk) -> None:
-    """Bring the dataset table up to the registry (new datasets, changed prices, keys,
-    manifests).
+def sync(desk: Desk, pause: float = 0.0) -> None:
+    """Bring the dataset table up to the registry (new datasets, changed prices, keys, manifests):
+    all of it at the process's first look, then what has had an event since the last one, which is
+    at least `pause` seconds ago.
     """
-    listed = desk.registry.datasets()
+    desk.listings.look(lambda logs: _keep(desk, _changed(desk, logs)), pause)
+
+
+def fresh(desk: Desk) -> None:
+    """`sync` for those who look only: what is kept is shown where the chain does not answer, and
+    however many look, the chain is asked once a second.
+    """
+    try:
+        sync(desk, FRESH_S)
+    except BankError as error:
+        log.warning("the catalogue may be old: %s", error)
+
+
+def _changed(desk: Desk, logs: Logs | None) -> list[Dataset]:
+    if logs is None:
+        return desk.registry.datasets()
+    # dataset ids are small numbers and stand in a topic; accounts and hashes are never that small
+    count = desk.registry.count()
+    words = {int.from_bytes(topic, "big") for one in logs for topic in one["topics"][1:]}
+    return [desk.registry.dataset(word) for word in sorted(words) if 1 <= word <= count]
+
+
+def _keep(desk: Desk, listed: Iterable[Dataset]) -> None:
     for attempt in range(SYNC_ATTEMPTS):
         try:
             with desk.session() as session:
@@ -68,16 +96,15 @@ def _copy(session: Session, dataset: Dataset) -> None:
 
 
 def dataset_row(desk: Desk, dataset_id: int) -> DatasetRow:
-    """The row of a dataset, read from the chain if it is new. Raises NotFound."""
+    """The row of a dataset, as the chain has it now. Raises NotFound."""
+    try:
+        _keep(desk, [desk.registry.dataset(dataset_id)])
+    except (TransactionRefused, TermsError) as error:
+        raise NotFound(f"dataset_id={dataset_id} is not listed") from error
     with desk.session() as session:
         row = session.get(DatasetRow, dataset_id)
-    if row is None:
-        sync(desk)
-        with desk.session() as session:
-            row = session.get(DatasetRow, dataset_id)
-    if row is None:
-        raise NotFound(f"dataset_id={dataset_id} is not listed")
-    return row
+        assert row is not None  # it was kept above, and rows are never deleted
+        return row
 
 
 def manifest_of(row: DatasetRow) -> Manifest:
@@ -86,12 +113,11 @@ def manifest_of(row: DatasetRow) -> Manifest:
         raise Conflict(
             f"dataset {row.dataset_id} has no manifest here yet; its hospital must send it"
         )
-    return Manifest.from_dict(json.loads(row.manifest))
+    return Manifest.from_dict(parse(row.manifest.encode()))
 
 
 def put_manifest(desk: Desk, dataset_id: int, document: Mapping[str, Any]) -> None:
     """Keep a manifest whose hash is on-chain. Raises BadRequest for any other."""
-    sync(desk)
     row = dataset_row(desk, dataset_id)
     try:
         manifest = Manifest.from_dict(document)
@@ -108,16 +134,21 @@ def put_manifest(desk: Desk, dataset_id: int, document: Mapping[str, Any]) -> No
         session.commit()
 
 
-def listing(desk: Desk) -> list[dict[str, Any]]:
-    """The catalogue as shown: every dataset, its public manifest, whether its node is connected."""
+def listing(desk: Desk, only: Collection[int] | None = None) -> list[dict[str, Any]]:
+    """The catalogue as shown: every dataset (or `only` these), its public manifest, whether its
+    node is connected. From tables alone, but for who is connected, which may be a second old.
+    """
     try:
-        online = desk.superlink.online_nodes()
+        online = desk.online()
     except SuperLinkError:
         online = set()
     offered = offers.current(desk)
+    wanted = select(DatasetRow).order_by(col(DatasetRow.dataset_id))
+    if only is not None:
+        wanted = wanted.where(col(DatasetRow.dataset_id).in_(only))
     with desk.session() as session:
         nodes = {row.node: int(row.supernode_id) for row in session.exec(select(NodeRow)).all()}
-        rows = session.exec(select(DatasetRow).order_by(col(DatasetRow.dataset_id))).all()
+        rows = session.exec(wanted).all()
     return [
         {
             "dataset_id": row.dataset_id,
@@ -127,7 +158,7 @@ def listing(desk: Desk) -> list[dict[str, Any]]:
             "price_units": int(row.price_units),
             "contributor_bps": row.contributor_bps,
             "manifest_hash": row.manifest_hash,
-            "manifest": json.loads(row.manifest) if row.manifest else None,
+            "manifest": parse(row.manifest.encode()) if row.manifest else None,
             "offer": offered.get(row.dataset_id),
             "online": nodes.get(row.node) in online if row.node in nodes else False,
         }

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from sqlmodel import col, select
+from sqlmodel import select
 
 from datahub.errors import BadRequest
+from datahub.market import contributors
 from datahub.market.desk import Desk
 from datahub.market.tables import ContributorRow
 from datatokens.errors import BankError, TermsError
-from datatokens.merkle import Tree
 from datatokens.terms import address
 
 log = logging.getLogger("datahub.hub")
@@ -47,20 +47,13 @@ def claims_of(desk: Desk, account: str) -> list[Claim]:
         for row in session.exec(
             select(ContributorRow).where(ContributorRow.account == account)
         ).all():
-            rows = session.exec(
-                select(ContributorRow)
-                .where(
-                    ContributorRow.dataset_id == row.dataset_id, ContributorRow.epoch == row.epoch
-                )
-                .order_by(col(ContributorRow.position))
-            ).all()
-            tree = Tree(row.dataset_id, row.epoch, [(r.account, int(r.weight)) for r in rows])
+            root, siblings = contributors.proof(desk, row)
             units, claimed = 0, 0
             try:
                 claimed = desk.revenue.claimed(row.dataset_id, row.epoch, account)
                 # a list that was replaced while it waited proves nothing, and would spoil the whole
                 # transaction
-                if desk.revenue.epoch(row.dataset_id, row.epoch).root == tree.root:
+                if desk.revenue.epoch(row.dataset_id, row.epoch).root == root:
                     units = desk.revenue.claimable(
                         row.dataset_id, row.epoch, account, int(row.weight)
                     )
@@ -68,7 +61,7 @@ def claims_of(desk: Desk, account: str) -> list[Claim]:
                 log.warning(
                     "claims of %s from dataset %d are not known: %s", account, row.dataset_id, error
                 )
-            proof = tuple("0x" + sibling.hex() for sibling in tree.proof(row.position))
+            proof = tuple("0x" + sibling.hex() for sibling in siblings)
             claims.append(
                 Claim(row.dataset_id, row.epoch, account, int(row.weight), units, claimed, proof)
             )

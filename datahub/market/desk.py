@@ -6,18 +6,22 @@ Knows nothing of HTTP and takes no decision.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 from sqlalchemy import Engine, event
 from sqlmodel import Session, SQLModel, create_engine
 
 from datahub.config import HubConfig
+from datahub.market.following import Follower, Seldom
 from datatokens.bindings.escrow import Escrow
 from datatokens.bindings.registry import Registry
 from datatokens.bindings.revenue import Revenue
 from datatokens.chain.connection import Chain, connect
 from fl_server.runs import SuperLink
 from fl_server.superlink import operator_token
+
+ONLINE_S = 1.0  # how old an answer about who is connected may be
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,20 @@ class Desk:
     escrow: Escrow
     revenue: Revenue
     superlink: SuperLink
+    listings: Follower = field(init=False)  # of the registry
+    payments: Follower = field(init=False)  # of the market
+    online: Seldom[set[int]] = field(init=False)  # the SuperLink's ids of connected nodes
+    # held while model files are written, or those of nobody deleted
+    models: threading.Lock = field(init=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        made = {
+            "listings": Follower(self.chain, self.config.registry),
+            "payments": Follower(self.chain, self.config.market),
+            "online": Seldom(lambda: self.superlink.online_nodes(), ONLINE_S),
+        }
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     def session(self) -> Session:
         """A database session; rows stay readable after commit."""

@@ -6,19 +6,17 @@ Knows nothing of jobs.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from sqlmodel import col, select
 
 from datahub.errors import BadRequest, NotFound
-from datahub.market.catalogue import sync
+from datahub.market.catalogue import manifest_of, sync
 from datahub.market.desk import Desk
 from datahub.market.tables import DatasetRow, NodeRow
 from datatokens.bindings.nodes import KeyState, NodeRegistry, public_point
 from datatokens.errors import TermsError
 from datatokens.terms import address
-from fl_client.data.schemas import Manifest
 
 
 def hospital(desk: Desk, node: str) -> dict[str, Any]:
@@ -37,7 +35,7 @@ def hospital(desk: Desk, node: str) -> dict[str, Any]:
         rows = session.exec(
             select(DatasetRow).where(DatasetRow.node == node).order_by(col(DatasetRow.dataset_id))
         ).all()
-    names = [Manifest.from_dict(json.loads(row.manifest)).hospital for row in rows if row.manifest]
+    names = [manifest_of(row).hospital for row in rows if row.manifest]
     offer = nodes.offer(status.hospital_id)
     return {
         "type": "https://eips.ethereum.org/EIPS/eip-8004#registration-v1",
@@ -67,7 +65,6 @@ def register_node(desk: Desk, node: str, public_key_pem: str) -> int:
 
     Raises BadRequest for a node that no dataset names, or that does not vouch for this key.
     """
-    sync(desk)
     try:
         node = address("node", node)
         point = public_point(public_key_pem.encode())
@@ -77,6 +74,7 @@ def register_node(desk: Desk, node: str, public_key_pem: str) -> int:
         raise BadRequest(
             f"supernode_public_key: no active node key {node} vouches for it in the node registry"
         )
+    sync(desk)  # after the check, which costs a stranger a registration
     with desk.session() as session:
         if session.exec(select(DatasetRow).where(DatasetRow.node == node)).first() is None:
             raise BadRequest(f"node={node} signs for no listed dataset; list one first")

@@ -6,34 +6,37 @@ Knows nothing of HTTP, and takes no step for a job: reconcile.py does.
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from datahub.errors import BadRequest, Conflict, NotFound
+from datahub.market import model_files
 from datahub.market.desk import Desk
 from datahub.market.domain import JobState
-from datahub.market.tables import JobRow
+from datahub.market.tables import FigureRow, JobRow, NodeRow, QuoteRow
+from datahub.order import LONGEST_S
 from datatokens.errors import TermsError
 from datatokens.terms import JobTerms
+from datatokens.wire import parse
 from fl_client.errors import NodeError
-from fl_client.node.job_folder import write_whole
-from fl_client.privacy.accounting import pld_epsilon
+from fl_client.privacy import accounting
 from fl_client.protocol import JobSpec, sha256_hex
 from fl_server.run_folder import RunFolder
 
 OUTSIDE = "settled outside this hub: there is no report or model of it here"
-_pld = lru_cache(maxsize=100)(pld_epsilon)  # a second of work, always the same
+# beyond it, which no hospital that guards anybody accepts, the tighter figure costs minutes
+MOST_EPSILON = 100.0
+CLOCK_S = 600
 
 
 def submit(desk: Desk, raw_terms: bytes, files: tuple[bytes, ...] = ()) -> JobRow:
     """Take a job in, with the model's `files` where the quote's are gone. Idempotent.
 
-    Raises BadRequest for bad terms, Conflict for a job that the
-    escrow does not hold.
+    Raises BadRequest for bad terms, Conflict for a job that the escrow does not hold or that cannot
+    run here: one that this hub has not quoted must name nodes that it knows, end within the longest
+    time of an order and pay the fee, or anybody could fill the hub with jobs that never start.
     """
     try:
         terms = JobTerms.from_json(raw_terms)
@@ -52,11 +55,17 @@ def submit(desk: Desk, raw_terms: bytes, files: tuple[bytes, ...] = ()) -> JobRo
             raise Conflict(
                 f"job {job_id[:12]}: the escrow holds no money for exactly these terms; pay first"
             )
-        for content in files:
-            if (digest := sha256_hex(content)) in (spec.graph_hash, spec.weights_hash):
-                write_whole(desk.config.models_folder / digest, content)
-        for name in ("graph_hash", "weights_hash"):
-            if not (desk.config.models_folder / getattr(spec, name)).exists():
+        quoted = session.get(QuoteRow, job_id)
+        if quoted is None and (problem := _not_ours(desk, session, terms)):
+            raise Conflict(
+                f"job {job_id[:12]} is not taken: {problem}; `datahub refund` brings its money "
+                "back after the deadline"
+            )
+    with desk.models, desk.session() as session:
+        named = [getattr(spec, name) for name in model_files.NAMES]
+        model_files.put(desk, (one for one in files if sha256_hex(one) in named))
+        for name, digest in zip(model_files.NAMES, named, strict=True):
+            if not (desk.config.models_folder / digest).exists():
                 raise Conflict(f"{name}: the model's file is not here; ask for the quote again")
         now = datetime.now(UTC)
         row = JobRow(
@@ -68,8 +77,25 @@ def submit(desk: Desk, raw_terms: bytes, files: tuple[bytes, ...] = ()) -> JobRo
             funded_at=now,
         )
         session.add(row)
+        if quoted is not None:
+            session.delete(quoted)
         session.commit()
     return row
+
+
+def _not_ours(desk: Desk, session: Session, terms: JobTerms) -> str | None:
+    """Why a job that this hub has not quoted cannot run here; None if it can."""
+    for line in terms.datasets:
+        if session.get(NodeRow, line.node) is None:
+            return f"node {line.node} of dataset {line.dataset_id} has not registered with this hub"
+    left = terms.deadline - desk.chain.now()
+    if left > LONGEST_S + CLOCK_S:
+        return f"its deadline is {left} s ahead, and {LONGEST_S} are the most"
+    prices = sum(line.price_units for line in terms.datasets)
+    fee = (prices + terms.reward_units) * desk.config.fee_bps // 10_000
+    if terms.fee_units < fee:
+        return f"fee_units={terms.fee_units} is less than this hub's fee of {fee}"
+    return None
 
 
 def job_row(desk: Desk, job_id: str) -> JobRow:
@@ -97,7 +123,7 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
     settled = desk.escrow.settlement(terms.job_id) if row.state == JobState.SETTLED else None
     # only what was attested is shown; hospitals may have settled among themselves, without this hub
     ours = settled is not None and _is_ours(folder, settled.attestation.report_hash)
-    report = json.loads(folder.report) if ours else {"evaluation": None, "hospitals": []}
+    report = parse(folder.report) if ours else {"evaluation": None, "hospitals": []}
     attested = {line["dataset_id"]: line for line in report["hospitals"] if line["worked"]}
     return {
         "job_id": row.job_id,
@@ -110,19 +136,17 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
         "rounds_planned": spec.rounds,
         "loss_clip": spec.plan.metric_clip,
         "delta": spec.plan.delta,
-        # of settled jobs only: what hospitals have accepted is small enough for its grid
-        "epsilon_pld": _pld(
-            spec.round_charges() * spec.rounds + spec.evaluation_charges(), spec.plan.delta
-        )
-        if settled
-        else None,
+        "epsilon_pld": _figure(desk, row.job_id),
         "datasets": [
             {
                 "dataset_id": line.dataset_id,
                 "node": line.node,
                 "price_units": line.price_units,
                 "voucher": line.voucher,
-                "accepted": admissions.get(line.dataset_id, {}).get("accepted"),
+                # none: not asked yet, or it did not answer, which is no refusal
+                "accepted": None
+                if admissions.get(line.dataset_id, {}).get("silent")
+                else admissions.get(line.dataset_id, {}).get("accepted"),
                 "reason": admissions.get(line.dataset_id, {}).get("reason", ""),
                 "attested": {
                     name: attested[line.dataset_id][name]
@@ -152,6 +176,25 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
         "evaluation": report["evaluation"],
         "result_ready": ours,
     }
+
+
+def keep_figure(desk: Desk, terms: JobTerms) -> None:
+    """Work out the tighter epsilon of a settled job, once, where it costs at most a second or so;
+    a job that no hospital with a budget would have accepted has none.
+    """
+    spec = JobSpec.from_dict(terms.spec)
+    charges = spec.round_charges() * spec.rounds + spec.evaluation_charges()
+    cheap = accounting.epsilon(charges, spec.plan.delta) <= MOST_EPSILON
+    found = accounting.pld_epsilon(charges, spec.plan.delta) if cheap else None
+    with desk.session() as session:
+        session.merge(FigureRow(job_id=terms.job_id.hex(), epsilon_pld=found))
+        session.commit()
+
+
+def _figure(desk: Desk, job_id: str) -> float | None:
+    with desk.session() as session:
+        row = session.get(FigureRow, job_id)
+    return row.epsilon_pld if row else None
 
 
 def recent(desk: Desk, limit: int = 100) -> list[dict[str, Any]]:

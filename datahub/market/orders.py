@@ -11,21 +11,19 @@ import secrets
 from typing import Any
 
 from datahub.errors import Conflict
-from datahub.market import catalogue, offers
+from datahub.market import catalogue, offers, quotes
 from datahub.market.desk import Desk
 from datahub.market.tables import NodeRow
 from datahub.order import Listed, Order, Venue, epsilon_of, terms_of
 from datatokens.terms import JobTerms
-from fl_client.protocol import sha256_hex
 
 
 def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
     """Terms for the order at today's prices, and the epsilon that they really cost each hospital.
 
-    Keeps the model's files, so that the job can start as soon as it is paid. Raises BadRequest,
-    NotFound or Conflict.
+    What was checked is kept with the model's files, so that the job can start as soon as it is
+    paid. Raises BadRequest, NotFound or Conflict.
     """
-    catalogue.sync(desk)
     listed = [_listed(desk, dataset_id) for dataset_id in order.datasets]
     config = desk.config
     terms = terms_of(
@@ -36,9 +34,7 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
         deadline=desk.chain.now() + order.deadline_s,
     )
     offers.check(desk, terms)
-    for content in (order.graph, order.weights):
-        config.models_folder.mkdir(exist_ok=True)
-        (config.models_folder / sha256_hex(content)).write_bytes(content)
+    quotes.keep(desk, terms, order.graph, order.weights)
     return terms, epsilon_of(terms)
 
 

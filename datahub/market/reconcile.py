@@ -10,16 +10,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 from sqlmodel import col, select
 
 from datahub.errors import Conflict, HubError
+from datahub.market import jobs, quotes
 from datahub.market.desk import Desk
 from datahub.market.domain import FINAL, JobState, advance
-from datahub.market.jobs import run_folder
 from datahub.market.tables import JobRow, NodeRow
 from datatokens.errors import BankError
 from datatokens.terms import JobTerms
@@ -34,6 +35,7 @@ MAX_RUNS = 3
 # a killed node is let in again after a minute; then a quorum may start without it
 PATIENCE = timedelta(seconds=90)
 TICK_S = 0.3
+AWAY_S = 5.0  # after a look that could not be taken, as the chain was away
 LONGEST_PAUSE_S = 60.0
 
 
@@ -48,13 +50,26 @@ class Reconciler(threading.Thread):
 
     def run(self) -> None:
         """Until stopped: every open job takes its next step."""
+        chores: dict[Callable[[Desk], None], float] = {  # -> how often, in seconds
+            quotes.take_up: TICK_S,
+            lambda desk: reconcile(desk, self.pauses): TICK_S,
+            quotes.forget_old: 60.0,
+        }
+        due = dict.fromkeys(chores, 0.0)
         while not self.stopping.wait(TICK_S):
-            try:
-                reconcile(self.desk, self.pauses)
-            except Exception:
-                # The loop is level-triggered: whatever went wrong, the next look starts from the
-                # facts again.
-                log.exception("reconcile")
+            for chore in chores:
+                if time.monotonic() < due[chore]:
+                    continue
+                due[chore] = time.monotonic() + chores[chore]
+                try:
+                    chore(self.desk)
+                except BankError as error:
+                    log.warning("%s; the hub asks again", error)
+                    due[chore] = time.monotonic() + AWAY_S
+                except Exception:
+                    # level-triggered: whatever went wrong, the next look starts from the facts
+                    log.exception("reconcile")
+                    due[chore] = time.monotonic() + AWAY_S
 
 
 class Pauses:
@@ -83,13 +98,14 @@ def reconcile(desk: Desk, pauses: Pauses | None = None) -> None:
         rows = session.exec(
             select(JobRow).where(col(JobRow.state).not_in([str(s) for s in FINAL]))
         ).all()
+    online = cache(desk.superlink.online_nodes)  # asked once a look, if any job waits for it
     for row in rows:
         if not pauses.over(row.job_id):
             continue
         failed = True
         before = (row.state, row.reason, row.run_id, row.runs_started)
         try:
-            step(desk, row)
+            step(desk, row, online)
             failed = False
         except (BankError, TheatreError, HubError) as error:
             row.reason = str(error)
@@ -106,14 +122,14 @@ def reconcile(desk: Desk, pauses: Pauses | None = None) -> None:
             log.info("job %s is %s %s", row.job_id[:12], row.state, row.reason)
 
 
-def step(desk: Desk, row: JobRow) -> None:
+def step(desk: Desk, row: JobRow, online: Callable[[], set[int]]) -> None:
     """The one next step of a job; changes `row`, which the caller keeps."""
     terms = JobTerms.from_json(row.terms.encode())
     status = desk.escrow.job(terms.job_id).status
     if status in ("settled", "refunded"):
         _end(desk, row, JobState(status))
         return
-    folder = run_folder(desk, row)
+    folder = jobs.run_folder(desk, row)
     if status in ("proposed", "disputed"):
         _wait_or_finalize(desk, row, terms)
         return
@@ -122,10 +138,14 @@ def step(desk: Desk, row: JobRow) -> None:
         return
     if acceptances := folder.acceptances:
         settlement.accept(desk.escrow, terms, acceptances)
+        accepted = desk.escrow.job(terms.job_id).accepted
+        taken = [line.node for i, line in enumerate(terms.datasets) if accepted >> i & 1]
+        if folder.taken != frozenset(taken):
+            folder.keep_taken(taken)
     if outcome := folder.outcome:
         _act_on_outcome(desk, row, terms, folder, outcome)
     elif row.run_id is None:
-        _start_run(desk, row, terms, folder)
+        _start_run(desk, row, terms, folder, online)
     else:
         _watch_run(desk, row, folder)
 
@@ -139,7 +159,13 @@ def _refund(desk: Desk, row: JobRow, terms: JobTerms, folder: RunFolder) -> None
     _end(desk, row, JobState.REFUNDED)
 
 
-def _start_run(desk: Desk, row: JobRow, terms: JobTerms, folder: RunFolder) -> None:
+def _start_run(
+    desk: Desk,
+    row: JobRow,
+    terms: JobTerms,
+    folder: RunFolder,
+    online: Callable[[], set[int]],
+) -> None:
     known = desk.superlink.runs_of(row.job_id)
     if len(known) > row.runs_started:  # started just before a crash of the hub
         row.run_id, row.runs_started = str(known[-1]), len(known)
@@ -149,9 +175,8 @@ def _start_run(desk: Desk, row: JobRow, terms: JobTerms, folder: RunFolder) -> N
         nodes = {line.node: session.get(NodeRow, line.node) for line in terms.datasets}
     if missing := [node for node, found in nodes.items() if found is None]:
         raise Conflict(f"node {missing[0]} has not registered with this hub")
-    online = desk.superlink.online_nodes()
     absent = [
-        node for node, found in nodes.items() if found and int(found.supernode_id) not in online
+        node for node, found in nodes.items() if found and int(found.supernode_id) not in online()
     ]
     waited = datetime.now(UTC) - (row.funded_at or row.quoted_at).replace(tzinfo=UTC)
     if absent and (len(nodes) - len(absent) < terms.quorum or waited < PATIENCE):
@@ -233,7 +258,8 @@ def _another_run(row: JobRow, reason: str) -> None:
 
 
 def _end(desk: Desk, row: JobRow, state: JobState) -> None:
-    row.state = state
-    row.ended_at = datetime.now(UTC)
     if state is JobState.SETTLED:
         row.reason = ""
+        jobs.keep_figure(desk, JobTerms.from_json(row.terms.encode()))
+    row.state = state
+    row.ended_at = datetime.now(UTC)

@@ -56,6 +56,36 @@ class ContributorRow(SQLModel, table=True):
     weight: str
 
 
+class TreeRow(SQLModel, table=True):
+    """The tree over a kept contributor list; its nodes are in the hub's folder under `root`."""
+
+    __tablename__ = "tree"
+    dataset_id: int = Field(primary_key=True)
+    epoch: int = Field(primary_key=True)
+    root: str
+    leaves: int
+
+
+class QuoteRow(SQLModel, table=True):
+    """Terms that were quoted and not yet paid, for an hour; `model_bytes` of graph and weights."""
+
+    __tablename__ = "quote"
+    job_id: str = Field(primary_key=True)
+    terms: str
+    graph_hash: str = Field(index=True)
+    weights_hash: str = Field(index=True)
+    model_bytes: int
+    quoted_at: float = Field(index=True)  # unix seconds
+
+
+class FigureRow(SQLModel, table=True):
+    """What is worked out once when a job is settled: the tighter epsilon that its page shows."""
+
+    __tablename__ = "figure"
+    job_id: str = Field(primary_key=True)
+    epsilon_pld: float | None
+
+
 class JobRow(SQLModel, table=True):
     """A job: its terms, and where the hub has got with it."""
 

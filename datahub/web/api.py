@@ -57,6 +57,29 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class Refusal(BaseModel):
+    """Every answer that is not what was asked for: one sentence."""
+
+    error: str
+
+
+# what any route may answer beside what was asked for
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal, "description": why}
+    for status, why in {
+        400: "no HTTP request of this kind",
+        404: "no such thing",
+        405: "no such method here",
+        408: "the body came too slowly",
+        409: "the thing is in another state than this needs",
+        413: "the body is too large",
+        422: "a field is missing, unknown or out of range",
+        429: "too much at once; ask again",
+        503: "chain or SuperLink does not answer; ask again",
+    }.items()
+}
+
+
 class NodeIn(Body):
     """A node key and its SuperNode's public key, which the node registry must have bound to each
     other.
@@ -71,7 +94,7 @@ class ContributorsIn(Body):
     tree's leaves.
     """
 
-    epoch: int = Field(ge=1)
+    epoch: int = Field(ge=1, le=2**63 - 1)  # the database's whole numbers end there
     entries: list[Annotated[tuple[str, StrictInt], Field(strict=False)]]  # JSON has lists only
 
 
@@ -164,7 +187,8 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         yield
         if loop:
             loop.stopping.set()
-            loop.join(timeout=10)
+            # a step that waits for the chain may be cut off: each is taken again until it is done
+            loop.join(timeout=0.5)
 
     app = FastAPI(
         title="datahub",
@@ -173,6 +197,7 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         # Swagger's page loads scripts from elsewhere; /openapi.json is the document itself
         docs_url=None,
         redoc_url=None,
+        responses=REFUSALS,
         lifespan=lifespan,
     )
     app.state.desk = desk
@@ -234,7 +259,7 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
 
     @app.get("/api/datasets")
     def datasets(desk: DeskDep) -> list[dict[str, Any]]:
-        catalogue.sync(desk)
+        catalogue.fresh(desk)
         return catalogue.listing(desk)
 
     @app.put("/api/datasets/{dataset_id}/manifest")

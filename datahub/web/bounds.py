@@ -1,10 +1,14 @@
-"""What may come through the hub's door: bodies of bounded length, counted as they arrive, and JSON
-that the one parser takes. Knows nothing of routes but their limits.
+"""What may come through the hub's door: bodies of bounded length, counted as they arrive, no slower
+than somebody on a bad line sends, and JSON that the one parser takes; every answer that is not a
+plain look is logged. Knows nothing of routes but their limits.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -22,6 +26,12 @@ LIMITS = {
     "": 64 * 1024,
 }
 MANIFEST_BYTES = 1024 * 1024
+MEMORY_BYTES = 1024**3  # of all bodies that are arriving or being read
+# somebody on a bad line: a body must come at this speed after the first seconds
+PATIENCE_S = 20.0
+BYTES_PER_S = 50_000
+
+log = logging.getLogger("datahub.hub")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -35,46 +45,92 @@ def limit(path: str) -> int:
     return next(most for start, most in LIMITS.items() if path.startswith(start))
 
 
+class TooMuch(Exception):
+    """A body that is not read on: (status, sentence)."""
+
+
 class Bounds:
-    """ASGI middleware: the whole body within its limit and as JSON, or a sentence; HEAD is GET
+    """ASGI middleware: the whole body within its limits and as JSON, or a sentence; HEAD is GET
     without the body.
     """
 
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]):
         self.app = app
+        self._held = 0  # bytes of all bodies
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        send = _logged(scope, send)
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _without_body(send)
-        most, body, more = limit(scope["path"]), bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
+        body = bytearray()
+        try:
+            if not await self._read(body, limit(scope["path"]), receive):
                 return
-            body += message.get("body", b"")
+            if body:
+                await run_in_threadpool(parse, bytes(body))
+            await self.app(scope, _again(body, receive), send)
+        except TooMuch as error:
+            await _say(send, *error.args)
+        except TermsError as error:
+            await _say(send, 422, f"body: {error}")
+        finally:
+            self._held -= len(body)
+
+    async def _read(self, body: bytearray, most: int, receive: Receive) -> bool:
+        """Read the body; False where the client has gone. Raises TooMuch."""
+        started, more = time.monotonic(), True
+        while more:
+            left = PATIENCE_S + len(body) / BYTES_PER_S - (time.monotonic() - started)
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, left))
+            except TimeoutError:
+                raise TooMuch(408, "the body came too slowly; send it again") from None
+            if message["type"] == "http.disconnect":
+                return False
+            chunk = message.get("body", b"")
+            body += chunk
+            self._held += len(chunk)
             more = message.get("more_body", False)
             if len(body) > most:
-                await _say(send, 413, f"a body may have {most} bytes here")
-                return
-        if body:
-            try:
-                await run_in_threadpool(parse, bytes(body))
-            except TermsError as error:
-                await _say(send, 422, f"body: {error}")
-                return
-        sent = False
+                raise TooMuch(413, f"a body may have {most} bytes here")
+            if self._held > MEMORY_BYTES:
+                raise TooMuch(429, "too many large requests at once; send this one again")
+        return True
 
-        async def again() -> Message:
-            nonlocal sent
-            if sent:
-                return await receive()
-            sent = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
 
-        await self.app(scope, again, send)
+def _again(body: bytearray, receive: Receive) -> Receive:
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+    return again
+
+
+def _logged(scope: Message, send: Send) -> Send:
+    started = time.monotonic()
+
+    async def logged(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            if status >= 400 or scope["method"] not in ("GET", "HEAD"):
+                log.info(
+                    "%s %.100r: %d after %.0f ms",
+                    scope["method"],
+                    scope["path"],
+                    status,
+                    1000 * (time.monotonic() - started),
+                )
+        await send(message)
+
+    return logged
 
 
 def _without_body(send: Send) -> Send:

@@ -42,7 +42,7 @@ def _desk(request: Request) -> Desk:
 @router.get("/")
 def catalogue_page(request: Request) -> HTMLResponse:
     desk = _desk(request)
-    catalogue.sync(desk)
+    catalogue.fresh(desk)
     return _page(request, "catalogue.html", datasets=catalogue.listing(desk))
 
 
@@ -55,7 +55,8 @@ def jobs_page(request: Request) -> HTMLResponse:
 def job_page(request: Request, job_id: str) -> HTMLResponse:
     desk = _desk(request)
     job = jobs.describe(desk, jobs.job_row(desk, job_id))
-    names = {row["dataset_id"]: row for row in catalogue.listing(desk)}
+    ordered = [line["dataset_id"] for line in job["datasets"]]
+    names = {row["dataset_id"]: row for row in catalogue.listing(desk, ordered)}
     return _page(request, "job.html", job=job, datasets=names)
 
 

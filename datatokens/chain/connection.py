@@ -23,6 +23,7 @@ from web3.contract import Contract
 from web3.exceptions import (
     BadFunctionCallOutput,
     BadResponseFormat,
+    BlockNotFound,
     ContractCustomError,
     ContractLogicError,
     TransactionNotFound,
@@ -386,6 +387,24 @@ class Chain:
                 )
             )
         )
+
+    def raw_logs(self, address: str, from_block: int, to_block: int) -> list[Mapping[str, Any]]:
+        """Every event of a contract in these blocks, undecoded, oldest first."""
+        chunk, found = self.log_range, []
+        for first in range(from_block, to_block + 1, chunk):
+            last = min(first + chunk - 1, to_block)
+            asked: Any = {"address": address, "fromBlock": first, "toBlock": last}
+            found += self._ask(lambda: self._web3.eth.get_logs(asked))  # noqa: B023 called at once
+        return found
+
+    def block_hash(self, number: int) -> bytes | None:
+        """The hash of a block; None where there is no such block."""
+        try:
+            return bytes(self._ask(lambda: self._web3.eth.get_block(number))["hash"])
+        except NodeRefused as error:
+            if isinstance(error.__cause__, BlockNotFound):
+                return None
+            raise
 
     def calldata(self, transaction_hash: Any) -> bytes:
         """A transaction's input. Raises BankError where the node has lost it."""

@@ -23,6 +23,10 @@ PLATFORM_MINIMUM_PERSONS = 10  # an owner can raise it, never lower it
 UNITS = ("patient", "record")
 MOST_RECORDS = 64  # of one patient that may count
 USUAL_RECORDS = 4  # of one patient, where the owner says nothing else
+# everybody who looks at a catalogue gets every manifest in it
+MOST_FEATURES = 2000
+MOST_CATEGORIES = 1000  # of one feature
+MAX_MANIFEST_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,10 @@ class Schema:
     def from_dict(cls, value: Any) -> Schema:
         """The schema in `value`; raises DatasetError naming the field that is wrong."""
         try:
+            if len(value["features"]) > MOST_FEATURES:
+                raise DatasetError(
+                    f"features: {len(value['features'])} columns; {MOST_FEATURES} are the most"
+                )
             features = tuple(
                 Feature(
                     _text("features.name", item["name"]),
@@ -113,8 +121,12 @@ class Schema:
             raise DatasetError(
                 "features: names must be there, all different, and not contain the target"
             )
-        if any(len(f.categories) == 1 for f in schema.features):
-            raise DatasetError("categories: a category column needs at least two levels")
+        for f in schema.features:
+            if len(f.categories) == 1 or len(f.categories) > MOST_CATEGORIES:
+                raise DatasetError(
+                    f"categories of {f.name}: {len(f.categories)} levels; a category column has 2 "
+                    f"to {MOST_CATEGORIES}"
+                )
         return schema
 
     @property
@@ -173,6 +185,11 @@ class Manifest:
         for name in ("lifetime_epsilon", "delta"):
             object.__setattr__(self, name, float(getattr(self, name)))
         check_records_per_patient(self.records_per_patient, self.unit)
+        if (size := len(canonical_json(self.as_dict()))) > MAX_MANIFEST_BYTES:
+            raise DatasetError(
+                f"manifest: {size} bytes; {MAX_MANIFEST_BYTES} are the most, so name fewer or "
+                "shorter columns"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """The public document."""

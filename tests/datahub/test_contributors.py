@@ -81,8 +81,8 @@ def test_put_contributors__another_list_than_the_posted_one__refuses(
     ("entries", "sentence"),
     [
         ([], "1 to 1000000 entries, not 0"),
-        ([("0x12", 1)], "account='0x12' must be an address"),
-        ([(ACCOUNTS[0], 0)], "weight=0"),
+        ([("0x12", 10)], "account='0x12' must be an address"),
+        ([(ACCOUNTS[0], 0), (ACCOUNTS[1], 10)], "weight=0"),
         ([(ACCOUNTS[0], 5), (ACCOUNTS[0], 5)], "is on the list twice"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -150,3 +151,37 @@ def _signs(message: object, key: bytes, node: str) -> bool:
     except SignatureError:
         return False
     return True
+
+
+def test_a_body_that_comes_too_slowly__is_ended(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "PATIENCE_S", 0.3)
+
+    def drop_by_drop() -> Iterator[bytes]:
+        for _ in range(40):
+            yield b" "
+            time.sleep(0.1)
+
+    answer = client.post("/api/jobs", content=drop_by_drop())
+    assert answer.status_code == 408
+    assert answer.json() == {"error": "the body came too slowly; send it again"}
+
+
+def test_more_bodies_at_once_than_fit__are_refused(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MEMORY_BYTES", 1000)
+    answer = client.post("/api/jobs", content=b" " * 2000)
+    assert answer.status_code == 429 and "at once" in answer.json()["error"]
+    assert client.post("/api/jobs", json={"terms": "{}"}).status_code == 422  # it was given back
+
+
+def test_whatever_is_refused_or_changes_something__is_in_the_log(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="datahub.hub")
+    client.get("/api/datasets")
+    client.get("/api/jobs/%0a%1b[31mred")
+    (line,) = [one.getMessage() for one in caplog.records if "after" in one.getMessage()]
+    assert line.startswith("GET '/api/jobs/") and "404" in line and "\x1b" not in line

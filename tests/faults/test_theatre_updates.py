@@ -13,10 +13,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_client import protocol
 from fl_client.model.weights import to_safetensors
 from fl_client.privacy.slots import needed
-from fl_client.protocol import Train, Trained
+from fl_client.protocol import Train
 from fl_server.aggregation import longest_step
 from fl_server.app import conduct
 from tests.conftest import spec
@@ -32,13 +31,14 @@ def test_an_update_beyond_the_plan__is_dropped_and_the_others_go_on(
     def bad_fourth(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any]:
         if dataset_id == 4 and kind == Train.kind:
             model = to_safetensors({"w": np.full(3, value, np.float32)})
-            return protocol.to_record(Trained(model, 0.5, 1.0, 2.0, 1e-5, "patient", 0.1, "cpu"))
+            return honest(dataset_id, kind, request) | {"model": model}
         return honest(dataset_id, kind, request)
 
     job = folder(tmp_path)
     conduct(job, conductor(bad_fourth))
-    dropped = [line for line in job.events() if line["event"] == "dropped"]
-    assert [line["dataset_id"] for line in dropped] == [4]
+    (dropped,) = [line for line in job.events() if line["event"] == "dropped"]
+    assert dropped["dataset_id"] == 4 and not dropped["silent"]
+    assert "the plan allows" in dropped["reason"] or "finite" in dropped["reason"]
     assert outcome(job)["state"] == "attested" and len(outcome(job)["signatures"]) == 3
     report = json.loads((tmp_path / "report.json").read_text())
     assert [line["worked"] for line in report["hospitals"]].count(False) == 1

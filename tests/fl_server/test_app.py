@@ -13,14 +13,22 @@ from eth_account import Account
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from datatokens.terms import rejection_message, sign
+from datatokens.terms import (
+    JobTerms,
+    acceptance_message,
+    attestation_message,
+    rejection_message,
+    sign,
+)
 from fl_client import protocol
 from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
+from fl_client.privacy import accounting
 from fl_client.privacy.evaluation import CELLS
 from fl_client.protocol import (
     Admit,
     Attest,
     Evaluate,
+    JobSpec,
     Refused,
     Release,
     Released,
@@ -32,6 +40,7 @@ from fl_client.protocol import (
 from fl_server.app import conduct
 from fl_server.errors import RunFailed
 from fl_server.run_folder import RunFolder
+from fl_server.settlement import attestation_of
 from tests.conftest import NODE_KEYS, spec, terms
 
 
@@ -54,19 +63,43 @@ def folder(tmp_path: Path, momentum: float = 0.0, **changes: Any) -> RunFolder:
     (tmp_path / "graph.json").write_bytes(b"{}")
     (tmp_path / "weights.safetensors").write_bytes(to_safetensors(START))
     (tmp_path / "nodes.json").write_text(json.dumps(nodes))
-    return RunFolder(tmp_path)
+    made = RunFolder(tmp_path)
+    made.keep_taken(list(nodes))  # as the hub does while the rounds go on
+    return made
+
+
+ADMITTED: dict[str, JobTerms] = {}
+
+
+def epsilon(rounds: int, job: JobSpec, *, looked: bool = False) -> float:
+    charges = job.round_charges() * rounds + (job.evaluation_charges() if looked else ())
+    return accounting.epsilon(charges, job.plan.delta)
 
 
 def honest(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any]:
-    reply: Any = Signed(b"s")
+    key, reply = NODE_KEYS[dataset_id - 1], Released()
+    if kind == Admit.kind:
+        job = JobTerms.from_json(protocol.from_record(Admit, request).terms)
+        ADMITTED[job.job_id.hex()] = job
+        reply = Signed(sign(acceptance_message(job), key))
     if kind == Train.kind:
-        arrays = from_safetensors(protocol.from_record(Train, request).model)
+        asked = protocol.from_record(Train, request)
+        arrays = from_safetensors(asked.model)
         model = to_safetensors({"w": arrays["w"] + dataset_id})
-        reply = Trained(model, 0.5, 1.0, 2.0, 1e-5, "patient", 0.1, "cpu")
+        spent = epsilon(asked.round, JobSpec.from_dict(ADMITTED[asked.job].spec))
+        reply = Trained(model, 0.5, spent, 2.0, 1e-5, "patient", 0.1, "cpu")
     if kind == Evaluate.kind:
-        reply = Scored((float(10 * dataset_id),) * CELLS, 1.25, 2.25, 1e-5)
-    if kind == Release.kind:
-        reply = Released()
+        job_spec = JobSpec.from_dict(ADMITTED[protocol.from_record(Evaluate, request).job].spec)
+        spent = epsilon(job_spec.rounds, job_spec, looked=True)
+        reply = Scored((float(2 * dataset_id),) * CELLS, spent, 2.25, 1e-5)
+    if kind == Attest.kind:
+        given = protocol.from_record(Attest, request)
+        job = ADMITTED[given.job]
+        report = json.loads(given.report)
+        worked = sum(line["worked"] << i for i, line in enumerate(report["hospitals"]))
+        final = model_hash(from_safetensors(given.model))
+        result = attestation_of(job, final, worked, given.report)
+        reply = Signed(sign(attestation_message(job, result), key))
     return protocol.to_record(reply)
 
 
@@ -116,12 +149,12 @@ def test_conduct__with_momentum__each_step_carries_on_half_of_the_last(tmp_path:
 def test_conduct__final_model_looked_at__tables_figures_and_epsilons_are_in_the_report(
     tmp_path: Path,
 ) -> None:
-    conduct(folder(tmp_path), conductor(honest))
+    job = folder(tmp_path)
+    conduct(job, conductor(honest))
     report = json.loads((tmp_path / "report.json").read_text())
-    assert all(
-        line["scores"] == [10.0 * line["dataset_id"]] * CELLS for line in report["hospitals"]
-    )
-    assert {line["epsilon_job"] for line in report["hospitals"]} == {1.25}
+    assert all(line["scores"] == [2.0 * line["dataset_id"]] * CELLS for line in report["hospitals"])
+    spent = epsilon(3, job.spec, looked=True)
+    assert {line["epsilon_job"] for line in report["hospitals"]} == {spent}
     # equal counts everywhere: half is right, and ranks say nothing
     for name in ("accuracy", "auc", "event_rate"):
         found = report["evaluation"][name]
@@ -153,10 +186,12 @@ def test_conduct__one_node_without_a_table__worked_all_the_same(
             return honest(dataset_id, kind, request) | broken
         return honest(dataset_id, kind, request)
 
-    conduct(folder(tmp_path), conductor(script))
+    job = folder(tmp_path)
+    conduct(job, conductor(script))
     report = json.loads((tmp_path / "report.json").read_text())
     first = next(line for line in report["hospitals"] if line["dataset_id"] == 1)
-    assert first["worked"] is True and first["scores"] is None and first["epsilon_job"] == 1.0
+    assert first["worked"] is True and first["scores"] is None
+    assert first["epsilon_job"] == epsilon(3, job.spec)
     assert report["evaluation"]["accuracy"]["value"] == 0.5 and len(asked) == 2
 
 

@@ -8,32 +8,37 @@ import pytest
 from cryptography import x509
 
 from fl_server.certificates import write_certificates
-from fl_server.superlink import TOKEN_HEADER, OperatorGate, operator_token
+from fl_server.gate import TOKEN_HEADER, OperatorGate
+from fl_server.superlink import operator_token
 
 GATE = OperatorGate(None, "secret")  # type: ignore[arg-type]
 TOKEN = {TOKEN_HEADER.encode(): b"secret"}
 
 
 @pytest.mark.parametrize(
-    ("path", "headers", "client", "allowed"),
+    ("path", "headers", "client", "status"),
     [
-        ("/v1/fleet/pull-messages", {}, "203.0.113.9", True),
-        ("/health", {}, "203.0.113.9", True),
-        ("/v1/control/start-run", TOKEN, "127.0.0.1", True),
-        ("/v1/control/start-run", {}, "127.0.0.1", False),
-        ("/v1/control/start-run", {TOKEN_HEADER.encode(): b"wrong"}, "127.0.0.1", False),
-        ("/v1/control/start-run", TOKEN, "203.0.113.9", False),
-        ("/v1/runtime/acquire-task", {}, "127.0.0.1", True),
-        ("/v1/runtime/acquire-task", {}, "203.0.113.9", False),
-        ("/docs", {}, "203.0.113.9", False),
-        ("/v1/fleet", {}, "203.0.113.9", False),
-        ("/v1/control/start-run", TOKEN, "", False),
+        ("/v1/fleet/pull-messages", {}, "203.0.113.9", None),
+        ("/health", {}, "203.0.113.9", None),
+        ("/v1/control/start-run", TOKEN, "127.0.0.1", None),
+        ("/v1/control/start-run", {}, "127.0.0.1", 403),
+        ("/v1/control/start-run", {TOKEN_HEADER.encode(): b"wrong"}, "127.0.0.1", 403),
+        ("/v1/control/start-run", TOKEN, "203.0.113.9", 403),
+        ("/v1/control/start-run", TOKEN | {b"x-forwarded-for": b"203.0.113.9"}, "127.0.0.1", 403),
+        ("/v1/runtime/acquire-task", {b"forwarded": b"for=203.0.113.9"}, "127.0.0.1", 403),
+        ("/v1/runtime/acquire-task", {b"x-real-ip": b"203.0.113.9"}, "::1", 403),
+        ("/v1/runtime/acquire-task", {}, "127.0.0.1", None),
+        ("/v1/runtime/acquire-task", {}, "203.0.113.9", 403),
+        ("/docs", {}, "127.0.0.1", 404),
+        ("/openapi.json", TOKEN, "127.0.0.1", 404),
+        ("/v1/fleet", {}, "203.0.113.9", 404),
+        ("/v1/control/start-run", TOKEN, "", 403),
     ],
 )
 def test_gate__path_token_and_client__decide(
-    path: str, headers: dict, client: str, allowed: bool
+    path: str, headers: dict[bytes, bytes], client: str, status: int | None
 ) -> None:
-    assert GATE.allows(path, headers, client) is allowed
+    assert GATE.refusal(path, headers, client) == status
 
 
 def test_operator_token__made_once_and_private(tmp_path: Path) -> None:

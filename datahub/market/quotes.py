@@ -1,0 +1,93 @@
+"""Quotes that wait for their payment: kept within bounds, and made a job when the chain shows that
+one was paid, without anybody telling.
+
+What does not fit pushes out the oldest quote, which harms nobody: its buyer's own folder holds
+everything, and hands it over with the job. Knows nothing of prices.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from sqlmodel import Session, col, delete, func, select
+
+from datahub.errors import Conflict
+from datahub.market import jobs, model_files
+from datahub.market.desk import Desk
+from datahub.market.following import Logs
+from datahub.market.tables import QuoteRow
+from datatokens.terms import JobTerms
+from fl_client.protocol import JobSpec
+
+log = logging.getLogger("datahub.hub")
+
+KEPT_S = 3600  # after the quote
+MOST = 10_000
+MOST_MODEL_BYTES = 2 * 1024**3  # of all quotes that wait
+
+
+def keep(desk: Desk, terms: JobTerms, graph: bytes, weights: bytes) -> None:
+    """Keep quoted terms and the model's files until they are paid, pushed out or an hour old."""
+    spec = JobSpec.from_dict(terms.spec)
+    with desk.models, desk.session() as session:
+        session.add(
+            QuoteRow(
+                job_id=terms.job_id.hex(),
+                terms=terms.to_json().decode(),
+                graph_hash=spec.graph_hash,
+                weights_hash=spec.weights_hash,
+                model_bytes=len(graph) + len(weights),
+                quoted_at=time.time(),
+            )
+        )
+        pushed_out = _make_room(session)
+        session.commit()
+        if pushed_out:
+            model_files.sweep(desk, session)
+        model_files.put(desk, (graph, weights))
+
+
+def _make_room(session: Session) -> int:
+    """Drop the oldest quotes until number and bytes are within bounds; how many."""
+    session.flush()
+    count, size = session.exec(select(func.count(), func.sum(QuoteRow.model_bytes))).one()
+    dropped = 0
+    oldest = iter(session.exec(select(QuoteRow).order_by(col(QuoteRow.quoted_at))))
+    while count - dropped > MOST or size > MOST_MODEL_BYTES:
+        row = next(oldest)
+        size, dropped = size - row.model_bytes, dropped + 1
+        session.delete(row)
+    return dropped
+
+
+def forget_old(desk: Desk) -> None:
+    """Drop quotes of more than an hour ago, and the files that nothing names any more."""
+    with desk.models, desk.session() as session:
+        session.exec(delete(QuoteRow).where(col(QuoteRow.quoted_at) < time.time() - KEPT_S))
+        session.commit()
+        model_files.sweep(desk, session)
+
+
+def take_up(desk: Desk) -> None:
+    """Make a job of every waiting quote that has been paid since the last look. Raises
+    ChainUnreachable.
+    """
+    desk.payments.look(lambda logs: _take_up(desk, logs))
+
+
+def _take_up(desk: Desk, logs: Logs | None) -> None:
+    waiting = select(QuoteRow)
+    if logs is not None:  # every event about a job has its id first
+        ids = {bytes(topic).hex() for one in logs for topic in one["topics"][1:2]}
+        waiting = waiting.where(col(QuoteRow.job_id).in_(ids))
+    with desk.session() as session:
+        rows = session.exec(waiting).all()
+    for row in rows:
+        try:
+            jobs.submit(desk, row.terms.encode())
+        except Conflict as error:
+            if logs is not None:  # at the first look most are simply not paid
+                log.warning("job %s is not taken up: %s", row.job_id[:12], error)
+        else:
+            log.info("job %s is paid, and taken up", row.job_id[:12])
