@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check tools contracts contracts-check forge gas gas-check deep mutants slither halmos clean
+.PHONY: demo test check tools contracts contracts-check forge gas gas-check deep crash-table mutants slither halmos clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -61,6 +61,10 @@ gas-check: $(VENV)/.dev
 ## deep: the stateful invariants with 1,000,000 calls
 deep:
 	cd datatokens && FOUNDRY_PROFILE=deep node_modules/@foundry-rs/forge-*/bin/forge test --match-test invariant
+
+## crash-table: kill -9 of a buyer at every statement, and what each ended in (half an hour)
+crash-table: $(VENV)/.dev
+	@$(BIN)/python -m pytest -s -m deep tests/faults/test_buyer_crashes.py
 
 ## mutants: take away each check and each write of the contracts in turn; a test must notice
 mutants: $(VENV)/.dev

@@ -1,5 +1,5 @@
-"""The bank's commands: run the embedded chain, deploy the contracts, look at and check a
-deployment, read the public ledger. Parses and prints only.
+"""The bank's commands: run the embedded chain, give test money on it, deploy the contracts, look at
+and check a deployment, read the public ledger. Parses and prints only.
 """
 
 from __future__ import annotations
@@ -28,8 +28,23 @@ def start(
     state: Annotated[Path, typer.Option(help="SQLite file that keeps the chain.")] = Path(
         "chain.sqlite"
     ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the accounts as JSON.")] = False,
 ) -> None:
-    """Run the embedded chain (loopback only, public test keys) until it is stopped."""
+    """Run the embedded chain (loopback only, public test keys) until it is stopped; its funded
+    accounts are printed first.
+    """
+    from datatokens.chain.devchain import FUNDS_WEI, MNEMONIC, accounts
+
+    if as_json:
+        rows = [{"address": who, "key": key, "wei": FUNDS_WEI} for who, key in accounts()]
+        typer.echo(json.dumps({"mnemonic": MNEMONIC, "accounts": rows}))
+    else:
+        _say(
+            f"Test accounts, each with {FUNDS_WEI // 10**18} coins on a new chain. Their keys are "
+            f"public (every developer's mnemonic, {MNEMONIC!r}): never send anything real there."
+        )
+        _say("\n".join(f"{who}  key {key}" for who, key in accounts()))
+    sys.stdout.flush()  # what replaces us does not know our buffer
     os.execv(  # noqa: S606 replaces us
         sys.executable,
         [
@@ -69,10 +84,54 @@ def deploy(
         made.save(out)
     except (BankError, OSError) as error:
         _fail(str(error))
-    typer.echo(
+    _say(
         f"registry {made.registry}, market {made.market}, payment token {made.payment_token}: "
         f"written to {out}"
     )
+
+
+@app.command()
+def faucet(
+    to: Annotated[str, typer.Argument(metavar="ADDRESS", help="Who gets the test money.")],
+    amount: Annotated[
+        int, typer.Option(min=0, max=10**9, help="Whole test dollars (tUSD) to mint.")
+    ] = 1000,
+    gas: Annotated[int, typer.Option(min=0, max=1000, help="Whole coins to pay gas with.")] = 1,
+    deployment: Annotated[
+        Path, typer.Option(help="File that `deploy` or `hub init` wrote; it names the test token.")
+    ] = Path("deployment.json"),
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="The test token's deployer, if that is no public test account."),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Give an address test money on the embedded chain: coins for gas, and freshly minted test
+    dollars.
+    """
+    from dataclasses import asdict
+
+    from datatokens.deploy import Deployment
+    from datatokens.errors import BankError
+    from datatokens.faucet import UNITS, WEI, give
+
+    try:
+        key = key_file.read_text().strip() if key_file else ""
+        if amount and not deployment.exists():
+            _fail(
+                f"{deployment} is not there: name the hub's deployment.json with --deployment, or "
+                "give gas money alone with --amount 0"
+            )
+        made = Deployment.load(deployment) if amount else None
+        purse = give(url, to, wei=gas * WEI, made=made, units=amount * UNITS, key=key)
+    except (BankError, OSError) as error:
+        _fail(str(error))
+    if as_json:
+        typer.echo(json.dumps(asdict(purse)))
+    else:
+        money = "" if purse.units is None else f"{purse.units / UNITS:g} tUSD and "
+        _say(f"{purse.address} has {money}{purse.wei / WEI:g} coins for gas now")
 
 
 @app.command("verify")
@@ -91,7 +150,7 @@ def verify_code(
         made = _verified(deployment, url)[1]
     except BankError as error:
         _fail(str(error))
-    typer.echo(f"registry {made.registry} and market {made.market} carry the code of this version")
+    _say(f"registry {made.registry} and market {made.market} carry the code of this version")
 
 
 @app.command()
@@ -121,11 +180,10 @@ def status(
         }
     except BankError as error:
         _fail(str(error))
-    typer.echo(
-        json.dumps(facts)
-        if as_json
-        else "\n".join(f"{name}: {value}" for name, value in facts.items())
-    )
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        _say("\n".join(f"{name}: {value}" for name, value in facts.items()))
 
 
 @app.command()
@@ -194,7 +252,7 @@ def privacy(
         Terminal().print(table)
         for line in lines:
             if line.misfit:
-                typer.echo(f"dataset {line.dataset_id}: {line.misfit}")
+                _say(f"dataset {line.dataset_id}: {line.misfit}")
     if any(line.overspent or line.misfit for line in lines):
         raise typer.Exit(1)
 
@@ -212,8 +270,17 @@ def _verified(file: Path, url: str) -> tuple[Chain, Deployment]:
     return chain, made
 
 
+def _say(text: str, err: bool = False) -> None:
+    """Print lines as they are, wherever a line or an address would be broken otherwise; what a
+    stranger's node has put into them is shown and not obeyed.
+    """
+    from datatokens.terminal import visible
+
+    typer.echo(visible(text), err=err)
+
+
 def _fail(sentence: str) -> NoReturn:
-    typer.echo(sentence, err=True)
+    _say(sentence, err=True)
     raise typer.Exit(1)
 
 

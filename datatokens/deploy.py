@@ -93,17 +93,17 @@ def verify(chain: Chain, registry: str, market: str) -> Deployment:
     whatever does not fit.
     """
     registry, market = address("registry", registry), address("market", market)
-    _check_code(chain, "DatasetRegistry", registry)
-    _check_code(chain, "Market", market)
+    check_code(chain, "DatasetRegistry", registry)
+    check_code(chain, "Market", market)
     datasets = chain.contract("DatasetRegistry", registry).functions
-    _check_code(chain, "Datatoken", chain.read(datasets.datatokenTemplate()))
-    _check_code(chain, "NodeRegistry", chain.read(datasets.nodes()))
+    check_code(chain, "Datatoken", chain.read(datasets.datatokenTemplate()))
+    check_code(chain, "NodeRegistry", chain.read(datasets.nodes()))
     named = chain.read(chain.contract("Market", market).functions.registry())
     named_market = chain.read(datasets.market())
     if (named, named_market) != (registry, market):
         raise BankError(f"market {market} and registry {registry} do not name each other")
     storefront = chain.read(datasets.storefront())
-    _check_code(chain, "Storefront", storefront)
+    check_code(chain, "Storefront", storefront)
     if chain.read(chain.contract("Storefront", storefront).functions.registry()) != registry:
         raise BankError(f"storefront {storefront} does not name the registry {registry}")
     itself = chain.contract("Market", market).functions
@@ -127,7 +127,8 @@ def check(chain: Chain, expected: Deployment) -> None:
             )
 
 
-def _check_code(chain: Chain, name: str, where: str) -> None:
+def check_code(chain: Chain, name: str, where: str) -> None:
+    """Raises BankError unless the committed contract `name` is at `where`, immutables aside."""
     item = artifact(name)
     expected = bytearray.fromhex(item["deployedBytecode"].removeprefix("0x"))
     found = bytearray(chain.code(where))

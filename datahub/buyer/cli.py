@@ -271,8 +271,11 @@ def refund(
     """Take the money of a job back after its deadline, with its folder or with nothing but the
     wallet's key and the chain.
     """
+    from datatokens.bindings.escrow import Status
+
     job = _buyer(network, key_file).job(job_id)
-    job.refund()
+    if job.on_chain is not Status.REFUNDED:  # else it was taken back before: saying so is enough
+        job.refund()
     _refunded(job, as_json)
 
 
@@ -380,7 +383,7 @@ def _finish(job: Job, out: Path, as_json: bool) -> None:
     try:
         job.pay()
         status = job.on_chain
-        if status is Status.FUNDED and job.buyer.chain.now() > job.terms.deadline:
+        if status is Status.FUNDED and job.buyer.chain.now() > job.deadline:
             job.refund()
             return _refunded(job, as_json)
         if status is Status.REFUNDED:

@@ -1,19 +1,27 @@
 """What a buyer keeps of a job on the own disk, from before it is paid: terms, graph, weights.
 
 The escrow pays or refunds only against the terms, so they are never in memory alone. The terms are
-written last: a folder that has them has everything. Knows nothing of hubs and chains.
+written last: a folder that has them has everything, and one whose terms are not those of its name
+counts as none. Knows nothing of hubs and chains.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from datahub.buyer.networks import home
-from datahub.errors import NotFound
+from datahub.errors import NotFound, OrderRefused
+from datatokens.errors import TermsError
 from datatokens.terms import JobTerms
-from fl_client.node.job_folder import write_whole
+from fl_client.node.job_folder import private_folder, write_whole
 
+PAYING_S = 300.0  # how long one payment of a wallet waits for another; a send waits 180 s at most
 TERMS, GRAPH, WEIGHTS = "terms.json", "graph.json", "weights.safetensors"
 SHORTEST_NAME = 6  # digits of a job id that are enough, if they are of one job only
 
@@ -57,14 +65,47 @@ def keep(terms: JobTerms, graph: bytes, weights: bytes) -> KeptJob:
 
 def kept_jobs() -> list[KeptJob]:
     """Every job that was kept whole, oldest first."""
-    found = [KeptJob(path.parent) for path in jobs_folder().glob(f"*/{TERMS}")]
-    return sorted(found, key=lambda job: (job.path / TERMS).stat().st_mtime)
+    paths = sorted(jobs_folder().glob(f"*/{TERMS}"), key=lambda path: path.stat().st_mtime)
+    return [job for path in paths if (job := kept(path.parent.name))]
 
 
 def kept(job_id: str) -> KeptJob | None:
-    """The job whose whole id this is, if it was kept."""
-    path = jobs_folder() / job_id
-    return KeptJob(path) if (path / TERMS).exists() else None
+    """The job whose whole id this is, if it was kept whole."""
+    job = KeptJob(jobs_folder() / job_id)
+    try:
+        return job if job.terms.job_id.hex() == job_id else None
+    except (FileNotFoundError, TermsError):
+        return None  # what was paid for it, if anything, the chain knows
+
+
+@contextmanager
+def sole_payer(wallet: str) -> Iterator[None]:
+    """While no other process of this user pays from `wallet`: an approval is for one payment, so
+    that a second one in between would take it away. Whoever is killed leaves nothing locked. Raises
+    OrderRefused after PAYING_S.
+    """
+    private_folder(home())
+    lock = os.open(home() / f"paying-{wallet.lower()}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        end = time.monotonic() + PAYING_S
+        while not _locked(lock):
+            if time.monotonic() > end:
+                raise OrderRefused(
+                    f"another process has been paying from {wallet} for {PAYING_S:.0f} s: nothing "
+                    "was paid here; end it, or wait for it, and go on with: datahub resume"
+                )
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def whole_id(start: str, known: list[str]) -> str:

@@ -15,7 +15,7 @@ from datatokens.bindings.registry import Registry, State
 from datatokens.errors import TermsError, TransactionRefused
 from datatokens.terms import JobTerms
 from fl_client.data.schemas import Manifest
-from fl_client.errors import NodeError
+from fl_client.errors import GraphRefused, NodeError
 from fl_client.protocol import JobSpec
 
 if TYPE_CHECKING:
@@ -25,14 +25,24 @@ CLOCK_S = 120  # how far the hub's clock may be from the chain's
 EPSILON_SLACK = 1.0001
 
 
+def dataset_ids(field: str, given: Any) -> tuple[int, ...]:
+    """The numbers of datasets in `given`, each once. Raises OrderRefused naming `field`."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise OrderRefused(f"{field}={str(given)[:60]} must be a list of numbers, as [1, 2]")
+    for one in given:
+        if type(one) is not int:
+            raise OrderRefused(f"{field}: {str(one)[:60]!r} must be the number of a dataset")
+        if given.count(one) > 1:
+            raise OrderRefused(f"{field}: {one} is named twice; name each dataset once")
+    return tuple(given)
+
+
 def listed(
     registry: Registry, rows: Mapping[int, Any], dataset_id: int, buyer: str, market: str
 ) -> Listed:
     """A dataset that `buyer` can buy now on `market`: facts from the chain, and the manifest in the
     hub's `rows` if its hash is the one on the chain. Raises OrderRefused.
     """
-    if type(dataset_id) is not int:
-        raise OrderRefused(f"datasets: {dataset_id!r} must be the number of a dataset")
     row = rows.get(dataset_id)
     if row is None or not isinstance(row.get("manifest"), Mapping):
         raise OrderRefused(f"dataset_id={dataset_id} is not in the catalogue")
@@ -55,32 +65,60 @@ def listed(
 
 
 def model_files(
-    model: str | nn.Module, example: Tensor | None, width: int, loss: str
+    model: str | nn.Module,
+    example: Tensor | None,
+    width: int,
+    loss: str,
+    server_rates: Mapping[str, float] | None = None,
 ) -> tuple[bytes, bytes]:
     """(graph, weights) of a built-in name or a torch module, if every hospital would take them for
-    `width` inputs and `loss`. Raises OrderRefused or the exporter's GraphRefused.
+    `width` inputs and `loss`, and `server_rates` name its parameters. Raises OrderRefused or
+    GraphRefused.
     """
     from torch import nn, zeros
 
     from fl_client.model.export import export_model
-    from fl_client.model.families import build
+    from fl_client.model.families import FAMILIES, build
     from fl_client.model.fit import check_loss
-    from fl_client.model.graph import load_model
+    from fl_client.model.graph import load_model, parameters
 
     if not isinstance(loss, str):
         raise OrderRefused(f"loss={str(loss)[:60]} must be the name of a loss, as text")
-    module = build(model, width) if isinstance(model, str) else model
+    try:
+        module = build(model, width) if isinstance(model, str) else model
+    except GraphRefused as error:
+        if model not in FAMILIES:
+            raise
+        raise OrderRefused(
+            f"{error}: its name is not enough for this dataset; build it with "
+            f"fl_client.model.families.build({model!r}, ...) and give that as model"
+        ) from error
     if not isinstance(module, nn.Module):
         raise OrderRefused(
             f"model={str(model)[:60]} must be a built-in name or a torch module (an instance)"
         )
-    graph, weights = export_model(module, zeros(1, width) if example is None else example)
+    inputs = zeros(1, width) if example is None else example
+    try:
+        graph, weights = export_model(module, inputs)
+    except GraphRefused as error:
+        if "cannot be exported" not in str(error):
+            raise
+        raise OrderRefused(
+            f"{error}; it was called with inputs of shape {tuple(getattr(inputs, 'shape', ()))}, "
+            f"and the dataset has {width} inputs"
+        ) from error
     loaded = load_model(graph, weights)
     check_loss(loaded, loss)
     if tuple(loaded.input_shape) != (width,):
         raise OrderRefused(
             f"the model takes inputs of shape {tuple(loaded.input_shape)}; the dataset has {width} "
             "inputs"
+        )
+    names = parameters(loaded)
+    if isinstance(server_rates, Mapping) and (strange := set(server_rates) - set(names)):
+        raise OrderRefused(
+            f"server_rates: the model has no parameter {str(min(strange, key=str))[:60]!r}; it has "
+            f"{', '.join(sorted(names))[:300]}"
         )
     return graph, weights
 

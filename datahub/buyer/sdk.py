@@ -28,7 +28,7 @@ from datatokens import deploy
 from datatokens.bindings.escrow import Escrow, Status
 from datatokens.bindings.registry import Registry
 from datatokens.chain.connection import connect
-from datatokens.errors import TermsError
+from datatokens.errors import TermsError, TransactionRefused
 from datatokens.terms import DisputeTerms, JobTerms
 from fl_client.protocol import JobSpec, sha256_hex
 from fl_server.results import Result, unseal
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 POLL_S = 0.25
+SEEN_S = 180.0
 LEAST_TIME_S = 300  # a job that would be paid with less time left to its deadline is not
 
 
@@ -128,19 +129,22 @@ class Buyer:
         from datahub.order import Order, Venue
         from fl_client.privacy.evaluation import expected_intervals
 
+        if max_fee_units is not None and type(max_fee_units) is not int:
+            raise OrderRefused(f"max_fee_units={max_fee_units!r:.60} must be a whole number")
         market = self.network.deployment.market
-        rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
-        facts = [quoting.listed(self.registry, rows, d, self.address, market) for d in datasets]
-        if not facts:
+        ids = quoting.dataset_ids("datasets", datasets)
+        if not ids:
             raise OrderRefused("datasets: name at least one dataset id")
+        rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
+        facts = [quoting.listed(self.registry, rows, d, self.address, market) for d in ids]
         persons = [one.manifest.persons for one in facts]
         width = facts[0].manifest.schema.width
-        graph, weights = quoting.model_files(model, example, width, loss)
+        graph, weights = quoting.model_files(model, example, width, loss, server_rates)
         order = Order(
             buyer=self.address,
             buyer_public_key=self.result_public_key,
-            datasets=tuple(datasets),
-            vouchers=tuple(vouchers),
+            datasets=ids,
+            vouchers=quoting.dataset_ids("vouchers", vouchers),
             compute_minutes=compute_minutes,
             dispute=dispute,
             graph=graph,
@@ -240,11 +244,17 @@ class Job:
     @property
     def terms(self) -> JobTerms:
         """The terms: from the own disk, else from the hub, whose word is checked against the id.
-        Raises OrderRefused for others.
+        Raises OrderRefused for others, HubError where they are nowhere.
         """
         if kept := job_store.kept(self.id):
             return kept.terms
-        raw = self.buyer.hub.call("GET", f"/api/jobs/{self.id}/terms").content
+        try:
+            raw = self.buyer.hub.call("GET", f"/api/jobs/{self.id}/terms").content
+        except HubError as error:
+            raise HubError(
+                f"the terms of job {self.id[:12]} are not on this disk, and not to be had from the "
+                f"hub ({error}); if it stays so, the money comes back after the deadline"
+            ) from error
         try:
             terms = JobTerms.from_json(raw)
         except TermsError as error:
@@ -252,6 +262,12 @@ class Job:
         if terms.job_id.hex() != self.id:
             raise OrderRefused(f"the hub's terms of job {self.id[:12]} are another job's")
         return terms
+
+    @property
+    def deadline(self) -> int:
+        """Unix seconds: as the chain has it, or that of terms which were never paid."""
+        paid = self.buyer.escrow.created_by(self.buyer.address).get(bytes.fromhex(self.id))
+        return self.terms.deadline if paid is None else paid
 
     @property
     def on_chain(self) -> Status:
@@ -276,17 +292,41 @@ class Job:
         }
 
     def pay(self) -> None:
-        """Escrow the price, if it is not there yet. Raises OrderRefused with too little time left,
-        and what `Escrow.create_job` raises.
+        """Escrow the price, if it is not there yet, after any other payment from this wallet.
+        Raises OrderRefused with too little time left, and what `Escrow.create_job` raises.
         """
         if self.on_chain is not Status.NONE:
             return
-        terms = self.terms
-        if (left := terms.deadline - self.buyer.chain.now()) < LEAST_TIME_S:
-            raise OrderRefused(
-                f"job {self.id[:12]} was not paid, and its deadline is in {left} s: order it again"
-            )
-        self.buyer.escrow.create_job(terms)
+        with job_store.sole_payer(self.buyer.address):
+            if self.on_chain is not Status.NONE:
+                return  # by another process, while this one waited
+            terms = self.terms
+            if (left := terms.deadline - self.buyer.chain.now()) < LEAST_TIME_S:
+                raise OrderRefused(
+                    f"job {self.id[:12]} was not paid, and its deadline is in {left} s: order it "
+                    "again"
+                )
+            try:
+                self.buyer.escrow.create_job(terms)
+            except TransactionRefused as error:
+                if error.name == "ERC20InsufficientAllowance":
+                    raise OrderRefused(
+                        f"job {self.id[:12]} was not paid and nothing was taken: another machine "
+                        f"is paying from {self.buyer.address} too and has changed its approval; "
+                        f"when that is done: datahub resume {self.id[:12]}"
+                    ) from error
+                # sent before, by a process that was killed while the block was waited for
+                if error.name != "JobExists" or self._changed(Status.NONE) is Status.NONE:
+                    raise
+
+    def _changed(self, before: Status) -> Status:
+        """What the escrow says once it is no longer `before`, or after SEEN_S: what a killed
+        process has sent may not be deep enough in the chain yet.
+        """
+        end = time.monotonic() + SEEN_S
+        while (status := self.on_chain) is before and time.monotonic() < end:
+            time.sleep(POLL_S)
+        return status
 
     def hand_over(self) -> None:
         """Tell the hub of the paid job; with the model's files where it no longer has them. Any
@@ -344,27 +384,32 @@ class Job:
         status, raw = self.on_chain, bytes.fromhex(self.id)
         if status is not Status.FUNDED:
             raise OrderRefused(f"job {self.id[:12]} is {status}: there is nothing to take back")
-        deadline = self.buyer.escrow.created_by(self.buyer.address).get(raw)
-        if deadline is not None and (left := deadline - self.buyer.chain.now()) >= 0:
+        if (left := self.deadline - self.buyer.chain.now()) >= 0:
             raise OrderRefused(
                 f"job {self.id[:12]} has {left} s left until its deadline; only after it the money "
                 f"comes back without the hospitals (datahub resume {self.id[:12]} waits for them)"
             )
-        if kept := job_store.kept(self.id):
-            self.buyer.escrow.refund(kept.terms)
-        else:
-            self.buyer.escrow.refund_recorded(raw)
+        try:
+            if kept := job_store.kept(self.id):
+                self.buyer.escrow.refund(kept.terms)
+            else:
+                self.buyer.escrow.refund_recorded(raw)
+        except TransactionRefused as error:
+            # by the hub at the same moment, or sent before by a process that was killed
+            if error.name != "WrongStatus" or self._changed(status) is not Status.REFUNDED:
+                raise
 
     def dispute(self) -> None:
         """Ask the arbiter in the terms to look at the attested result, for the bond. Raises
-        OrderRefused before there is
-        a result, TransactionRefused after the window."""
+        OrderRefused before there is a result, TransactionRefused after the window.
+        """
         attested = self.buyer.escrow.attested(bytes.fromhex(self.id))
         if attested is None:
             raise OrderRefused(
                 f"job {self.id[:12]} has no attested result yet, so there is nothing to dispute"
             )
-        self.buyer.escrow.dispute(self.terms, attested)
+        with job_store.sole_payer(self.buyer.address):
+            self.buyer.escrow.dispute(self.terms, attested)
 
     def result(self) -> Result:
         """The model and the report, checked against what the hospitals attested on-chain."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from eth_utils.crypto import keccak
 
@@ -76,10 +76,10 @@ class Escrow:
     def create_job(self, terms: JobTerms) -> None:
         """Escrow the whole price from the connection's account, approving exactly that first.
 
-        Raises BankError naming have and need when the balance is short, TransactionRefused for
-        anything else; the approval is then taken back.
+        Raises BankError naming what is short before anything is approved, TransactionRefused for
+        anything else; what was approved is then taken back.
         """
-        account, market = self.chain.address, self.contract.address
+        account = self.chain.address
         if account is None:
             raise BankError("paying for a job needs the buyer's key; this connection has none")
         payment = self._payment_token()
@@ -87,20 +87,16 @@ class Escrow:
         if have < terms.amount_units:
             raise BankError(
                 f"{account} has {have} units of the payment token; this job needs "
-                f"{terms.amount_units}"
+                f"{terms.amount_units}: send {terms.amount_units - have} more to that address"
             )
-        _approve(payment, account, market, terms.amount_units)
-        try:
-            for line in terms.datasets:
-                if line.voucher:
-                    self._allow_voucher(account, line)
-            self.chain.send(self.contract.functions.createJob(terms.to_struct()))
-        except TransactionRefused:
-            _approve(payment, account, market, 0)
-            raise
+        vouchers = [(self._datatoken(account, d), ONE_JOB) for d in terms.datasets if d.voucher]
+        self._send_approved(
+            [(payment, terms.amount_units), *vouchers],
+            self.contract.functions.createJob(terms.to_struct()),
+        )
 
-    def _allow_voucher(self, account: str, line: DatasetTerm) -> None:
-        """Let the market take one datatoken of the line's own tier."""
+    def _datatoken(self, account: str, line: DatasetTerm) -> Token:
+        """The datatoken of the line's own tier, of which `account` must hold one."""
         registry = Registry(self.chain, self.chain.read(self.contract.functions.registry()))
         datatoken = Token(self.chain, registry.tier(line.dataset_id, line.tier).datatoken)
         if datatoken.balance_units(account) < ONE_JOB:
@@ -108,7 +104,21 @@ class Escrow:
                 f"{account} holds less than one datatoken of tier {line.tier} of dataset "
                 f"{line.dataset_id}"
             )
-        _approve(datatoken, account, self.contract.address, ONE_JOB)
+        return datatoken
+
+    def _send_approved(self, spent: Sequence[tuple[Token, int]], function: Any) -> None:
+        """Send `function`, for which the market may take exactly these units; nothing stays
+        approved where it refuses.
+        """
+        owner, market = str(self.chain.address), self.contract.address
+        try:
+            for token, units in spent:
+                _approve(token, owner, market, units)
+            self.chain.send(function)
+        except TransactionRefused:
+            for token, _ in spent:
+                _approve(token, owner, market, 0)
+            raise
 
     def _payment_token(self) -> Token:
         return Token(self.chain, self.chain.read(self.contract.functions.paymentToken()))
@@ -158,14 +168,14 @@ class Escrow:
         )
 
     def dispute(self, terms: JobTerms, attestation: Attestation) -> None:
-        """The buyer or a node: ask the arbiter to look, for the bond in the terms (approved first
-        if it is short).
+        """The buyer or a node: ask the arbiter to look, for the bond in the terms, approved first.
+        Raises TransactionRefused; the approval is then taken back.
         """
         bond = terms.dispute.bond_units if terms.dispute else 0
-        payment, market = self._payment_token(), self.contract.address
-        if bond:
-            _approve(payment, str(self.chain.address), market, bond)
-        self.chain.send(self.contract.functions.dispute(terms.to_struct(), attestation.to_struct()))
+        self._send_approved(
+            [(self._payment_token(), bond)] if bond else [],
+            self.contract.functions.dispute(terms.to_struct(), attestation.to_struct()),
+        )
 
     def rule(self, terms: JobTerms, attestation: Attestation, paid_bps: int) -> None:
         """The arbiter: pay `paid_bps` basis points of what was attested, the rest back to the

@@ -40,6 +40,8 @@ WAIT_S = 180.0
 # name: default, least, most
 SETTINGS = {"confirmations": (0, 0, 1000), "log_range": (2000, 1, 1_000_000)}
 GAS_MARGIN = 1.15
+# as geth and anvil say it, as hardhat does, as py-evm does
+TOO_POOR = ("insufficient funds", "enough funds", "enough balance")
 NONCE_TRIES = 20
 SUBMIT_TRIES = 5
 SILENCE_S = 30.0  # how long a node may be away while a receipt is waited for
@@ -167,6 +169,15 @@ class Chain:
             )
         return receipt
 
+    def transfer(self, to: str, wei: int) -> None:
+        """Send gas coin to an account. Raises NodeRefused where there is too little."""
+        what: Any = {"from": self._sender(), "to": Web3.to_checksum_address(to), "value": wei}
+        self._transact(
+            lambda: None,
+            lambda: int(self._ask(lambda: self._web3.eth.estimate_gas(what))),
+            lambda options: options | what,
+        )
+
     def deploy(self, name: str, *arguments: Any) -> str:
         """Deploy an artifact; the new address. Raises TransactionRefused."""
         item, sender = artifact(name), self._sender()
@@ -244,7 +255,8 @@ class Chain:
         """`error`, or where it says that funds are insufficient: whose, how much there is, and how
         much is short for gas that may cost `needed_wei`.
         """
-        if "insufficient funds" not in str(error).lower():
+        said = str(error).lower()
+        if not any(words in said for words in TOO_POOR):
             return error
         has = self.balance_wei(self._sender())
         short = (

@@ -7,9 +7,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from datahub.buyer import job_store, networks
@@ -37,6 +42,37 @@ def killed_after(step: Callable[[], object]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@contextmanager
+def dropping(hub_url: str) -> Iterator[str]:
+    """A proxy to the hub that hangs up on POST /api/jobs."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            if (self.command, self.path) == ("POST", "/api/jobs"):
+                self.close_connection = True
+                return
+            kind = {"content-type": self.headers.get("content-type", "")}
+            answer = httpx.request(self.command, hub_url + self.path, content=body, headers=kind)
+            self.send_response(answer.status_code)
+            self.send_header("content-length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def quoted(buyer: Buyer) -> Quote:
@@ -94,6 +130,23 @@ def test_killed_and_the_disk_lost__the_key_and_the_chain_give_the_money_back(
     assert balance(buyer) == before
     with pytest.raises(OrderRefused, match="is refunded: there is nothing to take back"):
         job.refund()
+
+
+def test_a_proxy_drops_the_terms__the_job_is_paid_and_resume_tells_the_hub_itself(
+    hub: HubWorld, hub_url: str, buyer: Buyer
+) -> None:
+    """Whoever sits between buyer and hub can keep the terms from the hub, and no money."""
+    with dropping(hub_url) as proxied:
+        through = Buyer(proxied, chain=hub.bank.url, key=accounts()[1][1], network=buyer.network)
+        quote = quoted(through)
+        with pytest.raises(HubError, match="does not answer"):
+            through.pay(quote)
+    job = buyer.job(quote.terms.job_id.hex())
+    assert job.on_chain == "funded"
+    with pytest.raises(HubError, match="not known"):
+        job.status()
+    job.hand_over()
+    assert job.status()["state"] == "funded"
 
 
 def test_what_is_kept_of_a_job__is_this_users_alone_and_whole(buyer: Buyer) -> None:
