@@ -31,12 +31,14 @@ class Follower:
     def look(self, act: Callable[[Logs | None], None], pause: float = 0.0) -> None:
         """Call `act` with the events since the last look that it got through, if there are any;
         with None at the first look and where the chain has gone another way since: then everything
-        must be read again. Nothing happens within `pause` seconds of the last try. Raises
-        ChainUnreachable and what `act` raises.
+        must be read again. With a `pause` nothing happens within so many seconds of the last try,
+        and while another thread is looking. Raises ChainUnreachable and what `act` raises.
         """
         if time.monotonic() < self._looked_at + pause:
             return
-        with self._lock:
+        if not self._lock.acquire(blocking=not pause or self._seen is None):
+            return
+        try:
             self._looked_at = time.monotonic()
             head = self._chain.block_number()
             if self._seen is not None and self._seen[0] == head:
@@ -47,6 +49,8 @@ class Follower:
             elif logs := self._chain.raw_logs(self._address, self._seen[0] + 1, head):
                 act(logs)
             self._seen = here
+        finally:
+            self._lock.release()
 
 
 class Seldom(Generic[T]):

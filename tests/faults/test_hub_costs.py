@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,23 @@ def test_a_chain_that_went_another_way__is_read_from_the_start(hub: HubWorld) ->
     seen: list[object] = []
     follower.look(seen.append)
     assert seen == [None]
+
+
+def test_a_chain_that_hangs__holds_one_of_those_who_look_and_not_all(hub: HubWorld) -> None:
+    follower = Follower(hub.desk.chain, hub.desk.config.registry)
+    follower.look(lambda logs: None)
+    with follower._lock:  # as a look that the chain does not answer holds it
+        follower.look(lambda logs: pytest.fail("looked"), pause=0.001)
+
+
+def test_a_job_that_is_told_of_and_seen_at_the_same_time__is_one_job(hub: HubWorld) -> None:
+    terms = hub.paid()
+    with ThreadPoolExecutor(8) as pool:
+        told = [pool.submit(jobs.submit, hub.desk, terms.to_json()) for _ in range(6)]
+        seen = [pool.submit(quotes.take_up, hub.desk) for _ in range(2)]
+        assert {one.result().job_id for one in told} == {terms.job_id.hex()}
+        assert [one.result() for one in seen] == [None, None]
+    assert len(jobs.recent(hub.desk)) == 1
 
 
 def test_seldom__many_ask__one_answer_until_the_pause_is_over_and_none_after_an_error() -> None:
