@@ -1,18 +1,15 @@
 """Ask hospitals through Flower's grid and hear their typed replies; silence and nonsense are
 refusals.
 
-Built on one private function of Flower (pull_objects, for its patience). Knows nothing of what is
-asked.
+Knows nothing of what is asked.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import flwr.superlink.grid.http_grid as http_grid
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -20,37 +17,18 @@ from fl_client import protocol
 from fl_client.errors import ProtocolError
 from fl_client.protocol import Refused
 
-POLL_S = 0.08
-# Flower waits 1 to 10 s when a reply is listed before its objects are there
-FIRST_BACKOFF_S, BACKOFF_CAP_S = 0.02, 0.25
-
 Said = TypeVar("Said")
 # (messages by dataset id, seconds) -> the replies that came in time, by dataset id
 Send = Callable[[dict[int, Message], float], dict[int, Message]]
 
-_pull_objects = http_grid.pull_objects
-
-
-def _pull_objects_quickly(*args: Any, **kwargs: Any) -> dict[str, bytes]:
-    quick = {"initial_backoff": FIRST_BACKOFF_S, "backoff_cap": BACKOFF_CAP_S, **kwargs}
-    objects: dict[str, bytes] = _pull_objects(*args, **quick)
-    return objects
-
 
 def through(grid: Grid) -> Send:
-    """Send over this grid, and wait for the replies, polling fast."""
-    http_grid.pull_objects = _pull_objects_quickly
+    """Send over this grid, and wait for the replies."""
 
     def send(messages: dict[int, Message], timeout: float) -> dict[int, Message]:
-        ids = dict(zip(grid.push_messages(messages.values()), messages, strict=True))
-        replies: dict[int, Message] = {}
-        end = time.monotonic() + timeout
-        while ids and time.monotonic() < end:
-            for reply in grid.pull_messages(ids):
-                replies[ids.pop(reply.metadata.reply_to_message_id)] = reply
-            if ids:
-                time.sleep(POLL_S)
-        return replies
+        replies = grid.send_and_receive(list(messages.values()), timeout=timeout)
+        asked = {one.metadata.message_id: d for d, one in messages.items()}
+        return {asked[reply.metadata.reply_to_message_id]: reply for reply in replies}
 
     return send
 

@@ -1,11 +1,11 @@
 """ASGI middleware before Flower's SuperLink: who may reach which route, and how much may come in.
 
-Fleet routes are open to the network and Flower asks there for a registered SuperNode's signature;
-control routes need the operator's token; runtime routes are this machine's, and Flower asks there
-for SuperExec's secret or a task's token. There are no others. A request that a proxy has passed on
-is never this machine's own. Bodies are counted while they arrive: somebody who has not signed as a
-registered node may send what a refusal needs, and nobody may send slowly. Reads Flower's private
-linkstate and headers. Knows nothing of jobs.
+The routes of nodes' sessions and turns are open to the network and ask for a registered SuperNode's
+signature; control routes need the operator's token, on this machine. There are no others: messages,
+objects and bundles do not go through Flower's own. A request that a proxy has passed on is never
+this machine's own. Bodies are counted while they arrive, and nobody may send slowly; a turn's is
+not read before its signature is checked (turns.py). Reads Flower's private linkstate and headers.
+Knows nothing of jobs.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMEST
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 
+from fl_client.node import turns
+
 TOKEN_HEADER = "x-datahub-operator"  # noqa: S105 the header's name, not a secret
-FLEET, CONTROL, RUNTIME, HEALTH = "/v1/fleet/", "/v1/control/", "/v1/runtime/", "/health"
+FLEET, CONTROL = "/v1/fleet/", "/v1/control/"
+OPEN = {turns.PATH, "/health"} | {
+    FLEET + name for name in ("activate-node", "deactivate-node", "send-node-heartbeat")
+}
 FORWARDED = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
-STRANGER_BYTES = 64 * 1024
+SMALL_BYTES = 64 * 1024
 NODE_BYTES = 450 * 1024 * 1024  # a model's parameters (fl_client.protocol) in their envelope
 PATIENCE_S, BYTES_PER_S = 20.0, 50_000  # a body must come at this speed after the first seconds
 SAID_AGAIN_S = 60.0
@@ -41,26 +46,28 @@ log = logging.getLogger("datahub.superlink")
 
 
 class OperatorGate:
-    """See the file. `known` says whether a public key (PEM) is a registered node's; without it the
-    application's own linkstate is asked.
+    """See the file. `turns` serves nodes' turns. `known` says whether a public key (PEM) is a
+    registered node's; without it the application's own linkstate is asked.
     """
 
     def __init__(
         self,
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
         token: str,
+        turns: Callable[[Scope, Receive, Send], Awaitable[None]] | None = None,
         known: Callable[[Scope, bytes], bool] | None = None,
     ):
         self.app = app
         self.token = token.encode()
+        self.turns = turns or app
         self.known = known or _is_registered
         self._said: dict[bytes, float] = {}  # a node's key -> when its clock was last named
 
     def refusal(self, path: str, headers: Mapping[bytes, bytes], client: str) -> int | None:
         """The status that a request is refused with; None where it is let in."""
-        if path == HEALTH or path.startswith(FLEET):
+        if path in OPEN:
             return None
-        if not path.startswith((CONTROL, RUNTIME)):
+        if not path.startswith(CONTROL):
             return 404
         try:
             local = ipaddress.ip_address(client).is_loopback
@@ -69,9 +76,7 @@ class OperatorGate:
         if not local or any(name in headers for name in FORWARDED):
             return 403
         given = headers.get(TOKEN_HEADER.encode(), b"")
-        if path.startswith(CONTROL) and not hmac.compare_digest(given, self.token):
-            return 403
-        return None
+        return None if hmac.compare_digest(given, self.token) else 403
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,7 +87,8 @@ class OperatorGate:
         if status is not None:
             await _answer(send, status)
             return
-        body, begun = _Body(receive, lambda: self._most(scope, headers)), False
+        turn, begun = scope["path"] == turns.PATH, False
+        body = _Body(receive, NODE_BYTES if turn else SMALL_BYTES)
 
         async def say(message: Message) -> None:
             nonlocal begun
@@ -95,20 +101,12 @@ class OperatorGate:
             await send(message)
 
         try:
-            await self.app(scope, body.receive, say)
+            await (self.turns if turn else self.app)(scope, body.receive, say)
         except Exception:  # Flower's middleware may have wrapped it
             if body.refused is None:
                 raise
             if not begun:
                 await _answer(send, body.refused)
-
-    def _most(self, scope: Scope, headers: Mapping[bytes, bytes]) -> int:
-        """How many bytes whoever asks may send."""
-        if not scope["path"].startswith(FLEET):
-            return NODE_BYTES
-        key, age = _signer(headers)
-        fresh = age is not None and -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE
-        return NODE_BYTES if key and fresh and self.known(scope, key) else STRANGER_BYTES
 
     def _name_the_clock(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         """One line a minute for a registered node that is refused for its clock."""
@@ -137,9 +135,9 @@ class _BodyRefused(Exception):
 class _Body:
     """A request's body, counted and timed while it arrives; `refused` is the status once it is."""
 
-    def __init__(self, receive: Receive, most: Callable[[], int]):
+    def __init__(self, receive: Receive, most: int):
         self._receive, self._most = receive, most
-        self._limit, self._taken, self._started = STRANGER_BYTES, 0, time.monotonic()
+        self._taken, self._started = 0, time.monotonic()
         self._whole = False
         self.refused: int | None = None
 
@@ -155,11 +153,9 @@ class _Body:
             raise _BodyRefused from None
         self._taken += len(message.get("body", b""))
         self._whole = not message.get("more_body", False)
-        if self._taken > self._limit:
-            self._limit = self._most()  # asked for those alone who send much
-            if self._taken > self._limit:
-                self.refused = 413
-                raise _BodyRefused
+        if self._taken > self._most:
+            self.refused = 413
+            raise _BodyRefused
         return message
 
 

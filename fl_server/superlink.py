@@ -1,10 +1,14 @@
-"""Start Flower's SuperLink (a private module of Flower's, patched) with the doors that a
-marketplace needs. Knows nothing of jobs.
+"""Start Flower's SuperLink with the doors that a marketplace needs and without what polls. Knows
+nothing of jobs.
 
 Stock Flower serves hospitals and its operator on one port, and whoever reaches the control routes
-can start a run, which executes the code in a bundle on the operator's machine. Here gate.py stands
-before every route, and tasks are given to our own SuperExec (superexec.py) alone, which knows a
-secret.
+can start a run, which executes the code in a bundle on the operator's machine; a process polls for
+runs and starts another for each; nodes and runs poll for messages, which travel in objects of
+their own through a database. Here gate.py stands before every route, runs are threads of this
+process (runner.py), messages wait in memory (mailbox.py) for a node's next turn (turns.py), and the
+linkstate is Flower's own in memory, with the registrations kept in a file. `run` replaces, in
+Flower's private modules: the middleware of the application (our gate before it), the hook after a
+run was stored (nothing, in stock), the lifespan's start, and arguments of `uvicorn.run`.
 
     python -m fl_server.superlink --folder STATE --port 9092 [--host 0.0.0.0] [--name
     superlink.example.org]
@@ -13,54 +17,54 @@ secret.
 from __future__ import annotations
 
 import argparse
-import logging
+import json
 import os
 import secrets
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from starlette.exceptions import HTTPException
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.constant import NodeStatus
 
 from fl_client.node.config import write_private
+from fl_client.node.job_folder import write_whole
 from fl_server.certificates import write_certificates
-from fl_server.gate import OperatorGate
-
-log = logging.getLogger("datahub.superlink")
-T = TypeVar("T")
 
 
 def operator_token(folder: Path) -> str:
     """The token of this SuperLink's operator, made on first use, kept in `folder`/operator.token
     (0600).
     """
-    return _secret(folder / "operator.token").read_text()
-
-
-def _secret(path: Path) -> Path:
-    """A file with 64 random hexadecimal digits, made on first use, for this user alone."""
+    path = folder / "operator.token"
     if not path.exists():
         write_private(path, secrets.token_hex(32).encode())
-    return path
+    return path.read_text()
 
 
-def own_replies(stock: Callable[..., T]) -> Callable[..., T]:
-    """Flower's handler of nodes' replies, for those alone that the node that sends them has made:
-    stock Flower authenticates the sender and then believes the name in the message, so that one
-    hospital could answer for another.
+class Registrations:
+    """Which SuperNodes are registered: in Flower's linkstate, which is in memory, and in a file
+    that is written when it changes. Nothing else of that state has to survive a restart.
     """
 
-    def push_messages(request: Any, state: Any) -> T:
-        sender = request.node.node_id
-        if any(one.metadata.src_node_id != sender for one in request.messages_list):
-            log.warning("node %d has tried to answer in another node's name", sender)
-            raise HTTPException(403, "a node answers for itself alone")
-        return stock(request=request, state=state)
+    def __init__(self, path: Path, state: Any):
+        self.path, self.state = path, state
+        self._create = state.create_node
+        state.create_node = self.create_node
+        for raw in json.loads(path.read_bytes()) if path.exists() else ():
+            node = NodeInfo.FromString(bytes.fromhex(raw))
+            node.status = NodeStatus.REGISTERED  # until its first turn
+            state.nodes[node.node_id] = node
+            state.node_public_key_to_node_id[node.public_key] = node.node_id
+            state.owner_to_node_ids.setdefault(node.owner_aid, set()).add(node.node_id)
 
-    return push_messages
+    def create_node(self, *given: Any, **named: Any) -> int:
+        """As Flower's, and kept."""
+        node_id = int(self._create(*given, **named))
+        kept = [node.SerializeToString().hex() for node in self.state.nodes.values()]
+        write_whole(self.path, json.dumps(kept).encode())
+        return node_id
 
 
 def main() -> None:
@@ -69,7 +73,7 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(description="Run the SuperLink behind the operator's gate")
     parser.add_argument(
-        "--folder", type=Path, required=True, help="state: certificates, token, database, jobs"
+        "--folder", type=Path, required=True, help="state: certificates, token, nodes, jobs"
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
@@ -77,61 +81,68 @@ def main() -> None:
         "--name", action="append", default=[], help="a further host name for the certificate"
     )
     arguments = parser.parse_args()
-    os.umask(0o077)  # the database holds tasks' tokens, the jobs' folder hospitals' updates
+    os.umask(0o077)  # the jobs' folder holds hospitals' updates
     folder: Path = arguments.folder.resolve()
     write_certificates(folder, ("localhost", "127.0.0.1", *arguments.name))
     token = operator_token(folder)
     folder.chmod(0o700)  # of an older version
-    secret = _secret(folder / "superexec.secret")
     (folder / "jobs").mkdir(exist_ok=True)
     os.environ.update(
         FLWR_TELEMETRY_ENABLED="0",
         FLWR_DISABLE_UPDATE_CHECK="1",
         FLWR_HOME=str(folder / "flwr"),
-        FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.05",
-        # Flower starts its helpers by name, and an environment need not be activated to be used
-        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        # read by fl_server.app, which the SuperLink starts as a child
-        DATAHUB_JOBS=str(folder / "jobs"),
+        DATAHUB_JOBS=str(folder / "jobs"),  # read by fl_server.app
     )
+    sys.argv = ["flower-superlink", "--host", arguments.host, "--port", str(arguments.port)]
+    sys.argv += ["--ssl-ca-certfile", str(folder / "ca.crt")]
+    sys.argv += ["--ssl-certfile", str(folder / "server.pem")]
+    sys.argv += ["--ssl-keyfile", str(folder / "server.key"), "--enable-supernode-auth"]
+    # no process that starts ServerApps: runner.py does it here
+    sys.argv += ["--isolation", "process", "--disable-runtime-dependency-installation"]
+    run(folder, token)
+
+
+def run(folder: Path, token: str) -> None:
+    """Flower's own SuperLink, with what stands in this room in place of its parts."""
     from flwr.superlink import extensions
     from flwr.superlink.cli import flower_superlink  # the function, which hides its module
-    from flwr.superlink.servicer.fleet import fleet_handlers as handlers
     from starlette.middleware import Middleware
 
+    from fl_server.app import app
+    from fl_server.gate import OperatorGate
+    from fl_server.mailbox import Mailbox
+    from fl_server.runner import Runner
+    from fl_server.turns import Turns
+
     flower: Any = sys.modules["flwr.superlink.cli.flower_superlink"]
-    stock_middleware, stock_config = (
-        extensions.get_middleware,
-        flower._parse_superlink_lifespan_config,
-    )
-    stock_command, stock_run = flower._get_superexec_command, flower.uvicorn.run
-    extensions.get_middleware = lambda: [Middleware(OperatorGate, token=token), *stock_middleware()]
-    # Flower asks for the secret only of a SuperExec that it has not started itself
-    flower._parse_superlink_lifespan_config = lambda: replace(
-        stock_config(), superexec_auth_secret=secret.read_bytes()
-    )
-    flower._get_superexec_command = lambda **given: [
-        *(sys.executable, "-m", "fl_server.superexec"),
-        *stock_command(**given)[1:],
-        *("--superexec-auth-secret-file", str(secret)),
+    stock_middleware, stock_run = extensions.get_middleware, flower.uvicorn.run
+    mailbox, made = Mailbox(), {}
+
+    class Lifespan(flower.SuperLinkLifespan):  # type: ignore[misc]
+        """Flower's, with our runner once the state is there."""
+
+        def startup(self) -> None:
+            state = self.state_factory.state()
+            made["state"] = state
+            Registrations(folder / "nodes.json", state)
+            made["runner"] = Runner(state, mailbox, app)
+            super().startup()
+
+    turns = Turns(mailbox, lambda: made["state"])
+    extensions.get_middleware = lambda: [
+        Middleware(OperatorGate, token=token, turns=turns),
+        *stock_middleware(),
     ]
+    extensions.notify_run_started = lambda started, _source: made["runner"].start(started)
+    flower.SuperLinkLifespan = Lifespan
     flower.uvicorn.run = partial(
-        stock_run, proxy_headers=False, timeout_graceful_shutdown=1, server_header=False
+        stock_run,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=120,  # a node that trains for a while comes back on its connection
     )
-    handlers.push_messages = own_replies(handlers.push_messages)
-    sys.argv = ["flower-superlink", "--host", arguments.host, "--port", str(arguments.port)]
-    sys.argv += [
-        "--ssl-ca-certfile",
-        str(folder / "ca.crt"),
-        "--ssl-certfile",
-        str(folder / "server.pem"),
-    ]
-    sys.argv += ["--ssl-keyfile", str(folder / "server.key"), "--enable-supernode-auth"]
-    sys.argv += [
-        "--disable-runtime-dependency-installation",
-        "--database",
-        str(folder / "superlink.db"),
-    ]
     flower_superlink()
 
 

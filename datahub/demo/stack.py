@@ -142,10 +142,7 @@ class Stack:
         superlink_folder = self.folder / "hub" / "superlink"
         write_certificates(superlink_folder)
         operator_token(superlink_folder)
-        port = self.superlink.rsplit(":", 1)[1]
-        self.processes.start(
-            "superlink", "fl_server.superlink", "--folder", str(superlink_folder), "--port", port
-        )
+        self.start_superlink()
         operator = self.chain(OPERATOR)
         made = self.deployment = deploy(operator)
         Token(operator, made.payment_token).mint(self.accounts[BUYER][0], BUYER_FUNDS * TUSD)
@@ -165,6 +162,13 @@ class Stack:
             fee_bps=FEE_BPS,
         )
         self.start_hub()
+
+    def start_superlink(self) -> None:
+        """Start (or start again) the SuperLink's process."""
+        folder, port = self.folder / "hub" / "superlink", self.superlink.rsplit(":", 1)[1]
+        self.processes.start(
+            "superlink", "fl_server.superlink", "--folder", str(folder), "--port", port
+        )
 
     def start_hub(self) -> None:
         """Start (or start again) the hub process."""

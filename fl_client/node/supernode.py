@@ -1,47 +1,43 @@
 """A Flower SuperNode that runs only what is installed here. Knows nothing of jobs, money or
 privacy.
 
-It dials out to the SuperLink with Flower's own fleet connection (TLS, node authentication,
-heartbeats), opens no port, and answers every message with one ClientApp that is already loaded. A
-run whose bundle is not datahub's metadata-only bundle is answered with an error, and no bundle is
-ever fetched or unpacked. Built on Flower's private modules, as is bundle.py; tests pin Flower's
-version and hold the list of such files.
+It dials out to the SuperLink with Flower's own session (TLS, node authentication, heartbeats),
+takes turns at messages (turns.py), opens no port, and answers every message with one ClientApp that
+is already loaded. A run whose bundle is not datahub's metadata-only bundle is answered with an
+error, and no bundle is ever fetched or unpacked. Built on Flower's private modules, as is
+bundle.py; tests pin Flower's version and hold the list of such files.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_utils import (
-    pull_and_inflate_object_from_tree,
-    push_objects,
-)
-from flwr.supercore.run import RunNotRunningException
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from fl_client.node.bundle import bundle_hash
 from fl_client.node.skew import clock_problem
+from fl_client.node.turns import Received, Turns
 
 log = logging.getLogger("datahub.node")
 
-BUSY_POLL_S, IDLE_POLL_S, BUSY_FOR_S = 0.1, 0.5, 20.0
+LOOK_S = 0.25  # at everything but messages
+AGAIN_S, AGAIN_CAP_S = 0.1, 2.0  # after a turn that failed
 # a killed node's old session counts as alive for up to 60 s; activation is refused until then
 RETRY_S = 3.0
 FOREIGN_BUNDLE = (
@@ -121,43 +117,87 @@ def _serve_session(
     on_connected: Callable[[int], None],
     between: Callable[[], None],
 ) -> None:
-    bundles: dict[int, str] = {}
-    with http_request_response(
-        superlink, False, ca_file.read_bytes(), (key, key.public_key())
-    ) as connection:
-        node_id, receive, send, get_run, _get_fab, pull_object, push_object, confirm = connection
+    with (
+        http_request_response(
+            superlink, False, ca_file.read_bytes(), (key, key.public_key())
+        ) as connection,
+        closing(_Hand(Turns(superlink, ca_file, key, connection[0]))) as hand,
+    ):
+        node_id = connection[0]
         on_connected(node_id)
-        busy_until = 0.0
         while not stop.is_set():
             between()
-            received = receive()
-            if received is None:
-                stop.wait(BUSY_POLL_S if time.monotonic() < busy_until else IDLE_POLL_S)
-                continue
-            busy_until = time.monotonic() + BUSY_FOR_S
-            message, tree = received
-            run_id = message.metadata.run_id
+            if received := hand.taken(LOOK_S):
+                hand.give(received.letter, reply_to(app, received, node_id))
+
+
+class _Hand:
+    """Takes turns in a thread of its own, so that the node can look about while one waits."""
+
+    def __init__(self, turns: Turns):
+        self._turns, self._closed = turns, False
+        self._in: queue.Queue[Received] = queue.Queue(1)
+        self._out: queue.Queue[tuple[str, bytes]] = queue.Queue(1)
+        self._refused = False
+        threading.Thread(target=self._run, name="turns", daemon=True).start()
+
+    def taken(self, seconds: float) -> Received | None:
+        """The next message, if it comes within `seconds`. Raises NoSession."""
+        try:
+            return self._in.get(timeout=seconds)
+        except queue.Empty:
+            if self._refused:
+                raise NoSession("it no longer knows this node") from None
+            return None
+
+    def give(self, letter: str, reply: bytes) -> None:
+        """The reply to the message that was taken last."""
+        self._out.put((letter, reply))
+
+    def close(self) -> None:
+        """End the turn that waits."""
+        self._closed = True
+        self._turns.close()
+
+    def _run(self) -> None:
+        letter, reply, pause = "", b"", AGAIN_S
+        while not self._closed:
             try:
-                if run_id not in bundles:
-                    bundles[run_id] = get_run(run_id).fab_hash
-                message = pull_and_inflate_object_from_tree(
-                    tree,
-                    partial(pull_object, run_id),
-                    partial(confirm, run_id),
-                    return_type=Message,
-                    initial_backoff=0.02,
-                    backoff_cap=0.25,
-                )
-                message.metadata.__dict__["_message_id"] = tree.object_id
-                started = time.monotonic()
-                reply = answer(app, message, bundles[run_id], node_id)
-                _push(reply, run_id, time.monotonic() - started, send, push_object)
-            except RunNotRunningException:
-                log.info("run %s ended meanwhile; its message is dropped", run_id)
-            except Exception:
-                # A message that cannot be read or a reply that cannot be sent must not end the
-                # node: the round's deadline on the other side deals with the silence.
-                log.exception("a message of run %s was lost", run_id)
+                received = self._turns.take(letter, reply)
+            except (httpx.HTTPError, RuntimeError, KeyError, ValueError) as error:
+                if isinstance(error, httpx.HTTPStatusError):
+                    self._refused = error.response.status_code == httpx.codes.UNAUTHORIZED
+                if self._closed or self._refused:
+                    return
+                if pause == AGAIN_S:
+                    log.warning("the SuperLink does not answer (%s); asking", type(error).__name__)
+                # the reply goes again with the next turn: nobody waits for it twice
+                time.sleep(pause)
+                pause = min(AGAIN_CAP_S, 2 * pause)
+                continue
+            pause = AGAIN_S
+            letter, reply = "", b""
+            if received is not None:
+                self._in.put(received)
+                letter, reply = self._out.get()
+
+
+def reply_to(app: ClientApp, received: Received, node_id: int) -> bytes:
+    """The reply to a message as it came; never raises. What is no message is answered as such, or
+    it would come again.
+    """
+    try:
+        message = message_from_proto(ProtoMessage.FromString(received.content))
+        metadata = message.metadata.__dict__
+        metadata["_message_id"], metadata["_run_id"] = received.letter, received.run_id
+        metadata["_dst_node_id"] = node_id
+        reply = answer(app, message, received.bundle, node_id)
+        return bytes(message_to_proto(reply).SerializeToString())
+    except Exception as error:
+        log.exception("a message of run %s was lost", received.run_id)
+        broken = ProtoMessage()
+        broken.error.code, broken.error.reason = ErrorCode.UNKNOWN, type(error).__name__
+        return bytes(broken.SerializeToString())
 
 
 def answer(app: ClientApp, message: Message, fab_hash: str, node_id: int) -> Message:
@@ -180,21 +220,4 @@ def answer(app: ClientApp, message: Message, fab_hash: str, node_id: int) -> Mes
         log.exception("the app failed on a %s message", message.metadata.message_type)
         return Message(
             Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__), reply_to=message
-        )
-
-
-def _push(
-    reply: Message,
-    run_id: int,
-    seconds: float,
-    send: Callable[..., Any],
-    push_object: Callable[..., Any],
-) -> None:
-    reply.metadata.__dict__["_message_id"] = reply.object_id
-    with no_object_id_recompute():
-        wanted, session = send(reply, get_object_tree(reply), seconds)
-        push_objects(
-            get_all_nested_objects(reply),
-            push_object_fn=partial(push_object, run_id, session),
-            object_ids_to_push=wanted,
         )
