@@ -58,14 +58,19 @@ class Mailbox:
         """
         wanted, end = set(ids), time.monotonic() + timeout
         with self._lock:
-            while waits := [self._open[one] for one in wanted if one in self._open]:
-                left = end - time.monotonic()
-                if left <= 0 or all(lost(letter.node_id) for letter in waits):
-                    break
-                self._lock.wait(min(left, LOOK_S))
-            for one in wanted:
-                self._open.pop(one, None)
+            try:
+                self._wait(wanted, end, lost)
+            finally:
+                for one in wanted:
+                    self._open.pop(one, None)
             return {one: self._replies.pop(one) for one in wanted if one in self._replies}
+
+    def _wait(self, wanted: set[str], end: float, lost: Callable[[int], bool]) -> None:
+        while waits := [self._open[one] for one in wanted if one in self._open]:
+            left = end - time.monotonic()
+            if left <= 0 or all(lost(letter.node_id) for letter in waits):
+                break
+            self._lock.wait(min(left, LOOK_S))
 
     # -- a node's side, in the event loop ----------------------------------------------------------
 

@@ -21,7 +21,6 @@ import json
 import os
 import secrets
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +134,14 @@ def run(folder: Path, token: str) -> None:
     ]
     extensions.notify_run_started = lambda started, _source: made["runner"].start(started)
     flower.SuperLinkLifespan = Lifespan
-    flower.uvicorn.run = partial(
-        stock_run,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-        timeout_keep_alive=120,  # a node that trains for a while comes back on its connection
-    )
+    changed = {
+        "access_log": False,
+        "proxy_headers": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": 1,
+        "timeout_keep_alive": 120,  # a node that trains for a while comes back on its connection
+    }
+    flower.uvicorn.run = lambda **given: stock_run(**(given | changed))
     flower_superlink()
 
 

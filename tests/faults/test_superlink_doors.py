@@ -4,7 +4,6 @@ find it.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
@@ -15,6 +14,7 @@ import sys
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,29 +23,22 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.common.args import add_args_flwr_app_common, try_obtain_flwr_app_token
-from flwr.proto.fleet_pb2 import PushMessagesRequest
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.primitives.asymmetric import sign_message
 
 from datahub.demo.stack import free_ports
+from fl_client.node import turns
+from fl_client.node.turns import Turns
 from fl_server import gate
 from fl_server.gate import OperatorGate
 from fl_server.runs import SuperLink
-from fl_server.superexec import _TokenInFile
 
 KEY = ec.generate_private_key(ec.SECP384R1())
+PROTOBUF = {"content-type": "application/protobuf"}
 PEM = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-FLOWER = {
-    "content-type": "application/protobuf",
-    "flwr-package-name": "flwr",
-    "flwr-package-version": "1.41.0",
-    "flwr-component-name": "flwr-superexec",
-}
 
 
 def signed(seconds_ago: float) -> list[tuple[bytes, bytes]]:
-    """The headers of a node with KEY whose clock is so many seconds behind."""
+    """The headers of a node's session with KEY whose clock is so many seconds behind."""
     stamp = (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat().encode()
     return [
         (b"flwr-public-key", b64encode(PEM)),
@@ -55,16 +48,10 @@ def signed(seconds_ago: float) -> list[tuple[bytes, bytes]]:
 
 
 def asked(
-    parts: list[bytes],
-    headers: list[tuple[bytes, bytes]],
-    *,
-    known: bool = True,
-    path: str = "/v1/fleet/push-object",
-    pause: float = 0.0,
-    status: int = 200,
+    parts: list[bytes], path: str = "/v1/fleet/activate-node", pause: float = 0.0
 ) -> tuple[int, int]:
-    """What a request is answered through the gate by an application that reads its whole body and
-    says `status`: (status, bytes that the application has read).
+    """What a request is answered through the gate by an application that reads its whole body:
+    (status, bytes that the application has read).
     """
     read = 0
     said: list[int] = []
@@ -76,7 +63,7 @@ def asked(
             message = await receive()
             read += len(message.get("body", b""))
             more = message.get("more_body", False)
-        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
 
     left = list(parts)
 
@@ -88,31 +75,28 @@ def asked(
         if message["type"] == "http.response.start":
             said.append(message["status"])
 
-    scope = {"type": "http", "path": path, "headers": headers, "client": ("203.0.113.9", 1)}
-    asyncio.run(OperatorGate(application, "t", lambda *_: known)(scope, receive, send))
+    scope = {"type": "http", "path": path, "headers": [], "client": ("203.0.113.9", 1)}
+    asyncio.run(OperatorGate(application, "t")(scope, receive, send))
     return said[0], read
 
 
 MEGABYTE = b"x" * 1024 * 1024
 
 
-def test_a_stranger__may_send_what_a_refusal_needs_and_no_more() -> None:
-    assert asked([b"x" * 60_000], []) == (200, 60_000)
-    assert asked([MEGABYTE] * 3, [])[0] == 413
-    assert asked([MEGABYTE] * 3, signed(0), known=False)[0] == 413
-    assert asked([b"x" * 40_000] * 3, [(b"flwr-public-key", b"rubbish")])[0] == 413
+def test_a_session_or_a_stranger__may_send_what_a_session_needs_and_no_more() -> None:
+    assert asked([b"x" * 60_000]) == (200, 60_000)
+    assert asked([MEGABYTE] * 3)[0] == 413
 
 
-def test_a_registered_node__may_send_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert asked([MEGABYTE] * 3, signed(0)) == (200, 3 * len(MEGABYTE))
-    assert asked([MEGABYTE] * 3, signed(400))[0] == 413  # an old request, sent again
+def test_a_turn__may_carry_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked([MEGABYTE] * 3, turns.PATH) == (200, 3 * len(MEGABYTE))
     monkeypatch.setattr(gate, "NODE_BYTES", 2 * len(MEGABYTE))
-    assert asked([MEGABYTE] * 3, signed(0))[0] == 413
+    assert asked([MEGABYTE] * 3, turns.PATH)[0] == 413
 
 
 def test_a_body_that_comes_too_slowly__is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "PATIENCE_S", 0.1)
-    assert asked([b"x"] * 50, signed(0), pause=0.02)[0] == 408
+    assert asked([b"x"] * 50, pause=0.02)[0] == 408
 
 
 @pytest.mark.parametrize(
@@ -121,7 +105,7 @@ def test_a_body_that_comes_too_slowly__is_ended(monkeypatch: pytest.MonkeyPatch)
 def test_a_node_with_a_wrong_clock__is_named_once_a_minute(
     behind: float, said: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = OperatorGate(None, "t", lambda *_: True)  # type: ignore[arg-type]
+    app = OperatorGate(None, "t", known=lambda *_: True)  # type: ignore[arg-type]
     for _ in range(5):
         app._name_the_clock({}, dict(signed(behind)))
     assert len(caplog.records) == (said is not None)
@@ -129,26 +113,9 @@ def test_a_node_with_a_wrong_clock__is_named_once_a_minute(
         assert said in caplog.text and "one of the two must be set" in caplog.text
 
 
-def test_a_tasks_token__is_not_on_the_command_line() -> None:
-    token = "ab" * 32
-    code = (
-        "import argparse, sys; from flwr.common.args import *;"
-        "p = argparse.ArgumentParser(); add_args_flwr_app_common(parser=p);"
-        "print(sys.argv[1:], try_obtain_flwr_app_token(p.parse_args()), flush=True);"
-        "sys.stdout.close()"
-    )
-    command = [sys.executable, "-c", code, "--token", token, "--insecure"]
-    process = _TokenInFile.Popen(command, stdout=subprocess.PIPE)
-    assert token.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
-    said = process.communicate(timeout=60)[0].decode()
-    assert said.strip() == f"['--token-file', '/dev/stdin', '--insecure'] {token}"
-    assert add_args_flwr_app_common and try_obtain_flwr_app_token and argparse
-
-
-@pytest.fixture(scope="module")
-def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, Any]]:
+@contextmanager
+def started(folder: Path) -> Iterator[tuple[Path, int, Any]]:
     """A real SuperLink: (folder, port, process)."""
-    folder = tmp_path_factory.mktemp("superlink")
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "fl_server.superlink", "--folder", str(folder)]
     environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}
@@ -165,6 +132,12 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
         process.kill()
 
 
+@pytest.fixture(scope="module")
+def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, Any]]:
+    with started(tmp_path_factory.mktemp("superlink")) as made:
+        yield made
+
+
 def client(superlink: tuple[Path, int, Any]) -> httpx.Client:
     folder, port, _ = superlink
     context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
@@ -172,45 +145,47 @@ def client(superlink: tuple[Path, int, Any]) -> httpx.Client:
 
 
 @pytest.mark.e2e
-def test_superlink__another_user_of_the_machine__gets_no_task(
+def test_superlink__another_user_of_the_machine__finds_no_task_no_token_and_no_file(
     superlink: tuple[Path, int, Any],
 ) -> None:
-    wanted = AcquireTaskRequest(supported_task_types=["flwr-serverapp"]).SerializeToString()
+    folder, _, process = superlink
     with client(superlink) as ours:
-        answer = ours.post("/v1/runtime/acquire-task", content=wanted, headers=FLOWER)
-        assert answer.status_code == 401
-        assert b"token" not in answer.content
-    folder = superlink[0]
+        for path in ("acquire-task", "pull-messages", "push-messages", "get-nodes"):
+            assert ours.post(f"/v1/runtime/{path}", content=b"").status_code == 404
     for path in (folder, *folder.glob("*")):
         assert path.stat().st_mode & 0o077 == 0, path
-    assert {"superlink.db", "superexec.secret", "operator.token"} <= set(os.listdir(folder))
+    # nothing is started that could carry a secret on its command line
+    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+    assert [one.read_text() for one in threads if one.read_text()] == []
+    token = (folder / "operator.token").read_bytes()
+    assert token not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
 
 
 @pytest.mark.e2e
-def test_superlink__a_hospital_that_answers_for_another__is_refused(
-    superlink: tuple[Path, int, Any],
+def test_superlink__restarted__knows_its_nodes_under_the_same_ids(tmp_path: Path) -> None:
+    ids = []
+    for _ in range(2):
+        with started(tmp_path) as (folder, port, process):
+            token = (folder / "operator.token").read_text()
+            operator = SuperLink(f"127.0.0.1:{port}", folder / "ca.crt", token)
+            ids.append(operator.register_node(PEM, "mine"))
+            process.kill()
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.e2e
+def test_superlink__a_node_takes_turns_with_its_own_key_alone(
+    superlink: tuple[Path, int, Any], tmp_path: Path
 ) -> None:
     folder, port, _ = superlink
     token = (folder / "operator.token").read_text()
     operator = SuperLink(f"127.0.0.1:{port}", folder / "ca.crt", token)
     mine = operator.register_node(PEM, "mine")
-    other = ec.generate_private_key(ec.SECP384R1()).public_key()
-    pem = other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    theirs = operator.register_node(pem, "theirs")
-    headers = FLOWER | {name.decode(): value.decode() for name, value in signed(0)}
-
-    def pushed(source: int) -> httpx.Response:
-        request = PushMessagesRequest()
-        request.node.node_id = mine
-        request.messages_list.add().metadata.src_node_id = source
-        with client(superlink) as ours:
-            return ours.post(
-                "/v1/fleet/push-messages", content=request.SerializeToString(), headers=headers
-            )
-
-    refused = pushed(theirs)
-    assert refused.status_code == 403 and b"answers for itself" in refused.content
-    assert b"answers for itself" not in pushed(mine).content
+    for key, node_id in ((KEY, mine + 1), (ec.generate_private_key(ec.SECP384R1()), mine)):
+        foreign = Turns(f"127.0.0.1:{port}", folder / "ca.crt", key, node_id)
+        with closing(foreign), pytest.raises(httpx.HTTPStatusError, match="401"):
+            foreign.take("ab" * 16, b"a reply in another's name")
+    assert mine not in operator.online_nodes()
 
 
 @pytest.mark.e2e
@@ -221,6 +196,8 @@ def test_superlink__a_hospital_that_answers_for_another__is_refused(
         ("/openapi.json", 404),
         ("/redoc", 404),
         ("/", 404),
+        ("/v1/fleet/push-messages", 404),
+        ("/v1/fleet/register-node", 404),
         ("/v1/control/list-runs", 403),
     ],
 )
@@ -242,7 +219,7 @@ def test_superlink__a_large_body_of_a_stranger__is_refused_while_it_arrives(
 
     with client(superlink) as ours:
         try:
-            answer = ours.post("/v1/fleet/push-messages", content=chunks(), headers=FLOWER)
+            answer = ours.post("/v1/fleet/activate-node", content=chunks(), headers=PROTOBUF)
             assert answer.status_code == 413
         except httpx.WriteError:
             pass  # the connection was closed while we were still sending: refused all the same
