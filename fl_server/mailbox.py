@@ -57,13 +57,16 @@ class Mailbox:
         answered is dropped.
         """
         wanted, end = set(ids), time.monotonic() + timeout
+        found = {}
         with self._lock:
             try:
                 self._wait(wanted, end, lost)
             finally:
                 for one in wanted:
                     self._open.pop(one, None)
-            return {one: self._replies.pop(one) for one in wanted if one in self._replies}
+                    if one in self._replies:
+                        found[one] = self._replies.pop(one)
+        return found
 
     def _wait(self, wanted: set[str], end: float, lost: Callable[[int], bool]) -> None:
         while waits := [self._open[one] for one in wanted if one in self._open]:

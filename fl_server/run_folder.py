@@ -7,6 +7,7 @@ settlement.py and the hub act on the outcome.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -93,6 +94,14 @@ class RunFolder:
             except ValueError:
                 continue  # the last line is being written right now
         return lines
+
+    @property
+    def quiet_s(self) -> float:
+        """Seconds since a run has last written progress; infinite before the first."""
+        try:
+            return time.time() - (self.path / "progress.jsonl").stat().st_mtime
+        except FileNotFoundError:
+            return math.inf
 
     def keep_acceptances(self, acceptances: Mapping[str, str]) -> None:
         """Node key -> signature (hexadecimal), for the hub to put on the chain while the rounds go

@@ -29,6 +29,7 @@ from fl_server.errors import SuperLinkError
 from fl_server.gate import TOKEN_HEADER
 
 T = TypeVar("T")
+MOST_RUNS = 1_000_000  # Flower lists 20 unless it is told otherwise
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class RunStatus:
     state: str
     outcome: str
     details: str
+
+
+class RunUnknown(SuperLinkError):
+    """The SuperLink has been restarted since that run."""
 
 
 class _OperatorToken:
@@ -70,6 +75,8 @@ class SuperLink:
         try:
             return call(request)
         except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.NOT_FOUND:
+                raise RunUnknown(f"the SuperLink at {self.address} knows no such run") from error
             raise SuperLinkError(
                 f"the SuperLink at {self.address} answered {error.response.status_code}: "
                 f"{error.response.text[:200]}"
@@ -91,8 +98,9 @@ class SuperLink:
 
     def run_status(self, run_id: int) -> RunStatus:
         """Where the run stands; one that a restarted SuperLink does not know has ended."""
-        runs = self._ask(self._client.ListRuns, ListRunsRequest()).run_dict
-        if run_id not in runs:
+        try:
+            runs = self._ask(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict
+        except RunUnknown:
             return RunStatus("finished", "failed", "the SuperLink was restarted meanwhile")
         status = runs[run_id].status
         return RunStatus(status.status, status.sub_status, status.details)
@@ -101,7 +109,7 @@ class SuperLink:
         """Ids of all runs started for a job, oldest first (a hub that crashed right after starting
         one asks here).
         """
-        runs = self._ask(self._client.ListRuns, ListRunsRequest()).run_dict
+        runs = self._ask(self._client.ListRuns, ListRunsRequest(limit=MOST_RUNS)).run_dict
         found = [r for r in runs.values() if r.override_config["job-id"].string == job_id]
         return [r.run_id for r in sorted(found, key=lambda r: r.pending_at)]
 

@@ -53,7 +53,8 @@ def summary_of(
     if settled:
         seconds |= {
             "funded_to_settled": seconds.pop("funded_to_end"),
-            "run_start": at["started"] - paid_at,
+            # the hub sees a payment by itself, perhaps before the buyer's own look at it
+            "run_start": max(0.0, at["started"] - paid_at),
             "admission": at["admission"] - at["started"],
             "rounds": sum(r["seconds"] for r in rounds),
             "round_median": statistics.median(r["seconds"] for r in rounds),

@@ -35,6 +35,7 @@ MAX_RUNS = 3
 # a killed node is let in again after a minute; then a quorum may start without it
 PATIENCE = timedelta(seconds=90)
 TICK_S = 0.3
+QUIET_S = 2.0  # a run that writes is alive, and the SuperLink need not be asked
 AWAY_S = 5.0  # after a look that could not be taken, as the chain was away
 LONGEST_PAUSE_S = 60.0
 
@@ -202,6 +203,8 @@ def _watch_run(desk: Desk, row: JobRow, folder: RunFolder) -> None:
         row.state = advance(JobState(row.state), JobState.ACCEPTED)
     if folder.has_outcome_of(row.runs_started):
         return  # that run failed, and it was the last: only the deadline is left
+    if folder.outcome is None and folder.quiet_s < QUIET_S:
+        return  # it is alive
     status = desk.superlink.run_status(int(row.run_id or 0))
     if status.state == "finished" and folder.outcome is None:
         _another_run(

@@ -89,14 +89,15 @@ def test_collect__the_only_node_left_is_lost__is_not_waited_for(
 
 def test_collect__lost_raises__the_letters_are_dropped() -> None:
     box = Mailbox()
-    box.post([letter("a")])
+    box.post([letter("a"), letter("b", 2)])
+    box.answer(2, "b", b"b")
 
     def stopped(node: int) -> bool:
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError):
-        box.collect(["a"], 3600, stopped)
-    assert not box._open
+        box.collect(["a", "b"], 3600, stopped)
+    assert not box._open and not box._replies
 
 
 def test_next__a_second_turn_of_the_same_node__ends_the_first() -> None:

@@ -2,6 +2,10 @@
 operator's.
 """
 
+import functools
+import importlib
+import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +64,60 @@ def test_certificates__made_once__chain_and_names_are_right(tmp_path: Path) -> N
     before = (tmp_path / "server.pem").read_bytes()
     write_certificates(tmp_path)
     assert (tmp_path / "server.pem").read_bytes() == before
+
+
+# What fl_server/superlink.py and runner.py replace or lean on in Flower's private modules, with the
+# line that it is about: another version that says it otherwise must be looked at.
+LEANS_ON = [
+    ("flwr.superlink.main", "_get_middleware", "*extensions.get_middleware(),"),
+    (
+        "flwr.superlink.cli.flower_superlink",
+        "_run_superlink_http_api",
+        "fastapi_app = create_app(lifespan_config, SuperLinkLifespan)",
+    ),
+    ("flwr.superlink.cli.flower_superlink", "_run_superlink_http_api", "uvicorn.run("),
+    (
+        "flwr.superlink.cli.flower_superlink",
+        "SuperLinkLifespan.startup",
+        "self.state_factory.state()",
+    ),
+    (
+        "flwr.superlink.servicer.control.control_handlers",
+        "start_run",
+        "extensions.notify_run_started(run, source)",
+    ),
+    ("flwr.superlink.servicer.control.control_handlers", "register_node", "state.create_node("),
+    (
+        "flwr.server.superlink.linkstate.in_memory_linkstate",
+        "InMemoryLinkState.create_node",
+        "self.node_public_key_to_node_id[public_key] = node_id",
+    ),
+    (
+        "flwr.server.superlink.linkstate.in_memory_linkstate",
+        "InMemoryLinkState.create_node",
+        "self.owner_to_node_ids.setdefault(owner_aid, set()).add(node_id)",
+    ),
+    (
+        "flwr.server.superlink.linkstate.in_memory_linkstate",
+        "InMemoryLinkState.acknowledge_node_heartbeat",
+        "node.status = NodeStatus.ONLINE",
+    ),
+    (
+        "flwr.supercore.corestate.in_memory_corestate",
+        "InMemoryCoreState.claim_task",
+        "if task.status.status != Status.PENDING:",
+    ),
+    (
+        "flwr.supercore.corestate.in_memory_corestate",
+        "InMemoryCoreState.activate_task",
+        "task.status.status != Status.STARTING",
+    ),
+    ("flwr.app.message.message", "Message", "run_id=TaskIdentity.run_id,"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "line"), LEANS_ON)
+def test_flowers_inside__is_what_we_lean_on(module: str, name: str, line: str) -> None:
+    importlib.import_module(module)
+    found = functools.reduce(getattr, name.split("."), sys.modules[module])
+    assert line in inspect.getsource(found)
