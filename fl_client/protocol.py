@@ -70,6 +70,10 @@ class JobSpec:
         for name in ("buyer_public_key", "schema_hash", "graph_hash", "weights_hash", "salt"):
             if not _is_hex32(getattr(self, name)):
                 raise ProtocolError(f"{name}={getattr(self, name)!r} must be 64 hexadecimal digits")
+        if _of_small_order(self.buyer_public_key):
+            raise ProtocolError(
+                f"buyer_public_key={self.buyer_public_key!r}: nothing can be sealed to that point"
+            )
         try:
             whole("rounds", self.rounds, 1, MAX_ROUNDS)
             whole("local_steps", self.local_steps, 1, 1000)
@@ -155,7 +159,7 @@ class JobSpec:
                 raise ProtocolError(f"{name}={value[name]!r} must be text")
         persons = value["persons"]
         if not isinstance(persons, Mapping) or not all(
-            k.isascii() and k.isdigit() for k in persons
+            isinstance(k, str) and k.isascii() and k.isdigit() and len(k) <= 20 for k in persons
         ):
             raise ProtocolError("persons must map dataset ids to counts")
         parsed = {
@@ -170,6 +174,23 @@ def _is_hex32(value: object) -> bool:
     return (
         isinstance(value, str) and len(value) == 64 and all(c in "0123456789abcdef" for c in value)
     )
+
+
+_FIELD = 2**255 - 19
+# u-coordinates on Curve25519 and its twist whose multiples by any X25519 key are zero (RFC 7748,
+# section 6.1; the two long ones are of order 8)
+_SMALL_ORDER = {
+    0,
+    1,
+    _FIELD - 1,
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+}
+
+
+def _of_small_order(key: str) -> bool:
+    u = int.from_bytes(bytes.fromhex(key), "little") & (2**255 - 1)
+    return u % _FIELD in _SMALL_ORDER
 
 
 def sha256_hex(content: bytes) -> str:

@@ -57,7 +57,7 @@ app = ServerApp()
 
 ADMIT_TIMEOUT_S = 120.0  # a model's dry run on a slow machine
 ENDING_S = 90.0  # before the deadline: the last look, signatures, the hub's transactions
-TAKEN_S = 20.0  # that the hub has to put acceptances on the chain, which it does meanwhile
+TAKEN_S = 3600.0  # for a hub that is away to put acceptances on the chain: it settles, too
 
 
 @app.main()  # type: ignore[untyped-decorator]
@@ -294,7 +294,7 @@ def _payable(job: RunFolder, parts: Mapping[int, Part]) -> dict[int, Part]:
     """The parts of those whose acceptance is on the chain: one hospital that the chain no longer
     takes (paused, its key revoked) must not keep the others from being paid.
     """
-    end = time.monotonic() + TAKEN_S
+    end = time.monotonic() + min(TAKEN_S, job.terms.deadline - ENDING_S - time.time())
     while (taken := job.taken) is None and time.monotonic() < end:
         time.sleep(0.1)
     if taken is None:

@@ -84,15 +84,17 @@ class RunFolder:
     def events(self) -> list[dict[str, Any]]:
         """The lines of progress.jsonl, newest run included; [] before the run has begun."""
         try:
-            text = (self.path / "progress.jsonl").read_text()
+            text = (self.path / "progress.jsonl").read_text(errors="replace")
         except FileNotFoundError:
             return []
         lines = []
         for line in text.splitlines():
             try:
-                lines.append(json.loads(line))
+                found = json.loads(line)
             except ValueError:
-                continue  # the last line is being written right now
+                continue  # the last line is being written right now, or a disk was full
+            if isinstance(found, dict) and all(name in found for name in ("at", "event")):
+                lines.append(found)
         return lines
 
     @property
@@ -105,8 +107,9 @@ class RunFolder:
 
     def keep_acceptances(self, acceptances: Mapping[str, str]) -> None:
         """Node key -> signature (hexadecimal), for the hub to put on the chain while the rounds go
-        on: only who has accepted there can be paid.
+        on: only who has accepted there can be paid. What an earlier run's came to is old then.
         """
+        (self.path / "taken.json").unlink(missing_ok=True)
         write_whole(self.path / "acceptances.json", json.dumps(dict(acceptances)).encode())
 
     @property
@@ -131,6 +134,14 @@ class RunFolder:
             return frozenset(json.loads((self.path / "taken.json").read_text()))
         except FileNotFoundError:
             return None
+
+    @property
+    def taken_s_ago(self) -> float:
+        """Seconds since `keep_taken`; infinite before."""
+        try:
+            return time.time() - (self.path / "taken.json").stat().st_mtime
+        except FileNotFoundError:
+            return math.inf
 
     def keep_result(self, report: bytes, sealed: bytes) -> None:
         """The report and the model, sealed to the buyer."""

@@ -37,6 +37,8 @@ def operator_token(folder: Path) -> str:
     (0600).
     """
     path = folder / "operator.token"
+    if path.exists() and not path.read_text():  # a full disk has left it so
+        path.unlink()
     if not path.exists():
         write_private(path, secrets.token_hex(32).encode())
     return path.read_text()

@@ -14,7 +14,7 @@ from sqlmodel import Session, SQLModel, create_engine
 
 from datahub.config import HubConfig
 from datahub.market.following import Follower, Seldom
-from datatokens.bindings.escrow import Escrow
+from datatokens.bindings.escrow import Escrow, Settlement
 from datatokens.bindings.registry import Registry
 from datatokens.bindings.revenue import Revenue
 from datatokens.chain.connection import Chain, connect
@@ -38,6 +38,7 @@ class Desk:
     listings: Follower = field(init=False)  # of the registry
     payments: Follower = field(init=False)  # of the market
     online: Seldom[set[int]] = field(init=False)  # the SuperLink's ids of connected nodes
+    settlements: dict[str, Settlement] = field(init=False, default_factory=dict)  # by job id
     # held while model files are written, or those of nobody deleted
     models: threading.Lock = field(init=False, default_factory=threading.Lock)
 

@@ -14,7 +14,7 @@ from datahub.errors import BadRequest, NotFound
 from datahub.market.catalogue import manifest_of, sync
 from datahub.market.desk import Desk
 from datahub.market.tables import DatasetRow, NodeRow
-from datatokens.bindings.nodes import KeyState, NodeRegistry, public_point
+from datatokens.bindings.nodes import KeyState, NodeRegistry, canonical_pem, public_point
 from datatokens.errors import TermsError
 from datatokens.terms import address
 
@@ -74,6 +74,8 @@ def register_node(desk: Desk, node: str, public_key_pem: str) -> int:
         raise BadRequest(
             f"supernode_public_key: no active node key {node} vouches for it in the node registry"
         )
+    # one key has one spelling, or a stranger could register a hospital's machine again and again
+    public_key_pem = canonical_pem(public_key_pem)
     sync(desk)  # after the check, which costs a stranger a registration
     with desk.session() as session:
         if session.exec(select(DatasetRow).where(DatasetRow.node == node)).first() is None:

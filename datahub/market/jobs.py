@@ -14,9 +14,10 @@ from sqlmodel import Session, col, select
 from datahub.errors import BadRequest, Conflict, NotFound
 from datahub.market import model_files
 from datahub.market.desk import Desk
-from datahub.market.domain import JobState
+from datahub.market.domain import FINAL, JobState
 from datahub.market.tables import FigureRow, JobRow, NodeRow, QuoteRow
 from datahub.order import LONGEST_S
+from datatokens.bindings.escrow import Settlement
 from datatokens.errors import TermsError
 from datatokens.terms import JobTerms
 from datatokens.wire import parse
@@ -29,6 +30,7 @@ OUTSIDE = "settled outside this hub: there is no report or model of it here"
 # beyond it, which no hospital that guards anybody accepts, the tighter figure costs minutes
 MOST_EPSILON = 100.0
 CLOCK_S = 600
+MOST_SETTLEMENTS = 1000  # kept in memory
 
 
 def submit(desk: Desk, raw_terms: bytes, files: tuple[bytes, ...] = ()) -> JobRow:
@@ -50,6 +52,7 @@ def submit(desk: Desk, raw_terms: bytes, files: tuple[bytes, ...] = ()) -> JobRo
     job_id = terms.job_id.hex()
     with desk.session() as session:
         if row := session.get(JobRow, job_id):
+            _again(desk, row, spec, files)
             return row
         if desk.escrow.job(terms.job_id).status != "funded":
             raise Conflict(
@@ -83,6 +86,14 @@ def submit(desk: Desk, raw_terms: bytes, files: tuple[bytes, ...] = ()) -> JobRo
             session.delete(quoted)
         session.commit()
     return row
+
+
+def _again(desk: Desk, row: JobRow, spec: JobSpec, files: tuple[bytes, ...]) -> None:
+    """A job that is told of again may bring files that were lost here."""
+    if JobState(row.state) not in FINAL:
+        named = [getattr(spec, name) for name in model_files.NAMES]
+        with desk.models:
+            model_files.put(desk, (one for one in files if sha256_hex(one) in named))
 
 
 def _not_ours(desk: Desk, session: Session, terms: JobTerms) -> str | None:
@@ -120,9 +131,13 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
     spec = JobSpec.from_dict(terms.spec)
     folder = run_folder(desk, row)
     lines = folder.events()
-    rounds = {line["number"]: line for line in lines if line["event"] == "round"}
-    admissions = {line["dataset_id"]: line for line in lines if line["event"] == "admission"}
-    settled = desk.escrow.settlement(terms.job_id) if row.state == JobState.SETTLED else None
+    rounds = {line["number"]: line for line in lines if {"number", "seconds"} <= set(line)}
+    admissions = {
+        line["dataset_id"]: line
+        for line in lines
+        if line["event"] == "admission" and "dataset_id" in line
+    }
+    settled = _settlement(desk, row)
     # only what was attested is shown; hospitals may have settled among themselves, without this hub
     ours = settled is not None and _is_ours(folder, settled.attestation.report_hash)
     report = parse(folder.report) if ours else {"evaluation": None, "hospitals": []}
@@ -216,6 +231,20 @@ def recent(desk: Desk, limit: int = 100) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def _settlement(desk: Desk, row: JobRow) -> Settlement | None:
+    """What the chain says of a settled job, which is final: read once."""
+    if row.state != JobState.SETTLED:
+        return None
+    if row.job_id not in desk.settlements:
+        found = desk.escrow.settlement(bytes.fromhex(row.job_id))
+        if found is None:
+            return None
+        if len(desk.settlements) >= MOST_SETTLEMENTS:
+            desk.settlements.clear()
+        desk.settlements[row.job_id] = found
+    return desk.settlements[row.job_id]
 
 
 def _is_ours(folder: RunFolder, report_hash: bytes) -> bool:

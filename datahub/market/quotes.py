@@ -53,16 +53,19 @@ def _make_room(session: Session) -> int:
     session.flush()
     count, size = session.exec(select(func.count(), func.sum(QuoteRow.model_bytes))).one()
     dropped = 0
-    oldest = iter(session.exec(select(QuoteRow).order_by(col(QuoteRow.quoted_at))))
     while count - dropped > MOST or size > MOST_MODEL_BYTES:
-        row = next(oldest)
+        row = session.exec(select(QuoteRow).order_by(col(QuoteRow.quoted_at)).limit(1)).one()
         size, dropped = size - row.model_bytes, dropped + 1
         session.delete(row)
+        session.flush()
     return dropped
 
 
 def forget_old(desk: Desk) -> None:
-    """Drop quotes of more than an hour ago, and the files that nothing names any more."""
+    """Drop quotes of more than an hour ago that were not paid, and the files that nothing names
+    any more. Raises ChainUnreachable, and drops nothing.
+    """
+    take_up(desk)
     with desk.models, desk.session() as session:
         session.exec(delete(QuoteRow).where(col(QuoteRow.quoted_at) < time.time() - KEPT_S))
         session.commit()

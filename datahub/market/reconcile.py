@@ -36,6 +36,7 @@ MAX_RUNS = 3
 PATIENCE = timedelta(seconds=90)
 TICK_S = 0.3
 QUIET_S = 2.0  # a run that writes is alive, and the SuperLink need not be asked
+ACCEPT_AGAIN_S = 20.0
 AWAY_S = 5.0  # after a look that could not be taken, as the chain was away
 LONGEST_PAUSE_S = 60.0
 
@@ -117,10 +118,14 @@ def reconcile(desk: Desk, pauses: Pauses | None = None) -> None:
             log.exception("job %s", row.job_id[:12])
         pauses.note(row.job_id, failed)
         if (row.state, row.reason, row.run_id, row.runs_started) != before:
-            with desk.session() as session:
-                session.merge(row)
-                session.commit()
-            log.info("job %s is %s %s", row.job_id[:12], row.state, row.reason)
+            try:
+                with desk.session() as session:
+                    session.merge(row)
+                    session.commit()
+            except Exception:  # the next look takes the same step again
+                log.exception("job %s is not written down", row.job_id[:12])
+            said = "".join(c if c.isprintable() else " " for c in row.reason)
+            log.info("job %s is %s %s", row.job_id[:12], row.state, said)
 
 
 def step(desk: Desk, row: JobRow, online: Callable[[], set[int]]) -> None:
@@ -130,6 +135,8 @@ def step(desk: Desk, row: JobRow, online: Callable[[], set[int]]) -> None:
     if status in ("settled", "refunded"):
         _end(desk, row, JobState(status))
         return
+    if status == "none":  # a chain that was put back, or another one: nothing is done for it
+        raise Conflict("the escrow does not hold this job")
     folder = jobs.run_folder(desk, row)
     if status in ("proposed", "disputed"):
         _wait_or_finalize(desk, row, terms)
@@ -137,18 +144,24 @@ def step(desk: Desk, row: JobRow, online: Callable[[], set[int]]) -> None:
     if desk.chain.now() > terms.deadline:  # before anything that the contract would refuse by now
         _refund(desk, row, terms, folder)
         return
-    if acceptances := folder.acceptances:
+    acceptances = folder.acceptances
+    # one that the chain refuses is tried again, but not at every look
+    due = folder.taken_s_ago > ACCEPT_AGAIN_S
+    if acceptances and (due or folder.taken is None) and not _all_taken(folder, acceptances):
         settlement.accept(desk.escrow, terms, acceptances)
         accepted = desk.escrow.job(terms.job_id).accepted
         taken = [line.node for i, line in enumerate(terms.datasets) if accepted >> i & 1]
-        if folder.taken != frozenset(taken):
-            folder.keep_taken(taken)
+        folder.keep_taken(taken)
     if outcome := folder.outcome:
         _act_on_outcome(desk, row, terms, folder, outcome)
     elif row.run_id is None:
         _start_run(desk, row, terms, folder, online)
     else:
         _watch_run(desk, row, folder)
+
+
+def _all_taken(folder: RunFolder, acceptances: Mapping[str, str]) -> bool:
+    return folder.taken is not None and set(acceptances) <= folder.taken
 
 
 def _refund(desk: Desk, row: JobRow, terms: JobTerms, folder: RunFolder) -> None:
@@ -202,6 +215,8 @@ def _watch_run(desk: Desk, row: JobRow, folder: RunFolder) -> None:
     elif "admission" in events:
         row.state = advance(JobState(row.state), JobState.ACCEPTED)
     if folder.has_outcome_of(row.runs_started):
+        if row.runs_started < MAX_RUNS:  # set aside, and then the hub was killed
+            _another_run(row, "the last run failed")
         return  # that run failed, and it was the last: only the deadline is left
     if folder.outcome is None and folder.quiet_s < QUIET_S:
         return  # it is alive
@@ -263,6 +278,9 @@ def _another_run(row: JobRow, reason: str) -> None:
 def _end(desk: Desk, row: JobRow, state: JobState) -> None:
     if state is JobState.SETTLED:
         row.reason = ""
-        jobs.keep_figure(desk, JobTerms.from_json(row.terms.encode()))
+        try:
+            jobs.keep_figure(desk, JobTerms.from_json(row.terms.encode()))
+        except Exception:  # a figure for people to look at: the result does not wait for it
+            log.exception("job %s has no tighter epsilon", row.job_id[:12])
     row.state = state
     row.ended_at = datetime.now(UTC)

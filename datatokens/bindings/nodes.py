@@ -66,15 +66,27 @@ def public_point(pem: bytes) -> bytes:
     """The uncompressed point (04, x, y) of an elliptic curve's public key. Raises TermsError for
     anything else.
     """
+    return _curve_key(pem).public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+    )
+
+
+def canonical_pem(pem: str) -> str:
+    """The one spelling of a public key: PEM takes blanks, breaks and texts around it. Raises
+    TermsError as `public_point`.
+    """
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return _curve_key(pem.encode()).public_bytes(serialization.Encoding.PEM, form).decode()
+
+
+def _curve_key(pem: bytes) -> ec.EllipticCurvePublicKey:
     try:
         key = serialization.load_pem_public_key(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise TermsError("the SuperNode's public key is not a PEM public key") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise TermsError("the SuperNode's public key is not one of an elliptic curve")
-    return key.public_bytes(
-        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
-    )
+    return key
 
 
 class NodeRegistry:
