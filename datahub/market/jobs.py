@@ -131,7 +131,9 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
     spec = JobSpec.from_dict(terms.spec)
     folder = run_folder(desk, row)
     lines = folder.events()
-    rounds = {line["number"]: line for line in lines if {"number", "seconds"} <= set(line)}
+    rounds = {
+        line["number"]: line for line in lines if line["event"] == "round" and "number" in line
+    }
     admissions = {
         line["dataset_id"]: line
         for line in lines

@@ -65,11 +65,11 @@ def test_quotes_that_nobody_pays__push_out_the_oldest_and_its_model(
     assert files(hub.desk) == {sha256_hex(x) for x in (b"c", b"cc", b"d", b"dd")}
 
 
-def test_a_quote_that_was_pushed_out__is_a_job_all_the_same_once_it_is_paid(
-    hub: HubWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_quote_that_was_pushed_out__is_a_job_all_the_same_once_it_is_paid(hub: HubWorld) -> None:
     terms = hub.paid(graph=b"g", weights=b"w")
-    monkeypatch.setattr(quotes, "KEPT_S", -10)
+    with hub.desk.session() as session:
+        session.exec(delete(QuoteRow))
+        session.commit()
     quotes.forget_old(hub.desk)
     assert waiting(hub.desk) == [] and files(hub.desk) == set()
     with pytest.raises(Conflict, match="the model's file is not here"):
