@@ -8,15 +8,17 @@ nothing of messages; parameters are bounded in aggregation.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from fl_client.data.schemas import MOST_RECORDS, UNITS
 from fl_client.privacy import accounting
+from fl_client.privacy.accounting import Charge
 from fl_client.privacy.slots import needed, round_seconds
 from fl_client.protocol import JobSpec, Scored, Trained
 
 SD = 8.0  # a Gaussian is further out with a chance of 1e-15
 MOST_EPSILON = 1e6  # that can be put on the chain (datatokens.terms.privacy_charged)
-MOST_DELTA = 0.01
+LEAST_DELTA, MOST_DELTA = 1e-30, 0.01
 MOST_WORK = 10**11  # operations of one sample that a node takes (fl_client.model.graph)
 SAME = 1e-6  # of an epsilon that two machines work out
 
@@ -31,7 +33,7 @@ def round_problem(said: Trained, spec: JobSpec, persons: int, number: int) -> st
     return (
         _outside("loss", said.loss, -noise, plan.metric_clip * most / persons + noise)
         or _outside("compute_seconds", said.compute_seconds, 0.0, seconds)
-        or _privacy_problem(said, accounting.epsilon(spec.round_charges() * number, plan.delta))
+        or _privacy_problem(said, spec.round_charges() * number, plan.delta)
         or (None if said.unit in UNITS else f"unit={said.unit!r} must be one of {', '.join(UNITS)}")
         or (None if said.device.isprintable() else f"device={said.device!r} must be printable")
     )
@@ -43,17 +45,20 @@ def scores_problem(said: Scored, spec: JobSpec, persons: int) -> str | None:
     charges = spec.round_charges() * spec.rounds + spec.evaluation_charges()
     most = needed(persons, 1.0) + noise
     wrong = (_outside("scores", cell, -noise, most) for cell in said.scores)
-    return next(filter(None, wrong), None) or _privacy_problem(
-        said, accounting.epsilon(charges, spec.plan.delta)
-    )
+    return next(filter(None, wrong), None) or _privacy_problem(said, charges, spec.plan.delta)
 
 
-def _privacy_problem(said: Trained | Scored, job: float) -> str | None:
+def _privacy_problem(said: Trained | Scored, charges: Sequence[Charge], delta: float) -> str | None:
+    """A lifetime holds the job: at its own delta it is never less than what the job alone comes to
+    there. (A node's lifetime pays for the choice of its order besides, so it is more.)
+    """
+    job = accounting.epsilon(charges, delta)
     if not math.isclose(said.epsilon_job, job, rel_tol=SAME, abs_tol=SAME):
         return f"epsilon_job={said.epsilon_job:.6g}; by the terms it is {job:.6g}"
-    return _outside("epsilon_lifetime", said.epsilon_lifetime, 0.0, MOST_EPSILON) or _outside(
-        "delta_lifetime", said.delta_lifetime, 0.0, MOST_DELTA
-    )
+    if problem := _outside("delta_lifetime", said.delta_lifetime, LEAST_DELTA, MOST_DELTA):
+        return problem
+    least = (1 - SAME) * accounting.epsilon(charges, said.delta_lifetime)
+    return _outside("epsilon_lifetime", said.epsilon_lifetime, least, MOST_EPSILON)
 
 
 def _outside(name: str, value: float, low: float, high: float) -> str | None:

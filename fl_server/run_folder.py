@@ -187,3 +187,10 @@ class RunFolder:
     def has_outcome_of(self, run: int) -> bool:
         """Whether the outcome of that run was set aside."""
         return (self.path / f"outcome.{run}.json").exists()
+
+    def rested_s(self, run: int) -> float:
+        """Seconds since run number `run` failed; infinite if it did not."""
+        try:
+            return time.time() - (self.path / f"outcome.{run}.json").stat().st_mtime
+        except FileNotFoundError:
+            return math.inf

@@ -77,3 +77,14 @@ def job_terms() -> JobTerms:
 @pytest.fixture
 def job_spec() -> JobSpec:
     return spec()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a running stack stay on one worker; the demo's come first, as the longest
+    piece that cannot be divided.
+    """
+    shared = {"marketplace", "stack", "superlink"}
+    for item in items:
+        for name in shared.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: "marketplace" not in getattr(item, "fixturenames", ()))

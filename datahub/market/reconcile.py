@@ -31,7 +31,7 @@ from fl_server.run_folder import RunFolder
 
 log = logging.getLogger("datahub.hub")
 
-MAX_RUNS = 3
+LONGEST_REST_S = 3600.0  # between two runs of a job, when all before have failed
 # a killed node is let in again after a minute; then a quorum may start without it
 PATIENCE = timedelta(seconds=90)
 TICK_S = 0.3
@@ -196,6 +196,8 @@ def _start_run(
     if absent and (len(nodes) - len(absent) < terms.quorum or waited < PATIENCE):
         row.reason = f"waiting for node {absent[0]} to connect"
         return
+    if folder.rested_s(row.runs_started) < rest_s(row.runs_started):
+        return
     row.reason = ""
     models = desk.config.models_folder
     folder.hand_over(
@@ -214,18 +216,18 @@ def _watch_run(desk: Desk, row: JobRow, folder: RunFolder) -> None:
         row.state = advance(JobState(row.state), JobState.RUNNING)
     elif "admission" in events:
         row.state = advance(JobState(row.state), JobState.ACCEPTED)
-    if folder.has_outcome_of(row.runs_started):
-        if row.runs_started < MAX_RUNS:  # set aside, and then the hub was killed
-            _another_run(row, "the last run failed")
-        return  # that run failed, and it was the last: only the deadline is left
+    if folder.has_outcome_of(row.runs_started):  # set aside, and then the hub was killed
+        _another_run(row, "the last run failed")
+        return
     if folder.outcome is None and folder.quiet_s < QUIET_S:
         return  # it is alive
     status = desk.superlink.run_status(int(row.run_id or 0))
     if status.state == "finished" and folder.outcome is None:
-        _another_run(
-            row,
-            f"run {row.run_id} ended without an outcome ({status.outcome}: {status.details[:300]})",
-        )
+        reason = f"run {row.run_id} ended without an outcome"
+        reason = f"{reason} ({status.outcome}: {status.details[:300]})"
+        folder.finish("failed", reason=reason)
+        folder.set_outcome_aside(row.runs_started)
+        _another_run(row, reason)
 
 
 def _act_on_outcome(
@@ -265,14 +267,18 @@ def _wait_or_finalize(desk: Desk, row: JobRow, terms: JobTerms) -> None:
         row.reason = f"{what} until {datetime.fromtimestamp(job.until, UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _another_run(row: JobRow, reason: str) -> None:
-    """Nodes answer rounds again with the same replies, so a further run costs no privacy; after
-    three, the deadline.
+def rest_s(runs: int) -> float:
+    """Seconds from the end of run number `runs`, which failed, to the next: none after the first,
+    which may have fallen with the SuperLink, then twice as many each time.
     """
-    if row.runs_started < MAX_RUNS:
-        row.run_id, row.reason = None, f"{reason}; starting again"
-    else:
-        row.reason = f"{reason}; the buyer is refunded at the deadline"
+    return 0.0 if runs <= 1 else min(LONGEST_REST_S, 5.0 * 2 ** min(runs - 2, 20))
+
+
+def _another_run(row: JobRow, reason: str) -> None:
+    """Nodes answer rounds again with the same replies, so a further run costs no privacy."""
+    rest = rest_s(row.runs_started)
+    row.run_id = None
+    row.reason = f"{reason}; starting again" + (f" {rest:.0f} s later" if rest else "")
 
 
 def _end(desk: Desk, row: JobRow, state: JobState) -> None:

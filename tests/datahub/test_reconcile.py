@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from datetime import timedelta
 
 import pytest
 
 from datahub.market import jobs
-from datahub.market.reconcile import MAX_RUNS, PATIENCE, reconcile
+from datahub.market.reconcile import LONGEST_REST_S, PATIENCE, reconcile, rest_s
 from datahub.market.tables import JobRow
 from datatokens.terms import Attestation, DisputeTerms, JobTerms, attestation_message, sign
 from fl_client.node import attestation as attest
@@ -133,18 +135,32 @@ def test_reconcile__acceptances_written__are_on_the_chain_once(hub: HubWorld) ->
     assert hub.desk.escrow.job(terms.job_id).accepted == bits
 
 
-def test_reconcile__runs_end_without_an_outcome__three_and_no_more(hub: HubWorld) -> None:
+def test_reconcile__runs_end_without_an_outcome__again_after_longer_and_longer_rests(
+    hub: HubWorld,
+) -> None:
     row, _ = hub.job()
     hub.connect(0, 1, 2)
-    for number in range(MAX_RUNS):
+    for number in range(5):
         row = looked(hub, row)
         assert row.run_id == str(101 + number)
         hub.superlink.ended[101 + number] = "failed"
         row = looked(hub, row)
         assert row.reason.startswith(f"run {101 + number} ended without an outcome (failed:")
-    row = looked(hub, row, 3)
-    assert len(hub.superlink.runs) == row.runs_started == MAX_RUNS
-    assert row.reason.endswith("the buyer is refunded at the deadline")
+        rest = rest_s(number + 1)
+        assert row.reason.endswith("starting again" + (f" {rest:.0f} s later" if rest else ""))
+        if rest:
+            row = looked(hub, row, 3)
+            assert row.run_id is None and len(hub.superlink.runs) == number + 1
+            failed = hub.folder(row) / f"outcome.{number + 1}.json"
+            os.utime(failed, (time.time() - rest - 1,) * 2)
+    assert row.runs_started == 5 and row.state == "funded"
+    hub.bank.travel(3700)
+    assert looked(hub, row).state == "refunded"
+
+
+def test_rest__grows_to_an_hour_and_no_further() -> None:
+    assert [rest_s(n) for n in (0, 1, 2, 3, 4)] == [0, 0, 5, 10, 20]
+    assert rest_s(100) == rest_s(10**9) == LONGEST_REST_S
 
 
 def test_reconcile__a_run_failed__its_outcome_is_kept_and_another_starts(hub: HubWorld) -> None:

@@ -51,6 +51,8 @@ def fourth(kind: str, **changes: Any) -> Script:
         {"epsilon_job": 1e7},
         {"epsilon_lifetime": 1e7},
         {"epsilon_lifetime": -1.0},
+        {"epsilon_lifetime": 0.01},
+        {"delta_lifetime": 0.0},
         {"delta_lifetime": 0.5},
         {"compute_seconds": 2e9},
         {"compute_seconds": -1.0},
