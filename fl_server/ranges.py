@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from fl_client.data.schemas import MOST_RECORDS, UNITS
 from fl_client.privacy import accounting
-from fl_client.privacy.accounting import Charge
+from fl_client.privacy.plan import Charge
 from fl_client.privacy.slots import needed, round_seconds
 from fl_client.protocol import JobSpec, Scored, Trained
 

@@ -27,9 +27,10 @@ from fl_server import app
 from fl_server.app import conduct
 from fl_server.errors import RunFailed
 from fl_server.ranges import MOST_WORK, round_problem, scores_problem
+from fl_server.run_folder import RunFolder
 from tests.conftest import NODE_KEYS, spec
 from tests.datahub.hub_world import HubWorld
-from tests.fl_server.test_app import Script, conductor, epsilon, folder, honest, outcome
+from tests.fl_server.test_app import Script, Watched, conductor, epsilon, folder, honest, outcome
 
 
 @pytest.fixture(autouse=True)
@@ -233,10 +234,11 @@ def test_a_deadline_that_is_over_or_near__ends_the_run_before_anybody_is_asked(
 
 
 def test_a_hospital_that_the_chain_has_not_taken__does_not_keep_the_others_from_pay(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = folder(tmp_path)
-    job.keep_taken([line.node for line in job.terms.datasets[:3]])
+    three = [line.node for line in job.terms.datasets[:3]]
+    monkeypatch.setattr(Watched, "keep_acceptances", lambda self, _: self.keep_taken(three))
     conduct(job, conductor(honest))
     assert outcome(job)["worked"] == 0b111
     (unpaid,) = [line for line in job.events() if line["event"] == "unpaid"]
@@ -247,8 +249,9 @@ def test_without_a_hub__the_run_ends_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "TAKEN_S", 0.2)
-    job = folder(tmp_path)
-    (tmp_path / "taken.json").unlink()
+    folder(tmp_path)
+    job = RunFolder(tmp_path)
+    job.keep_taken([])  # of an earlier run, and nothing by now
     conduct(job, conductor(honest))
     assert outcome(job)["worked"] == 0b1111
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,15 @@ def folder(tmp_path: Path, momentum: float = 0.0, **changes: Any) -> RunFolder:
     (tmp_path / "graph.json").write_bytes(b"{}")
     (tmp_path / "weights.safetensors").write_bytes(to_safetensors(START))
     (tmp_path / "nodes.json").write_text(json.dumps(nodes))
-    made = RunFolder(tmp_path)
-    made.keep_taken(list(nodes))  # as the hub does while the rounds go on
-    return made
+    return Watched(tmp_path)
+
+
+class Watched(RunFolder):
+    """A job's folder that a hub watches, which puts every acceptance on the chain."""
+
+    def keep_acceptances(self, acceptances: Mapping[str, str]) -> None:
+        super().keep_acceptances(acceptances)
+        self.keep_taken(list(acceptances))
 
 
 ADMITTED: dict[str, JobTerms] = {}
@@ -87,11 +93,11 @@ def honest(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any]:
         arrays = from_safetensors(asked.model)
         model = to_safetensors({"w": arrays["w"] + dataset_id})
         spent = epsilon(asked.round, JobSpec.from_dict(ADMITTED[asked.job].spec))
-        reply = Trained(model, 0.5, spent, 2.0, 1e-5, "patient", 0.1, "cpu")
+        reply = Trained(model, 0.5, spent, spent + 1, 1e-5, "patient", 0.1, "cpu")
     if kind == Evaluate.kind:
         job_spec = JobSpec.from_dict(ADMITTED[protocol.from_record(Evaluate, request).job].spec)
         spent = epsilon(job_spec.rounds, job_spec, looked=True)
-        reply = Scored((float(2 * dataset_id),) * CELLS, spent, 2.25, 1e-5)
+        reply = Scored((float(2 * dataset_id),) * CELLS, spent, spent + 1, 1e-5)
     if kind == Attest.kind:
         given = protocol.from_record(Attest, request)
         job = ADMITTED[given.job]
