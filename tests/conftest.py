@@ -79,6 +79,7 @@ def job_spec() -> JobSpec:
     return spec()
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a running stack stay on one worker; the demo's come first, as the longest
     piece that cannot be divided.
