@@ -76,6 +76,7 @@ class Post:
         except Exception:  # protobuf's and Flower's own, of many kinds: it is a stranger's bytes
             log.exception("the answer of node %d is no message", letter.node_id)
             broken = ProtoMessage()
+            broken.metadata.message_type = "query"  # or it would be no message either
             broken.error.code, broken.error.reason = ErrorCode.UNKNOWN, "the answer is no message"
             message = message_from_proto(broken)
         message.metadata.__dict__["_src_node_id"] = letter.node_id

@@ -196,6 +196,7 @@ def reply_to(app: ClientApp, received: Received, node_id: int) -> bytes:
     except Exception as error:
         log.exception("a message of run %s was lost", received.run_id)
         broken = ProtoMessage()
+        broken.metadata.message_type = "query"  # without one it is no message
         broken.error.code, broken.error.reason = ErrorCode.UNKNOWN, type(error).__name__
         return bytes(broken.SerializeToString())
 
