@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -20,9 +21,10 @@ from flwr.superlink.federation.noop_federation_manager import NoOpFederationMana
 from fl_client import protocol
 from fl_client.node.bundle import bundle_hash
 from fl_client.protocol import Admit, Refused, Signed
+from fl_server import mailbox
 from fl_server.exchange import Silent, ask, through
 from fl_server.mailbox import Mailbox
-from fl_server.runner import Post
+from fl_server.runner import Post, Runner
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +101,70 @@ def test_a_reply_that_is_no_message__is_that_hospitals_alone(state: Any, odd: by
     assert isinstance(said[2], Signed)
     assert isinstance(said[1], Silent | Refused)
     assert said[1].reason
+
+
+def ended(state: Any, run: Run) -> Any:
+    """How a run has ended, waited for up to 5 s."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        status = state.get_run_info(run_ids=[run.run_id])[0].status
+        if status.status == "finished":
+            return status
+        time.sleep(0.01)
+    raise AssertionError(status)
+
+
+def test_the_clock_of_the_machine_is_set_forward__runs_go_on(
+    state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    run = new_run(state)
+    Runner(state, Mailbox(), lambda **_: go_on.wait(5)).start(run)  # type: ignore[arg-type]
+    corestate = "flwr.supercore.corestate.in_memory_corestate.now"
+    monkeypatch.setattr(corestate, lambda: datetime.now(UTC) + timedelta(hours=1))
+    assert state.get_run_info(run_ids=[run.run_id])[0].status.status == "running"
+    go_on.set()
+    assert ended(state, run).sub_status == "completed"
+
+
+def test_the_machine_gives_no_more_threads__the_run_has_failed_and_does_not_hang(
+    state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    runner, run = Runner(state, Mailbox(), lambda **_: None), new_run(state)  # type: ignore[arg-type]
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    runner.start(run)
+    assert ended(state, run).details == "can't start new thread"
+
+
+def test_a_run_that_is_started_twice__runs_once(state: Any) -> None:
+    begun = []
+    runner, run = Runner(state, Mailbox(), lambda **_: begun.append(1)), new_run(state)  # type: ignore[arg-type]
+    for _ in range(3):
+        runner.start(run)
+    assert ended(state, run).sub_status == "completed"
+    assert begun == [1]
+
+
+def test_a_run_stopped_in_a_round__ends_and_leaves_no_letter(
+    state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mailbox, "LOOK_S", 0.01)
+    node = state.create_node("me", "me", b"key", 30)
+    state.acknowledge_node_heartbeat(node, 30)
+    box, run = Mailbox(), new_run(state)
+
+    def app(grid: Any, context: Any) -> None:
+        ask(through(grid), {1: node}, [1], Admit(b"{}", b"", b""), Signed, 3600)
+
+    Runner(state, box, app).start(run)  # type: ignore[arg-type]
+    while not box._open:
+        time.sleep(0.01)
+    state.stop_run(run.run_id)
+    end = time.monotonic() + 5
+    while box._open and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not box._open and not box._replies
+    assert ended(state, run).sub_status == "stopped"
