@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +27,12 @@ from flwr.superlink.federation.noop_federation_manager import NoOpFederationMana
 from fl_client import protocol
 from fl_client.node.bundle import bundle_hash
 from fl_client.protocol import Admit, Refused, Signed
-from fl_server import mailbox
+from fl_server import mailbox, superlink
+from fl_server.errors import SuperLinkError
 from fl_server.exchange import Silent, ask, through
 from fl_server.mailbox import Mailbox
 from fl_server.runner import Post, Runner
+from fl_server.superlink import Registrations
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +41,12 @@ def _identity() -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
-@pytest.fixture
-def state() -> Any:
-    """Flower's own linkstate, as the SuperLink has it."""
+def linkstate() -> Any:
+    """Flower's own, as the SuperLink has it."""
     return InMemoryLinkState(NoOpFederationManager(), InMemoryObjectStore())
+
+
+state = pytest.fixture(linkstate)
 
 
 def new_run(state: Any) -> Run:
@@ -168,3 +178,67 @@ def test_a_run_stopped_in_a_round__ends_and_leaves_no_letter(
         time.sleep(0.01)
     assert not box._open and not box._replies
     assert ended(state, run).sub_status == "stopped"
+
+
+def kept(path: Path, state: Any | None = None) -> Any:
+    """A linkstate with what is kept of registrations."""
+    state = state or linkstate()
+    Registrations(path).fill(state)
+    return state
+
+
+def test_a_full_disk_while_a_node_registers__it_is_not_registered_and_can_be_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    state = kept(tmp_path / "nodes.json")
+    with monkeypatch.context() as disk:
+        disk.setattr(superlink, "write_whole", full)
+        with pytest.raises(OSError, match="No space"):
+            state.create_node("me", "me", b"key", 30)
+        assert state.get_node_id_by_public_key(b"key") is None and not state.get_node_info()
+    node = state.create_node("me", "me", b"key", 30)
+    assert kept(tmp_path / "nodes.json").get_node_id_by_public_key(b"key") == node
+
+
+def test_many_nodes_register_at_once__all_are_kept(tmp_path: Path) -> None:
+    state = kept(tmp_path / "nodes.json")
+    with ThreadPoolExecutor(16) as pool:
+        ids = list(pool.map(lambda i: state.create_node("me", "me", b"%d" % i, 30), range(64)))
+    again = kept(tmp_path / "nodes.json")
+    assert [again.get_node_id_by_public_key(b"%d" % i) for i in range(64)] == ids
+
+
+def test_a_node_that_the_operator_has_unregistered__is_not_back_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    state = kept(tmp_path / "nodes.json")
+    ids = [state.create_node("me", "me", key, 30) for key in (b"a", b"b")]
+    state.acknowledge_node_heartbeat(ids[0], 30)
+    state.delete_node("me", ids[0])
+    again = kept(tmp_path / "nodes.json")
+    assert [again.get_node_id_by_public_key(key) for key in (b"a", b"b")] == [None, ids[1]]
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"{}x", b"[1]", b'["xy"]', b'["ffff"]', b"null"])
+def test_a_damaged_file_of_nodes__is_named_and_left_as_it_is(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "nodes.json"
+    path.write_bytes(content)
+    with pytest.raises(SuperLinkError, match=r"nodes.json cannot be read .*: put back a copy"):
+        Registrations(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.e2e
+def test_two_superlinks_on_one_folder__the_second_says_so(tmp_path: Path) -> None:
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    command = [sys.executable, "-m", "fl_server.superlink", "--folder", str(tmp_path)]
+    said = subprocess.run([*command, "--port", "1"], capture_output=True, timeout=60, check=False)
+    os.close(held)
+    assert said.returncode == 1 and b"another SuperLink runs on" in said.stderr
+    assert not list(tmp_path.iterdir())
