@@ -65,7 +65,8 @@ def _said(kind: type[Said], reply: Message | None) -> Said | Refused:
     if reply is None:
         return Silent("no answer in time")
     if reply.has_error():
-        return Silent(f"unavailable: {reply.error.reason[:500]}")
+        reason = reply.error.reason or "no reason given"
+        return Silent(f"unavailable: {reason[:500]}")
     try:
         said = protocol.read_reply(kind, reply.content.get(protocol.REPLY))
     except ProtocolError as error:

@@ -34,7 +34,6 @@ OPEN = {turns.PATH, "/health"} | {
 }
 FORWARDED = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
 SMALL_BYTES = 64 * 1024
-NODE_BYTES = 450 * 1024 * 1024  # a model's parameters (fl_client.protocol) in their envelope
 PATIENCE_S, BYTES_PER_S = 20.0, 50_000  # a body must come at this speed after the first seconds
 SAID_AGAIN_S = 60.0
 
@@ -88,7 +87,7 @@ class OperatorGate:
             await _answer(send, status)
             return
         turn, begun = scope["path"] == turns.PATH, False
-        body = _Body(receive, NODE_BYTES if turn else SMALL_BYTES)
+        body = _Body(receive, turns.MOST_BYTES if turn else SMALL_BYTES)
 
         async def say(message: Message) -> None:
             nonlocal begun

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 MOST_DELIVERIES = 5  # of one message, if it is never answered
+ENVELOPE_BYTES = 64 * 1024
 LOOK_S = 0.5  # how often a waiting run looks whether it has been stopped
 
 
@@ -77,6 +78,16 @@ class Mailbox:
 
     # -- a node's side, in the event loop ----------------------------------------------------------
 
+    def room(self, node_id: int, letter_id: str) -> int | None:
+        """The most bytes that a node's reply to this message may have; None where nobody waits for
+        one. No reply says more than what was asked, but for its envelope.
+        """
+        with self._lock:
+            letter = self._open.get(letter_id)
+            if letter is None or letter.node_id != node_id:
+                return None
+            return len(letter.content) + ENVELOPE_BYTES
+
     def answer(self, node_id: int, letter_id: str, reply: bytes) -> None:
         """A node's reply. What nobody waits for, or was addressed to another, is dropped."""
         with self._lock:
@@ -87,8 +98,8 @@ class Mailbox:
                 self._lock.notify_all()
 
     async def next(self, node_id: int, timeout: float) -> Letter | None:
-        """The oldest unanswered message to a node, waited for up to `timeout` seconds. A node has
-        one turn at a time: an older one that still waits ends with None.
+        """The oldest unanswered message to a node, waited for up to `timeout` seconds by one turn
+        of that node at a time.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
@@ -96,19 +107,12 @@ class Mailbox:
             with self._lock:
                 if found := self._oldest(node_id):
                     return found
-                if older := self._waiting.pop(node_id, None):
-                    older[1].cancel()
                 woken = loop.create_future()
                 self._waiting[node_id] = loop, woken
             try:
                 await asyncio.wait_for(woken, max(0.0, end - loop.time()))
             except TimeoutError:
                 return None
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                return None  # a newer turn of the same node has begun
             finally:
                 with self._lock:
                     if self._waiting.get(node_id, (None, None))[1] is woken:

@@ -30,7 +30,6 @@ from fl_server.mailbox import Letter, Mailbox
 log = logging.getLogger("datahub.superlink")
 
 FOREIGN_BUNDLE = "only the installed ServerApp runs here: the run's bundle is another"
-BEAT_S = 10.0  # Flower gives up a task that has shown no life for a minute
 GONE_S = 15.0  # a node that restarts is back in a few seconds
 
 
@@ -76,6 +75,7 @@ class Post:
         except Exception:  # protobuf's and Flower's own, of many kinds: it is a stranger's bytes
             log.exception("the answer of node %d is no message", letter.node_id)
             broken = ProtoMessage()
+            broken.metadata.message_type = "query"  # or it would be no message either
             broken.error.code, broken.error.reason = ErrorCode.UNKNOWN, "the answer is no message"
             message = message_from_proto(broken)
         message.metadata.__dict__["_src_node_id"] = letter.node_id
@@ -101,11 +101,8 @@ class Runner:
 
     def __init__(self, state: Any, mailbox: Mailbox, app: ServerApp):
         self._state, self._mailbox, self._app = state, mailbox, app
-        self._tasks: set[int] = set()
-        self._stopping = threading.Event()
         # messages are stamped with their own run (Post): this process has many
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 0, SUPERLINK_NODE_ID
-        threading.Thread(target=self._beat, name="heartbeat of runs", daemon=True).start()
 
     def start(self, run: Run) -> None:
         """Begin a pending run, in a thread of its own."""
@@ -113,16 +110,19 @@ class Runner:
         if run.fab_hash != bundle_hash():
             log.warning("run %d has a foreign bundle %s", run.run_id, run.fab_hash[:16])
             self._state.finish_task(task_id, SubStatus.FAILED, FOREIGN_BUNDLE)
-        elif self._state.claim_task(task_id) and self._state.activate_task(task_id):
-            self._tasks.add(task_id)
+        elif token := self._state.claim_task(task_id):
+            # Flower ends a task whose token has had no heartbeat for a minute of wall-clock time,
+            # which a corrected clock can bring at once; a thread cannot be gone without us
+            del self._state.task_token_store[task_id], self._state.task_token_to_task_id[token]
+            self._state.activate_task(task_id)
             name = f"run {run.run_id}"
             thread = threading.Thread(target=self._conduct, args=(run, task_id), name=name)
             thread.daemon = True
-            thread.start()
-
-    def stop(self) -> None:
-        """End the heartbeats; runs end with the process."""
-        self._stopping.set()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the machine gives no more threads
+                log.warning("run %d cannot be started: %s", run.run_id, error)
+                self._state.finish_task(task_id, SubStatus.FAILED, str(error))
 
     def _conduct(self, run: Run, task_id: int) -> None:
         context = Context(
@@ -141,10 +141,4 @@ class Runner:
             log.exception("run %d failed", run.run_id)
             state, details = SubStatus.FAILED, f"{type(error).__name__}: {error}"[:500]
         finally:
-            self._tasks.discard(task_id)
             self._state.finish_task(task_id, state, details)
-
-    def _beat(self) -> None:
-        while not self._stopping.wait(BEAT_S):
-            for task_id in list(self._tasks):
-                self._state.acknowledge_task_heartbeat(task_id)

@@ -105,12 +105,16 @@ class SuperLink:
         status = runs[run_id].status
         return RunStatus(status.status, status.sub_status, status.details)
 
-    def runs_of(self, job_id: str) -> list[int]:
-        """Ids of all runs started for a job, oldest first (a hub that crashed right after starting
-        one asks here).
+    def open_runs(self, job_id: str) -> list[int]:
+        """Ids of a job's runs that have not ended, oldest first (a hub that crashed right after
+        starting one asks here; how many there were before, a restarted SuperLink does not know).
         """
         runs = self._ask(self._client.ListRuns, ListRunsRequest(limit=MOST_RUNS)).run_dict
-        found = [r for r in runs.values() if r.override_config["job-id"].string == job_id]
+        found = [
+            run
+            for run in runs.values()
+            if run.override_config["job-id"].string == job_id and run.status.status != "finished"
+        ]
         return [r.run_id for r in sorted(found, key=lambda r: r.pending_at)]
 
     def stop_run(self, run_id: int) -> None:

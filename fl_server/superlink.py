@@ -17,10 +17,12 @@ run was stored (nothing, in stock), the lifespan's start, and arguments of `uvic
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import secrets
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from flwr.supercore.constant import NodeStatus
 from fl_client.node.config import write_private
 from fl_client.node.job_folder import write_whole
 from fl_server.certificates import write_certificates
+from fl_server.errors import SuperLinkError
 
 
 def operator_token(folder: Path) -> str:
@@ -49,23 +52,53 @@ class Registrations:
     that is written when it changes. Nothing else of that state has to survive a restart.
     """
 
-    def __init__(self, path: Path, state: Any):
-        self.path, self.state = path, state
-        self._create = state.create_node
-        state.create_node = self.create_node
-        for raw in json.loads(path.read_bytes()) if path.exists() else ():
-            node = NodeInfo.FromString(bytes.fromhex(raw))
+    def __init__(self, path: Path):
+        """Read the file. Raises SuperLinkError for one that is not understood."""
+        self.path, self._lock = path, threading.Lock()
+        try:
+            kept = json.loads(path.read_bytes()) if path.exists() else []
+            self._nodes = [NodeInfo.FromString(bytes.fromhex(raw)) for raw in kept]
+        except Exception as error:  # protobuf's and json's own, of many kinds
+            raise SuperLinkError(
+                f"{path} cannot be read ({error}): put back a copy, or move it away and restart "
+                "every node, which then registers again"
+            ) from error
+
+    def fill(self, state: Any) -> None:
+        """Register in `state` what was kept, and keep what is registered there from now on."""
+        self._state, self._create, self._delete = state, state.create_node, state.delete_node
+        state.create_node, state.delete_node = self.create_node, self.delete_node
+        for node in self._nodes:
             node.status = NodeStatus.REGISTERED  # until its first turn
             state.nodes[node.node_id] = node
             state.node_public_key_to_node_id[node.public_key] = node.node_id
             state.owner_to_node_ids.setdefault(node.owner_aid, set()).add(node.node_id)
 
     def create_node(self, *given: Any, **named: Any) -> int:
-        """As Flower's, and kept."""
-        node_id = int(self._create(*given, **named))
-        kept = [node.SerializeToString().hex() for node in self.state.nodes.values()]
-        write_whole(self.path, json.dumps(kept).encode())
+        """As Flower's, and kept; one that cannot be kept is not registered."""
+        with self._lock:
+            node_id = int(self._create(*given, **named))
+            try:
+                self._keep()
+            except OSError:  # or whoever asks again would be told that all is well
+                with self._state.lock:
+                    node = self._state.nodes.pop(node_id)
+                    del self._state.node_public_key_to_node_id[node.public_key]
+                    self._state.owner_to_node_ids[node.owner_aid].discard(node_id)
+                raise
         return node_id
+
+    def delete_node(self, *given: Any, **named: Any) -> None:
+        """As Flower's, and not kept."""
+        with self._lock:
+            self._delete(*given, **named)
+            self._keep()
+
+    def _keep(self) -> None:
+        with self._state.lock:
+            nodes = [n for n in self._state.nodes.values() if n.status != NodeStatus.UNREGISTERED]
+            kept = [node.SerializeToString().hex() for node in nodes]
+        write_whole(self.path, json.dumps(kept).encode())
 
 
 def main() -> None:
@@ -84,6 +117,12 @@ def main() -> None:
     arguments = parser.parse_args()
     os.umask(0o077)  # the jobs' folder holds hospitals' updates
     folder: Path = arguments.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+    except BlockingIOError:
+        sys.exit(f"another SuperLink runs on {folder}")
     write_certificates(folder, ("localhost", "127.0.0.1", *arguments.name))
     token = operator_token(folder)
     folder.chmod(0o700)  # of an older version
@@ -100,11 +139,16 @@ def main() -> None:
     sys.argv += ["--ssl-keyfile", str(folder / "server.key"), "--enable-supernode-auth"]
     # no process that starts ServerApps: runner.py does it here
     sys.argv += ["--isolation", "process", "--disable-runtime-dependency-installation"]
-    run(folder, token)
+    try:
+        run(folder, token)
+    except SuperLinkError as error:
+        sys.exit(str(error))
 
 
 def run(folder: Path, token: str) -> None:
-    """Flower's own SuperLink, with what stands in this room in place of its parts."""
+    """Flower's own SuperLink, with what stands in this room in place of its parts. Raises
+    SuperLinkError.
+    """
     from flwr.superlink import extensions
     from flwr.superlink.cli import flower_superlink  # the function, which hides its module
     from starlette.middleware import Middleware
@@ -118,6 +162,7 @@ def run(folder: Path, token: str) -> None:
     flower: Any = sys.modules["flwr.superlink.cli.flower_superlink"]
     stock_middleware, stock_run = extensions.get_middleware, flower.uvicorn.run
     mailbox, made = Mailbox(), {}
+    registrations = Registrations(folder / "nodes.json")
 
     class Lifespan(flower.SuperLinkLifespan):  # type: ignore[misc]
         """Flower's, with our runner once the state is there."""
@@ -125,7 +170,7 @@ def run(folder: Path, token: str) -> None:
         def startup(self) -> None:
             state = self.state_factory.state()
             made["state"] = state
-            Registrations(folder / "nodes.json", state)
+            registrations.fill(state)
             made["runner"] = Runner(state, mailbox, app)
             super().startup()
 

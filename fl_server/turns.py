@@ -7,6 +7,7 @@ what the messages are.
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import hashlib
 from base64 import b64decode
@@ -37,18 +38,21 @@ from fl_client.node.turns import (
     WAIT_S,
     signed_text,
 )
-from fl_server.mailbox import Mailbox
+from fl_server.mailbox import Letter, Mailbox
 
 Message = MutableMapping[str, Any]
 LARGE = 1024 * 1024  # bytes; more are hashed in a thread
 
 
 class Turns:
-    """ASGI application for one path; `state` gives Flower's linkstate."""
+    """ASGI application for one path; `state` gives Flower's linkstate. A node has one turn at a
+    time, the newest: with it, the one reply that is read and the one message that is waited for.
+    """
 
     def __init__(self, mailbox: Mailbox, state: Callable[[], Any]):
         self.mailbox, self.state = mailbox, state
         self._keys: dict[str, ec.EllipticCurvePublicKey] = {}  # as written -> read, of registered
+        self._turns: dict[int, asyncio.Future[tuple[int, Letter | None]]] = {}
 
     async def __call__(
         self,
@@ -63,27 +67,52 @@ class Turns:
         if node_id is None:
             await _say(send, 401)
             return
-        body = await _whole(receive)
-        if body is None:
-            return
-        raw = bytes(body)
-        digest = (
-            await run_in_threadpool(hashlib.sha256, raw)
-            if len(raw) > LARGE
-            else hashlib.sha256(raw)
-        )
-        if digest.hexdigest() != headers[DIGEST]:
-            await _say(send, 401)
-            return
-        self.state().acknowledge_node_heartbeat(node_id, HEARTBEAT_DEFAULT_INTERVAL)
-        if headers[LETTER]:
-            self.mailbox.answer(node_id, headers[LETTER], raw)
-        letter = await self.mailbox.next(node_id, WAIT_S)
+        turn = asyncio.ensure_future(self._turn(node_id, headers, receive))
+        if older := self._turns.get(node_id):
+            older.cancel()  # what it holds or waits for is the newer one's
+        self._turns[node_id] = turn
+        try:
+            status, letter = await turn
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            status, letter = 409, None
+        finally:
+            if self._turns.get(node_id) is turn:
+                del self._turns[node_id]
         if letter is None:
-            await _say(send, 204)
+            await _say(send, status)
             return
         said = {LETTER: letter.id, RUN: str(letter.run_id), BUNDLE: letter.bundle}
-        await _say(send, 200, said, letter.content)
+        await _say(send, status, said, letter.content)
+
+    async def _turn(
+        self,
+        node_id: int,
+        headers: MutableMapping[str, str],
+        receive: Callable[[], Awaitable[Message]],
+    ) -> tuple[int, Letter | None]:
+        """The status to answer, and the message that goes with it."""
+        room = self.mailbox.room(node_id, headers[LETTER])
+        body = await _whole(receive, room or 0)
+        if body is None:
+            return 400, None  # it went away in the middle: nobody hears this
+        if room is not None:
+            if len(body) > room:
+                return 413, None
+            raw = bytes(body)
+            digest = (
+                await run_in_threadpool(hashlib.sha256, raw)
+                if len(raw) > LARGE
+                else hashlib.sha256(raw)
+            )
+            if digest.hexdigest() != headers[DIGEST]:
+                return 401, None
+            self.mailbox.answer(node_id, headers[LETTER], raw)
+        self.state().acknowledge_node_heartbeat(node_id, HEARTBEAT_DEFAULT_INTERVAL)
+        letter = await self.mailbox.next(node_id, WAIT_S)
+        return (204, None) if letter is None else (200, letter)
 
     def _signer(self, headers: MutableMapping[str, str]) -> int | None:
         """The id of the registered node that has signed these headers just now; None if none."""
@@ -109,13 +138,17 @@ class Turns:
         return int(node_id)
 
 
-async def _whole(receive: Callable[[], Awaitable[Message]]) -> bytearray | None:
+async def _whole(receive: Callable[[], Awaitable[Message]], room: int) -> bytearray | None:
+    """The body, read to its end; of one that is longer than `room`, no more than that and a part is
+    held. None where the node goes away.
+    """
     body, more = bytearray(), True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body += message.get("body", b"")
+        if len(body) <= room:
+            body += message.get("body", b"")
         more = message.get("more_body", False)
     return body
 

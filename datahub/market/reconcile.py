@@ -180,9 +180,8 @@ def _start_run(
     folder: RunFolder,
     online: Callable[[], set[int]],
 ) -> None:
-    known = desk.superlink.runs_of(row.job_id)
-    if len(known) > row.runs_started:  # started just before a crash of the hub
-        row.run_id, row.runs_started = str(known[-1]), len(known)
+    if goes_on := desk.superlink.open_runs(row.job_id):  # started just before a crash of the hub
+        row.run_id, row.runs_started = str(goes_on[-1]), row.runs_started + 1
         return
     spec = JobSpec.from_dict(terms.spec)
     with desk.session() as session:

@@ -37,6 +37,12 @@ from fl_client.node.turns import Received, Turns
 log = logging.getLogger("datahub.node")
 
 LOOK_S = 0.25  # at everything but messages
+TOO_MUCH = "the SuperLink does not take a reply so large or slow"
+NOT_TAKEN: dict[int, str] = {  # a turn's status -> what it means
+    httpx.codes.CONFLICT: "another process takes this node's messages with the same key",
+    httpx.codes.REQUEST_TIMEOUT: TOO_MUCH,
+    httpx.codes.REQUEST_ENTITY_TOO_LARGE: TOO_MUCH,
+}
 AGAIN_S, AGAIN_CAP_S = 0.1, 2.0  # after a turn that failed
 # a killed node's old session counts as alive for up to 60 s; activation is refused until then
 RETRY_S = 3.0
@@ -164,14 +170,20 @@ class _Hand:
         while not self._closed:
             try:
                 received = self._turns.take(letter, reply)
-            except (httpx.HTTPError, RuntimeError, KeyError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 without its hand, a node only seems to live
+                status = 0
                 if isinstance(error, httpx.HTTPStatusError):
-                    self._refused = error.response.status_code == httpx.codes.UNAUTHORIZED
+                    status = error.response.status_code
+                self._refused = status == httpx.codes.UNAUTHORIZED
                 if self._closed or self._refused:
                     return
                 if pause == AGAIN_S:
-                    log.warning("the SuperLink does not answer (%s); asking", type(error).__name__)
-                # the reply goes again with the next turn: nobody waits for it twice
+                    why = f"the SuperLink does not answer ({error!r:.200})"
+                    log.warning("%s; asking again", NOT_TAKEN.get(status, why))
+                # the reply goes again with the next turn, as nobody waits for it twice; but for one
+                # that another try would not bring there either
+                if NOT_TAKEN.get(status) == TOO_MUCH:
+                    letter, reply = "", b""
                 time.sleep(pause)
                 pause = min(AGAIN_CAP_S, 2 * pause)
                 continue
@@ -196,6 +208,7 @@ def reply_to(app: ClientApp, received: Received, node_id: int) -> bytes:
     except Exception as error:
         log.exception("a message of run %s was lost", received.run_id)
         broken = ProtoMessage()
+        broken.metadata.message_type = "query"  # without one it is no message
         broken.error.code, broken.error.reason = ErrorCode.UNKNOWN, type(error).__name__
         return bytes(broken.SerializeToString())
 

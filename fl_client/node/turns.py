@@ -25,6 +25,7 @@ KEY, SIGNATURE, TIME = "flwr-public-key", "flwr-signature", "flwr-timestamp"
 NODE, LETTER, DIGEST = "x-datahub-node", "x-datahub-letter", "x-datahub-sha256"
 RUN, BUNDLE = "x-datahub-run", "x-datahub-bundle"  # of an answer
 WAIT_S = 25.0  # that the SuperLink holds a turn; nodes and proxies must wait longer
+MOST_BYTES = 450 * 1024 * 1024  # a model's parameters (fl_client.protocol) in their envelope
 PATIENCE_S = 120.0  # that a node waits for bytes, a large model's among them
 
 
@@ -62,7 +63,7 @@ class Turns:
 
     def take(self, answered: str = "", reply: bytes = b"") -> Received | None:
         """Hand in the `reply` to the message `answered`, and wait for the next message; None where
-        none came. Raises httpx.HTTPError.
+        none came. Raises httpx.HTTPError, and ValueError or KeyError for what is no message.
         """
         headers = {
             TIME: datetime.now(UTC).isoformat(),
@@ -72,12 +73,17 @@ class Turns:
         }
         signature = self._key.sign(signed_text(headers), ec.ECDSA(SHA256()))
         headers |= {KEY: self._public, SIGNATURE: b64encode(signature).decode()}
-        answer = self._client.post(PATH, content=reply, headers=headers)
+        with self._client.stream("POST", PATH, content=reply, headers=headers) as answer:
+            content = bytearray()
+            for part in answer.iter_raw():
+                content += part
+                if len(content) > MOST_BYTES:
+                    raise ValueError(f"a message of more than {MOST_BYTES} bytes")
         if answer.status_code == httpx.codes.NO_CONTENT:
             return None
         answer.raise_for_status()
         said = answer.headers
-        return Received(said[LETTER], int(said[RUN]), said[BUNDLE], answer.content)
+        return Received(said[LETTER], int(said[RUN]), said[BUNDLE], bytes(content))
 
     def close(self) -> None:
         """End it."""

@@ -59,8 +59,8 @@ class ScriptedSuperLink:
         self.runs.append((len(self.runs) + 101, job_id))
         return self.runs[-1][0]
 
-    def runs_of(self, job_id: str) -> list[int]:
-        return [run for run, job in self.runs if job == job_id]
+    def open_runs(self, job_id: str) -> list[int]:
+        return [run for run, job in self.runs if job == job_id and run not in self.ended]
 
     def run_status(self, run_id: int) -> RunStatus:
         outcome = self.ended.get(run_id, "")

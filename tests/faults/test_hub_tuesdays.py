@@ -52,9 +52,25 @@ def test_killed_after_an_outcome_was_set_aside__another_run_follows(hub: HubWorl
     folder = hub.folder(row)
     (folder / "outcome.json").write_text(json.dumps({"state": "failed", "reason": "restarted"}))
     reconcile.jobs.run_folder(hub.desk, row).set_outcome_aside(1)  # and then the hub is killed
+    hub.superlink.ended[101] = "completed"
     for _ in range(3):
         reconcile.reconcile(hub.desk)
     assert len(hub.superlink.runs) == 2
+
+
+def test_killed_after_starting_a_second_run_on_a_restarted_superlink__takes_that_run(
+    hub: HubWorld,
+) -> None:
+    row, _ = hub.job()
+    hub.connect(0, 1, 2)
+    reconcile.reconcile(hub.desk)
+    hub.superlink.ended[101] = "failed"  # the SuperLink was restarted
+    reconcile.reconcile(hub.desk)
+    hub.superlink.runs = [(202, row.job_id)]  # all that it knows: started, and not written down
+    for _ in range(3):
+        reconcile.reconcile(hub.desk)
+    row = reconcile.jobs.job_row(hub.desk, row.job_id)
+    assert (row.run_id, row.runs_started, len(hub.superlink.runs)) == ("202", 2, 1)
 
 
 def test_a_full_disk_for_one_job__stops_no_other(

@@ -90,7 +90,7 @@ def test_a_session_or_a_stranger__may_send_what_a_session_needs_and_no_more() ->
 
 def test_a_turn__may_carry_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked([MEGABYTE] * 3, turns.PATH) == (200, 3 * len(MEGABYTE))
-    monkeypatch.setattr(gate, "NODE_BYTES", 2 * len(MEGABYTE))
+    monkeypatch.setattr(turns, "MOST_BYTES", 2 * len(MEGABYTE))
     assert asked([MEGABYTE] * 3, turns.PATH)[0] == 413
 
 

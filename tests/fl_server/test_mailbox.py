@@ -100,19 +100,13 @@ def test_collect__lost_raises__the_letters_are_dropped() -> None:
     assert not box._open and not box._replies
 
 
-def test_next__a_second_turn_of_the_same_node__ends_the_first() -> None:
+def test_room__of_a_reply__is_what_was_asked_and_an_envelope_or_none() -> None:
     box = Mailbox()
-
-    async def both() -> tuple[object, object]:
-        first = asyncio.create_task(box.next(1, 10))
-        await asyncio.sleep(0.02)
-        second = asyncio.create_task(box.next(1, 10))
-        await asyncio.sleep(0.02)
-        box.post([letter("a")])
-        return await first, (await second)
-
-    first, second = asyncio.run(both())
-    assert first is None and isinstance(second, Letter) and second.id == "a"
+    box.post([letter("a")])
+    assert box.room(1, "a") == 1 + mailbox.ENVELOPE_BYTES
+    assert box.room(2, "a") is None and box.room(1, "b") is None and box.room(1, "") is None
+    box.answer(1, "a", b"")
+    assert box.room(1, "a") is None
 
 
 def test_next__a_client_that_went_away__leaves_nothing_waiting() -> None:

@@ -112,6 +112,16 @@ LEANS_ON = [
         "InMemoryCoreState.activate_task",
         "task.status.status != Status.STARTING",
     ),
+    (
+        "flwr.supercore.corestate.in_memory_corestate",
+        "InMemoryCoreState.activate_task",
+        "if record is not None:",
+    ),
+    (
+        "flwr.supercore.corestate.in_memory_corestate",
+        "InMemoryCoreState.finish_task",
+        "if (record := self.task_token_store.pop(task_id, None)) is not None:",
+    ),
     ("flwr.app.message.message", "Message", "run_id=TaskIdentity.run_id,"),
 ]
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 import time
+import tracemalloc
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,12 +97,13 @@ def _no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size", [5, 2 * 1024 * 1024])
 def test_turn__reply_goes_in_and_the_next_message_comes_out(size: int) -> None:
-    box, links, reply = Mailbox(), Links(), b"x" * size
-    box.post([Letter("a", 9, "hash", NODE, b"first"), Letter("b", 9, "hash", NODE, b"second")])
+    box, links, first = Mailbox(), Links(), b"x" * size
+    reply = first[::-1]
+    box.post([Letter("a", 9, "hash", NODE, first), Letter("b", 9, "hash", NODE, b"second")])
     assert take(box, links, headers())[:3] == (
         200,
-        {wire.LETTER: "a", wire.RUN: "9", wire.BUNDLE: "hash", "content-length": "5"},
-        b"first",
+        {wire.LETTER: "a", wire.RUN: "9", wire.BUNDLE: "hash", "content-length": str(size)},
+        first,
     )
     status, said, content, _ = take(box, links, headers(reply, "a"), reply)
     assert (status, said[wire.LETTER], content) == (200, "b", b"second")
@@ -116,8 +118,95 @@ def test_turn__nothing_comes__says_so_without_content() -> None:
 def test_turn__the_node_goes_away_in_the_middle__changes_nothing() -> None:
     box = Mailbox()
     box.post([Letter("a", 9, "hash", NODE, b"")])
-    assert take(box, Links(), headers(b"re", "a"), b"re", gone=True)[0] is None
+    assert take(box, Links(), headers(b"re", "a"), b"re", gone=True)[0] == 400
     assert "a" in box._open
+
+
+def test_turn__a_reply_that_nobody_waits_for__is_read_to_its_end_and_not_held() -> None:
+    box, links = Mailbox(), Links()
+    box.post([Letter("a", 9, "hash", NODE + 1, b"")])
+    for letter in ("", "a", "b"):  # none, another node's, one that there is not
+        held = asyncio.run(held_of(box, links, headers(b"", letter), 50))
+        assert held == (204, 50, 1)
+
+
+def test_turn__a_reply_longer_than_what_was_asked__is_not_taken() -> None:
+    box, links = Mailbox(), Links()
+    box.post([Letter("a", 9, "hash", NODE, b"asked")])
+    status, read, held = asyncio.run(held_of(box, links, headers(b"", "a"), 50))
+    assert (status, read) == (413, 50) and held <= 2
+    assert "a" in box._open and not links.alive
+
+
+MEGABYTE = b"x" * 1024 * 1024
+
+
+async def held_of(
+    box: Mailbox, links: Links, said: dict[str, str], parts: int
+) -> tuple[int, int, int]:
+    """A turn whose body has so many parts of a megabyte: its status, how many of them were read,
+    and how many were held at most.
+    """
+    read, most, before = 0, 0, tracemalloc.is_tracing()
+    answer: list[int] = []
+    tracemalloc.start()
+
+    async def receive() -> dict[str, Any]:
+        nonlocal read, most
+        read += 1
+        most = max(most, tracemalloc.get_traced_memory()[0])
+        return {"type": "http.request", "body": bytes(MEGABYTE), "more_body": read < parts}
+
+    async def send(message: Any) -> None:
+        answer.append(message.get("status", 0))
+
+    scope = {"headers": [(n.encode(), v.encode()) for n, v in said.items()]}
+    await Turns(box, lambda: links)(scope, receive, send)
+    if not before:
+        tracemalloc.stop()
+    return answer[0], read, round(most / len(MEGABYTE))
+
+
+def test_turn__a_newer_one_of_the_same_node__ends_what_the_older_reads_or_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "WAIT_S", 5.0)
+    box, links = Mailbox(), Links()
+    box.post([Letter("a", 9, "hash", NODE, b"")])
+    app = Turns(box, lambda: links)
+    read = 0
+
+    async def turn(said: dict[str, str], stuck: bool) -> int:
+        """Its status; `stuck` sends one part of its reply and then nothing."""
+        answer: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            nonlocal read
+            read += 1
+            if stuck and read > 1:
+                await asyncio.sleep(3600)
+            return {"type": "http.request", "body": b"", "more_body": stuck}
+
+        async def send(message: Any) -> None:
+            answer.append(message.get("status", 0))
+
+        scope = {"headers": [(n.encode(), v.encode()) for n, v in said.items()]}
+        await app(scope, receive, send)
+        return answer[0]
+
+    async def all_of_them() -> list[int]:
+        tasks = []
+        tasks.append(asyncio.create_task(turn(headers(b"re", "a"), stuck=True)))
+        await asyncio.sleep(0.02)
+        for _ in range(100):
+            tasks.append(asyncio.create_task(turn(headers(b"", "a"), stuck=False)))
+        await asyncio.sleep(0.05)
+        box.post([Letter("b", 9, "hash", NODE, b"")])
+        return list(await asyncio.gather(*tasks))
+
+    assert asyncio.run(all_of_them()) == [409] * 100 + [200]
+    assert box.collect(["a"], 0, lambda node: False) == {"a": b""}
+    assert not app._turns and not box._waiting
 
 
 def other(name: str, value: str) -> dict[str, str]:
@@ -220,3 +309,14 @@ def test_turns__a_node_that_waits__has_a_message_at_once(
         box.post([Letter("a", 9, "hash", NODE, b"here")])
         received = turn.result(timeout=5)
         assert received is not None and received.content == b"here"
+
+
+def test_turns__a_superlink_that_sends_more_than_a_model__is_not_listened_to(
+    served: tuple[Mailbox, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, where, ca = served
+    monkeypatch.setattr(wire, "MOST_BYTES", len(MEGABYTE))
+    box.post([Letter("a", 9, "hash", NODE, MEGABYTE + b"x")])
+    node = wire.Turns(where, ca, KEY, NODE)
+    with closing(node), pytest.raises(ValueError, match="more than 1048576 bytes"):
+        node.take()
