@@ -68,6 +68,7 @@ class Registrations:
         """Register in `state` what was kept, and keep what is registered there from now on."""
         self._state, self._create, self._delete = state, state.create_node, state.delete_node
         state.create_node, state.delete_node = self.create_node, self.delete_node
+        self._activate, state.activate_node = state.activate_node, self.activate_node
         for node in self._nodes:
             node.status = NodeStatus.REGISTERED  # until its first turn
             state.nodes[node.node_id] = node
@@ -93,6 +94,14 @@ class Registrations:
         with self._lock:
             self._delete(*given, **named)
             self._keep()
+
+    def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
+        """As Flower's, but at once for a node that was killed: stock counts its session as alive
+        for a minute, and refuses. Who asks has signed with the node's key; of two processes with
+        one key the newer has the turn (turns.py).
+        """
+        self._state.deactivate_node(node_id)
+        return bool(self._activate(node_id, heartbeat_interval))
 
     def _keep(self) -> None:
         with self._state.lock:

@@ -32,7 +32,7 @@ from fl_server.run_folder import RunFolder
 log = logging.getLogger("datahub.hub")
 
 LONGEST_REST_S = 3600.0  # between two runs of a job, when all before have failed
-# a killed node is let in again after a minute; then a quorum may start without it
+# for a machine that is being restarted; then a quorum may start without it
 PATIENCE = timedelta(seconds=90)
 TICK_S = 0.3
 QUIET_S = 2.0  # a run that writes is alive, and the SuperLink need not be asked

@@ -44,7 +44,6 @@ NOT_TAKEN: dict[int, str] = {  # a turn's status -> what it means
     httpx.codes.REQUEST_ENTITY_TOO_LARGE: TOO_MUCH,
 }
 AGAIN_S, AGAIN_CAP_S = 0.1, 2.0  # after a turn that failed
-# a killed node's old session counts as alive for up to 60 s; activation is refused until then
 RETRY_S = 3.0
 FOREIGN_BUNDLE = (
     "this node runs only its installed code: the run's bundle is not datahub's metadata-only bundle"

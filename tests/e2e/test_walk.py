@@ -330,7 +330,7 @@ def test_walk__node_killed_in_the_middle__the_job_is_finished_and_charged_once(
     node.kill()
     node.wait()
     m.stack.start_node(victim.folder)
-    result = job.wait(timeout_s=240)  # Flower counts the dead session as alive for a minute
+    result = job.wait(timeout_s=120)
     assert [line["worked"] for line in json.loads(result.report)["hospitals"]] == [True] * 4
     assert job.status()["runs_started"] == 1  # its message waits, and comes to it again
     assert training_steps() - before == 5

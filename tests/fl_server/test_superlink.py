@@ -13,7 +13,7 @@ from cryptography import x509
 
 from fl_server.certificates import write_certificates
 from fl_server.gate import TOKEN_HEADER, OperatorGate
-from fl_server.superlink import operator_token
+from fl_server.superlink import Registrations, operator_token
 
 GATE = OperatorGate(None, "secret")  # type: ignore[arg-type]
 TOKEN = {TOKEN_HEADER.encode(): b"secret"}
@@ -103,6 +103,16 @@ LEANS_ON = [
         "node.status = NodeStatus.ONLINE",
     ),
     (
+        "flwr.server.superlink.linkstate.in_memory_linkstate",
+        "InMemoryLinkState.activate_node",
+        "if node.status in (NodeStatus.REGISTERED, NodeStatus.OFFLINE):",
+    ),
+    (
+        "flwr.server.superlink.linkstate.in_memory_linkstate",
+        "InMemoryLinkState.deactivate_node",
+        "if node.status == NodeStatus.ONLINE:",
+    ),
+    (
         "flwr.supercore.corestate.in_memory_corestate",
         "InMemoryCoreState.claim_task",
         "if task.status.status != Status.PENDING:",
@@ -131,3 +141,16 @@ def test_flowers_inside__is_what_we_lean_on(module: str, name: str, line: str) -
     importlib.import_module(module)
     found = functools.reduce(getattr, name.split("."), sys.modules[module])
     assert line in inspect.getsource(found)
+
+
+def test_activate__of_a_node_that_was_killed__is_let_in_at_once(tmp_path: Path) -> None:
+    from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
+    from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+    from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
+
+    state = InMemoryLinkState(NoOpFederationManager(), InMemoryObjectStore())
+    Registrations(tmp_path / "nodes.json").fill(state)
+    node_id = state.create_node("owner", "owner", b"key", 30.0)
+    assert [state.activate_node(node_id, 30.0) for _ in range(3)] == [True] * 3
+    assert [n.status for n in state.get_node_info(node_ids=[node_id])] == ["online"]
+    assert not state.activate_node(node_id + 1, 30.0)
