@@ -35,6 +35,7 @@ JPEG_SYNTAXES = {  # those that Pillow decodes: one decoder, so the same pixels 
     "1.2.840.10008.1.2.4.90",
     "1.2.840.10008.1.2.4.91",
 }
+DEFLATED_SYNTAX = "1.2.840.10008.1.2.1.99"
 RLE_SYNTAX = "1.2.840.10008.1.2.5"
 PLAIN_SYNTAXES = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
 PALETTES = [
@@ -97,7 +98,8 @@ def patient_of(path: Path) -> str:
     """The text of PatientID in a DICOM file, without the blanks around it."""
     from pydicom import dcmread
 
-    _syntax(path)
+    if _syntax(path) == DEFLATED_SYNTAX:
+        raise DatasetError("is deflated, which is not read here")
     dataset = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
     value = dataset.get("PatientID")
     if not isinstance(value, str) or not value.strip():
@@ -127,13 +129,20 @@ def _ordinary(raw: bytes, volume: bool) -> Stored:
     """PNG, JPEG, TIFF: turned as their EXIF data say, palettes looked up, transparent on black."""
     from PIL import Image, ImageOps
 
-    image = Image.open(io.BytesIO(raw), formats=("PNG", "JPEG", "TIFF"))
+    try:
+        image = Image.open(io.BytesIO(raw), formats=("PNG", "JPEG", "TIFF"))
+    except (
+        Image.DecompressionBombError
+    ) as error:  # more than Pillow would open, so than MOST_PIXELS
+        raise DatasetError(f"more pixels than are read, {MOST_PIXELS} at most") from error
     tiff = image.format == "TIFF"
     frames = 1
     if tiff:
         frames = _pages(image, MOST_FRAMES + 1 if volume else 2)
     elif image.format == "PNG":
         frames = image.n_frames
+        # its checksums, which decoding does not look at
+        Image.open(io.BytesIO(raw), formats=("PNG",)).verify()
     _bounded(frames, image.height, image.width, volume)
     mode, size = image.mode, image.size
     numbers = mode in ("I", "F") or mode.startswith("I;")
@@ -255,25 +264,26 @@ def _nifti(raw: bytes, volume: bool) -> Stored:
 
 
 def _syntax(path: Path) -> str:
-    """The transfer syntax of a DICOM file, refused by name if it cannot be decoded here."""
+    """The transfer syntax of a DICOM file: looked at first, as reading a deflated one inflates it
+    all.
+    """
     from pydicom.filereader import read_file_meta_info
 
-    # looked at first: reading a deflated file inflates all of it
-    uid = read_file_meta_info(path)["TransferSyntaxUID"].value
-    if uid not in PLAIN_SYNTAXES | JPEG_SYNTAXES | {RLE_SYNTAX}:
-        name = uid.name if uid.is_transfer_syntax else "of an unknown kind"
-        raise DatasetError(
-            f"its transfer syntax ({name}) is not decoded here: convert it to "
-            "Explicit VR Little Endian"
-        )
-    return str(uid)
+    return str(read_file_meta_info(path)["TransferSyntaxUID"].value)
 
 
 def _dicom(path: Path, volume: bool, accept_burned_in: bool) -> Stored:
     from pydicom import dcmread
     from pydicom.pixels import apply_color_lut, apply_modality_lut, iter_pixels
+    from pydicom.uid import UID
 
     syntax = _syntax(path)
+    if syntax not in PLAIN_SYNTAXES | JPEG_SYNTAXES | {RLE_SYNTAX}:
+        known = UID(syntax).is_transfer_syntax
+        raise DatasetError(
+            f"its transfer syntax ({UID(syntax).name if known else 'of an unknown kind'}) is not "
+            "decoded here: convert it to Explicit VR Little Endian"
+        )
     dataset = dcmread(path, specific_tags=PIXEL_ELEMENTS)
     if str(dataset.get("BurnedInAnnotation", "")).strip().upper() == "YES" and not accept_burned_in:
         raise DatasetError(

@@ -23,7 +23,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from datatokens.errors import TermsError
 from datatokens.terms import canonical_json
+from datatokens.wire import parse
 from fl_client.data.pictures import PictureRules
 from fl_client.errors import DatasetError
 
@@ -230,7 +232,7 @@ def _index(folder: Path) -> dict[str, Any]:
     with _reading(path) as file:
         raw = file.read(MOST_INDEX_BYTES)
     try:
-        index = json.loads(raw)
+        index = parse(raw)
         rules = PictureRules.from_dict(index["rules"])
         shards, sha256 = index["shards"], index["sha256"]
         right = (
@@ -244,7 +246,7 @@ def _index(folder: Path) -> dict[str, Any]:
                 for shard in shards
             )
         )
-    except (ValueError, KeyError, TypeError, RecursionError, DatasetError) as error:
+    except (TermsError, DatasetError, KeyError, TypeError) as error:
         raise DatasetError(f"{path}: is no index of pictures") from error
     if not right:
         raise DatasetError(f"{path}: is no index of pictures")
