@@ -18,6 +18,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,7 +127,7 @@ def write_shards(folder: Path, pictures: Iterable[np.ndarray], rules: PictureRul
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
+        _sweep(folder)
         beside.mkdir(mode=0o700)
         _write(beside, pictures, rules)
         _synced(beside)
@@ -137,6 +138,16 @@ def write_shards(folder: Path, pictures: Iterable[np.ndarray], rules: PictureRul
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Shards(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what processes that were killed while they wrote to `folder` have left of it."""
+    for left in folder.parent.glob(f".{escape(folder.name)}.*"):
+        number = left.name.rpartition(".")[2]
+        if number.isdecimal() and (
+            int(number) == os.getpid() or not Path("/proc", number).exists()
+        ):
+            shutil.rmtree(left)
 
 
 def _write(folder: Path, pictures: Iterable[np.ndarray], rules: PictureRules) -> None:

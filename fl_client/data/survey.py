@@ -58,11 +58,14 @@ def survey(
             finally:
                 idle.put(reader)
 
-        with ThreadPoolExecutor(workers) as threads:
+        threads = ThreadPoolExecutor(workers)
+        try:
             for why in threads.map(ask, paths):
                 reasons.append(why)
                 if progress is not None:
                     progress(len(reasons), len(paths))
+        finally:
+            threads.shutdown(cancel_futures=True)
     good = [i for i, why in enumerate(reasons) if not why]
     return good, {path: why for path, why in zip(paths, reasons, strict=True) if why}
 

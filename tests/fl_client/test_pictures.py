@@ -4,9 +4,11 @@ import gzip
 import io
 import json
 import math
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -371,6 +373,42 @@ def test_dicom__colours(tmp_path: Path, syntax: str) -> None:
     assert (read_picture(path, PictureRules(3, (6, 8))) == RAMP).all()
 
 
+def test_dicom__palette__is_looked_up(tmp_path: Path) -> None:
+    tables = {
+        f"{colour}PaletteColorLookupTableData": np.array(levels, "<u2").tobytes()
+        for colour, levels in [
+            ("Red", [0, 257 * 100, 65535]),
+            ("Green", [257 * 7, 0, 65535]),
+            ("Blue", [0, 0, 257 * 9]),
+        ]
+    }
+    described = {
+        f"{colour}PaletteColorLookupTableDescriptor": [3, 0, 16]
+        for colour in ("Red", "Green", "Blue")
+    }
+    pixels = np.array([[0, 1], [2, 1]], np.uint8)
+    path = dicom(tmp_path / "a", pixels, "PALETTE COLOR", **tables, **described)
+    read = read_picture(path, PictureRules(3, (2, 2)))
+    assert read[:, 0, 0].tolist() == [0, 7, 0] and read[:, 1, 0].tolist() == [255, 255, 9]
+    assert read[:, 0, 1].tolist() == read[:, 1, 1].tolist() == [100, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("photometric", "pixels"),
+    [
+        ("RGB", RAMP),
+        ("MONOCHROME2", np.zeros((6, 8, 3), np.uint8)),
+        ("RGB", np.zeros((6, 8, 3), np.uint16)),
+        ("HSV", np.zeros((6, 8, 3), np.uint8)),
+        ("MONOCHROME2", np.zeros((6, 8), np.uint64)),
+    ],
+)
+def test_dicom__kinds_that_are_not_read__are_said(
+    tmp_path: Path, photometric: str, pixels: np.ndarray
+) -> None:
+    assert "not read" in refusal(dicom(tmp_path / "a", pixels, photometric))
+
+
 def test_dicom__frames__are_a_volume_and_no_flat_picture(tmp_path: Path) -> None:
     path = dicom(tmp_path / "a", np.stack([RAMP, RAMP + 100]))
     assert "holds 2 planes; the rules are for flat pictures" in refusal(path)
@@ -382,11 +420,12 @@ def test_dicom__frames__are_a_volume_and_no_flat_picture(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "syntax", [uid.ImplicitVRLittleEndian, uid.RLELossless, uid.JPEG2000Lossless]
+    "syntax",
+    [uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.RLELossless, uid.JPEG2000Lossless],
 )
 def test_dicom__other_syntaxes__give_the_same_pixels(tmp_path: Path, syntax: str) -> None:
     assert (read_picture(dicom(tmp_path / "a", RAMP, syntax=syntax), GREY) == RAMP).all()
-    if syntax != uid.ImplicitVRLittleEndian:
+    if syntax != uid.ExplicitVRBigEndian:  # whose words `dicom` does not turn round
         wide = RAMP.astype(np.uint16) * 85
         path = dicom(tmp_path / "b", wide, syntax=syntax)
         expected = np.floor(wide / 4080 * 255 + 0.5)
@@ -739,6 +778,19 @@ def test_survey__a_decoder_that_dies_hangs_or_fills_memory__costs_that_file_alon
         "5.npy: needs more memory than there is",
         "7.npy: reading it killed the process that read it",
     ]
+
+
+def test_survey__progress_raises__ends_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = "import time\nimport fl_client.data.picture_files as files\n"
+    slow += "files._npy = lambda *asked: time.sleep(1)\n"
+    monkeypatch.setattr(surveying, "START", surveying.START.replace("answer()", slow + "answer()"))
+    paths = [npy(tmp_path / f"{i}.npy", RAMP) for i in range(30)]
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        survey(paths, GREY, lambda *done: signal.raise_signal(signal.SIGINT), workers=2)
+    assert time.monotonic() - start < 10
 
 
 def test_survey__no_process_can_be_started__is_said(

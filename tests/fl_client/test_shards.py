@@ -114,7 +114,7 @@ def test_sha256__is_of_rules_and_pixels__whatever_the_shards(
     content = canonical_json(RULES.as_dict()) + b"\n" + pictures.tobytes()
     assert one.sha256 == many.sha256 == hashlib.sha256(content).hexdigest()
     assert len(list((tmp_path / "many").glob("*.npy"))) == 11
-    other = write_shards(tmp_path / "other", pictures, PictureRules(3, (4, 5), fit="pad"))
+    other = write_shards(tmp_path / "other", pictures, PictureRules(3, (4, 5), (-0.5, 4e2), "pad"))
     fewer = write_shards(tmp_path / "fewer", pictures[:-1], RULES)
     assert len({one.sha256, other.sha256, fewer.sha256}) == 3
 
@@ -141,6 +141,17 @@ def test_write_shards__source_fails__leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="pressed"):
         write_shards(tmp_path / "shards", failing(), RULES)
     assert not list(tmp_path.iterdir())
+
+
+def test_write_shards__was_killed_before__what_it_left_is_taken_away(tmp_path: Path) -> None:
+    left = [tmp_path / f".shards.{number}" for number in (os.getpid(), 99_999_999)]
+    kept = [tmp_path / ".shards.1", tmp_path / ".shards.mine", tmp_path / ".other.99999999"]
+    for folder in [*left, *kept]:
+        folder.mkdir()
+        (folder / "pictures-00000.npy").write_bytes(b"pixels")
+    write_shards(tmp_path / "shards", made_up(2), RULES)
+    assert not any(folder.exists() for folder in left)
+    assert all(folder.exists() for folder in kept)
 
 
 @pytest.mark.parametrize(
