@@ -77,12 +77,7 @@ def open_picture(path: Path, volume: bool, accept_burned_in: bool) -> Stored:
     """The picture in `path`. Raises DatasetError, without the file's name, or whatever the
     libraries raise for a damaged file.
     """
-    if not path.is_file():
-        raise DatasetError("there is no such file")
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise DatasetError(f"{size} bytes; {MOST_BYTES} are the most")
-    with path.open("rb") as file:
-        head = file.read(352)
+    head = _head(path)
     if head[128:132] == b"DICM":
         return _dicom(path, volume, accept_burned_in)
     if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
@@ -98,6 +93,8 @@ def patient_of(path: Path) -> str:
     """The text of PatientID in a DICOM file, without the blanks around it."""
     from pydicom import dcmread
 
+    if _head(path)[128:132] != b"DICM":
+        raise DatasetError("is no DICOM file (with its preamble)")
     if _syntax(path) == DEFLATED_SYNTAX:
         raise DatasetError("is deflated, which is not read here")
     dataset = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
@@ -107,6 +104,16 @@ def patient_of(path: Path) -> str:
     if "\ufffd" in value:
         raise DatasetError("PatientID is not in the file's own character set")
     return value.strip()
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file of bounded size."""
+    if not path.is_file():
+        raise DatasetError("there is no such file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise DatasetError(f"{size} bytes; {MOST_BYTES} are the most")
+    with path.open("rb") as file:
+        return file.read(352)
 
 
 def _bounded(frames: int, height: int, width: int, volume: bool) -> None:

@@ -4,7 +4,8 @@ patients, jobs or ledgers.
 Nothing is fitted on patients: windows and sizes are declared. Of a file only its pixels are used,
 in this order: values to 0..255 by the declared window, MONOCHROME1 turned round, colours to the
 declared channels, then the declared size. Pillow resizes in whole numbers, so that the same file
-and versions give the same bytes everywhere. Colour profiles are not followed.
+and versions give the same bytes everywhere. Colour profiles are not followed, and pixels are taken
+as square.
 """
 
 from __future__ import annotations

@@ -480,8 +480,10 @@ def test_patient_id__none_or_several__is_refused(tmp_path: Path, value: Any) -> 
 
 
 def test_patient_id__of_another_kind_of_file__is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"^a.png: "):
+    with pytest.raises(DatasetError, match=r"^a.png: is no DICOM file"):
         patient_id(png(tmp_path / "a.png", RAMP))
+    with pytest.raises(DatasetError, match=r"^none: there is no such file"):
+        patient_id(tmp_path / "none")
 
 
 def test_errors__of_a_damaged_dicom__never_quote_it(
@@ -621,6 +623,17 @@ def test_libraries_missing__says_what_to_install(
     assert "pip install 'datahub[pictures]'" in refusal(path)
 
 
+def test_libraries__are_imported_when_a_picture_is_read_not_before() -> None:
+    code = (
+        "import sys, fl_client.data.pictures, fl_client.data.survey, fl_client.data.shards\n"
+        "assert not {'PIL', 'pydicom', 'nibabel'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+VOLUMES = ("pages", "dicom rle", "dicom frames", "nifti.nii")
+
+
 def _good(folder: Path) -> dict[str, bytes]:
     colours = np.stack([RAMP, RAMP + 50, RAMP + 100], axis=-1)
     exif = Image.Exif()
@@ -640,6 +653,11 @@ def _good(folder: Path) -> dict[str, bytes]:
     dicom(folder / "dicom rle", np.stack([RAMP, RAMP]), syntax=uid.RLELossless)
     dicom(folder / "dicom jpeg", RAMP, syntax=uid.JPEGBaseline8Bit)
     dicom(folder / "dicom j2k", RAMP, syntax=uid.JPEG2000Lossless)
+    group = pydicom.Dataset()
+    group.PixelValueTransformationSequence = [pydicom.Dataset()]
+    group.PixelValueTransformationSequence[0].RescaleSlope = "2"
+    frames = np.stack([RAMP, RAMP]).astype(np.int16)
+    dicom(folder / "dicom frames", frames, PerFrameFunctionalGroupsSequence=[group, group])
     nifti(folder / "nifti.nii", np.stack([RAMP, RAMP], axis=-1).astype(np.int16))
     nifti(folder / "packed.nii.gz", RAMP.astype(np.float32))
     npy(folder / "array.npy", RAMP)
@@ -668,7 +686,7 @@ def _read_or_refused(path: Path) -> None:
 def test_good_files__of_each_kind__are_read(tmp_path: Path, good: dict[str, bytes]) -> None:
     for name, content in good.items():
         (tmp_path / name).write_bytes(content)
-        volume = name in ("pages", "dicom rle", "nifti.nii")
+        volume = name in VOLUMES
         rules = PictureRules(1, (2, 5, 4) if volume else (5, 4), (0, 50))
         assert read_picture(tmp_path / name, rules).any(), name
 
@@ -677,9 +695,7 @@ def test_cut_short__anywhere__is_refused_or_has_lost_nothing(
     tmp_path: Path, good: dict[str, bytes]
 ) -> None:
     for name, content in good.items():
-        rules = PictureRules(
-            1, (2, 6, 8) if name in ("pages", "dicom rle", "nifti.nii") else (6, 8), (0, 50)
-        )
+        rules = PictureRules(1, (2, 6, 8) if name in VOLUMES else (6, 8), (0, 50))
         path = tmp_path / name
         path.write_bytes(content)
         whole = read_picture(path, rules)
