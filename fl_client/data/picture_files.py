@@ -29,6 +29,7 @@ MOST_PIXELS = 1 << 26  # of a flat picture: 8192 x 8192
 MOST_VOXELS = 1 << 28  # of a volume: 1024 slices of 512 x 512
 MOST_FRAMES = 4096
 MOST_NIFTI_OFFSET = 1 << 24  # where the voxels of a NIfTI file begin
+MOST_NIFTI_REST = 1 << 24  # bytes after them
 JPEG_SYNTAXES = {  # those that Pillow decodes: one decoder, so the same pixels on every machine
     "1.2.840.10008.1.2.4.50",
     "1.2.840.10008.1.2.4.51",
@@ -261,7 +262,9 @@ def _nifti(raw: bytes, volume: bool) -> Stored:
             f"its voxels begin at byte {offset}; at most {MOST_NIFTI_OFFSET} is read"
         )
     body += file.read(max(0, offset + count * dtype.itemsize - len(body)))
-    file.read(1)  # at the end of the file gzip compares its checksum
+    # only at the end of the file gzip compares its checksum
+    if len(file.read(MOST_NIFTI_REST + 1)) > MOST_NIFTI_REST:
+        raise DatasetError("goes on after its voxels")
     array = np.frombuffer(body, dtype, count, offset).reshape(frames, shape[1], shape[0])
     slope, intercept = header.get_slope_inter()
     plain = slope is None or (slope, intercept) == (1, 0)
@@ -292,7 +295,7 @@ def _dicom(path: Path, volume: bool, accept_burned_in: bool) -> Stored:
             "decoded here: convert it to Explicit VR Little Endian"
         )
     dataset = dcmread(path, specific_tags=PIXEL_ELEMENTS)
-    if str(dataset.get("BurnedInAnnotation", "")).strip().upper() == "YES" and not accept_burned_in:
+    if "YES" in str(dataset.get("BurnedInAnnotation")).upper() and not accept_burned_in:
         raise DatasetError(
             "says that text is burnt into its pixels (BurnedInAnnotation is YES), which its owner "
             "has not accepted"

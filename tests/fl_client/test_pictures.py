@@ -456,6 +456,7 @@ def test_dicom__burnt_in_text__only_with_the_owners_consent(tmp_path: Path) -> N
     path = dicom(tmp_path / "a", RAMP, BurnedInAnnotation="YES")
     assert "BurnedInAnnotation is YES" in refusal(path)
     assert (read_picture(path, GREY, accept_burned_in=True) == RAMP).all()
+    assert "is YES" in refusal(dicom(tmp_path / "a", RAMP, BurnedInAnnotation=["NO", "YES"]))
     assert (read_picture(dicom(tmp_path / "b", RAMP, BurnedInAnnotation="NO"), GREY) == RAMP).all()
 
 
@@ -593,11 +594,13 @@ def test_sizes__absurd__are_refused_undecoded(
     assert "bytes; 100 are the most" in refusal(npy(tmp_path / "e.npy", RAMP))
 
 
-def test_nifti__packed_bomb__is_read_as_far_as_its_header_says(tmp_path: Path) -> None:
+def test_nifti__packed_bomb__is_unpacked_as_far_as_its_header_says(tmp_path: Path) -> None:
     raw = nifti(tmp_path / "a.nii", RAMP).read_bytes()
     packed = tmp_path / "b.nii.gz"
+    packed.write_bytes(gzip.compress(raw + bytes(1000)))
+    assert (read_picture(packed, PictureRules(1, (8, 6))) == RAMP.T).all()
     packed.write_bytes(gzip.compress(raw + bytes(50_000_000)))
-    assert read_picture(packed, PictureRules(1, (8, 6))).shape == (1, 8, 6)
+    assert "goes on after its voxels" in refusal(packed, PictureRules(1, (8, 6)))
     far = bytearray(raw)
     far[108:112] = struct.pack("<f", 1e9)  # where its voxels begin
     packed.write_bytes(gzip.compress(bytes(far)))
@@ -707,6 +710,24 @@ def test_cut_short__anywhere__is_refused_or_has_lost_nothing(
                 continue
             # a lossy stream may end early by a byte and decode; anything else has all its pixels
             assert (read == whole).all() or "j" in name, (name, length)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.nii.gz"])
+def test_damaged__a_kind_with_checksums__never_gives_other_pixels(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    pixels = np.random.default_rng(0).integers(0, 256, (15, 20), dtype=np.uint8)
+    png(path, pixels) if name == "a.png" else nifti(path, pixels.T.copy())
+    content = path.read_bytes()
+    refused = 0
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        try:
+            assert (read_picture(path, PictureRules(1, (15, 20))) == pixels).all(), at
+        except DatasetError:
+            refused += 1
+    assert refused > 0.8 * len(content)
 
 
 @settings(
