@@ -16,7 +16,7 @@ from typing import Any
 from datahub.errors import BadRequest
 from datatokens.errors import TermsError
 from datatokens.terms import DatasetTerm, DisputeTerms, JobTerms, address, whole
-from fl_client.data.schemas import Manifest
+from fl_client.data.manifests import Manifest
 from fl_client.errors import NodeError
 from fl_client.privacy import accounting, defaults
 from fl_client.privacy.plan import PrivacyPlan

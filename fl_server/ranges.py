@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fl_client.data.schemas import MOST_RECORDS, UNITS
+from fl_client.data.manifests import MOST_RECORDS, UNITS
 from fl_client.privacy import accounting
 from fl_client.privacy.plan import Charge
 from fl_client.privacy.slots import needed, round_seconds

@@ -26,7 +26,9 @@ from datatokens.terms import (
     check_signature,
     rejection_message,
 )
-from fl_client.data.schemas import Feature, Manifest, Schema
+from fl_client.data.manifests import Manifest
+from fl_client.data.schemas import Feature, Schema, Target
+from fl_client.data.sources import plain
 from fl_client.data.tables import load
 from fl_client.model.export import export_model
 from fl_client.model.families import build
@@ -42,7 +44,7 @@ from fl_client.privacy.plan import PrivacyPlan
 from fl_client.protocol import JobSpec, Refused, Signed, Trained, sha256_hex
 from fl_server.report import Part
 
-SCHEMA = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), "y", 0)
+SCHEMA = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), Target("y", 0))
 GRAPH, WEIGHTS = export_model(build("logistic_regression", 2), zeros(1, 2))
 PRICE = 1_000_000
 BUYER, OTHER_BUYER = accounts()[5], accounts()[6]
@@ -107,13 +109,13 @@ class Clinic:
     def rewrite_table(self, patients: int) -> None:
         """Another table of so many patients under the same listing, as if it had always been so."""
         (entry,) = config.read(self.folder).datasets
-        table(entry.file, patients)
+        table(entry.source.file, patients)
         self.write(replace(entry, content=""))
 
     def write(self, entry: DatasetEntry) -> None:
         """Write a dataset's file as listing it would: its table is the one that is listed."""
         secret = open_ledger(self.folder)[1]
-        records = load(entry.file, entry.manifest.schema, entry.patient_column, secret)
+        records = load(entry.source, entry.manifest.schema, secret)
         entries.write(self.folder, replace(entry, content=members_of(records).content))
 
     def paid(self, *args: Any, key: str = BUYER[1], **kwargs: Any) -> JobTerms:
@@ -160,7 +162,7 @@ def clinic(bank: tuple[str, Deployment], tmp_path: Path) -> Clinic:
     registry = Registry(connect(url, accounts()[1][1]), made.registry)
     dataset_id = registry.list_dataset(node.node_address, PRICE, 5000, manifest.hash, "u", "T")
     made_here = Clinic(url, made, folder, dataset_id)
-    made_here.write(DatasetEntry(dataset_id, file, manifest, name="t"))
+    made_here.write(DatasetEntry(dataset_id, plain(file), manifest, name="t"))
     return made_here
 
 

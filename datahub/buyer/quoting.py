@@ -14,7 +14,7 @@ from datahub.order import Listed, Order, Venue, differences, epsilon_of, terms_o
 from datatokens.bindings.registry import Registry, State
 from datatokens.errors import TermsError, TransactionRefused
 from datatokens.terms import JobTerms
-from fl_client.data.schemas import Manifest
+from fl_client.data.manifests import Manifest
 from fl_client.errors import GraphRefused, NodeError
 from fl_client.protocol import JobSpec
 

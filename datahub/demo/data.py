@@ -28,7 +28,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 from datahub.errors import BadRequest
-from fl_client.data.schemas import Feature, Schema
+from fl_client.data.schemas import Feature, Schema, Target
+from fl_client.data.sources import plain
 from fl_client.data.tables import load
 
 UCI_ARCHIVE = "https://archive.ics.uci.edu/static/public/45/heart+disease.zip"
@@ -64,8 +65,7 @@ HEART_SCHEMA = Schema(
         Feature("cp", 0.25, 0.5, (1, 2, 3, 4)),
         Feature("restecg", 0.25, 0.5, (0, 1, 2)),
     ),
-    target="num",
-    positive_above=0,
+    target=Target("num", 0),
 )
 
 
@@ -146,7 +146,7 @@ def _breast_cancer(_: Path | None, folder: Path) -> DemoData:
         "Breast cancer, diagnostic (Wisconsin)",
         "569 real patients of one clinic (scikit-learn's copy), split over four made-up sites for "
         "this demo",
-        Schema(tuple(features), "malignant", 0.5),
+        Schema(tuple(features), Target("malignant", 0.5)),
         sites,
         _write(folder / "test.csv", header, test),
         1e-5,
@@ -156,7 +156,7 @@ def _breast_cancer(_: Path | None, folder: Path) -> DemoData:
 def _heart(data_dir: Path | None, folder: Path) -> DemoData:
     raw = _heart_files(data_dir)
     sites, tests = [], []
-    used = [f.name for f in HEART_SCHEMA.features] + [HEART_SCHEMA.target]
+    used = [f.name for f in HEART_SCHEMA.features] + [HEART_SCHEMA.target.name]
     for key, content in raw.items():
         rows = [line.split(",") for line in content.decode().split()]
         table = [dict(zip(HEART_COLUMNS, row, strict=True)) for row in rows]
@@ -223,9 +223,9 @@ def auc_without_dp(data: DemoData) -> float:
 
     Computed here, outside the nodes: a node never trains without DP.
     """
-    tables = [load(site.table, data.schema) for site in data.sites]
+    tables = [load(plain(site.table), data.schema) for site in data.sites]
     features = np.concatenate([t.features for t in tables])
     targets = np.concatenate([t.targets for t in tables])
-    test = load(data.test, data.schema)
+    test = load(plain(data.test), data.schema)
     model = LogisticRegression(max_iter=5000).fit(features, targets)
     return float(roc_auc_score(test.targets, model.decision_function(test.features)))

@@ -15,6 +15,7 @@ from eth_utils.crypto import keccak
 
 from datahub.demo import data as demo_data
 from datahub.demo.stack import FIRST_CONTRIBUTOR, FIRST_HOSPITAL, TUSD, Stack
+from fl_client.data.sources import plain
 from fl_client.node import config
 from fl_client.node.listing import Listing, list_dataset
 
@@ -66,11 +67,15 @@ def join(
         contributor_bps=6000,
         lifetime_epsilon=lifetimes[index],
         delta=data.delta,
-        patient_column=demo_data.PATIENT,
     )
     owner = stack.accounts[FIRST_HOSPITAL + index][1]
     entry = list_dataset(
-        made, owner, site.table, data.schema, listing, contributor_list(stack, index)
+        made,
+        owner,
+        plain(site.table, demo_data.PATIENT),
+        data.schema,
+        listing,
+        contributor_list(stack, index),
     )
     stack.start_node(folder)
     return Hospital(site.hospital, folder, entry.dataset_id)

@@ -20,6 +20,7 @@ from datahub.demo import data as demo_data
 from datahub.demo.hospitals import Hospital
 from datahub.demo.stack import BUYER, TUSD, Stack
 from datatokens.bindings.registry import Token
+from fl_client.data.sources import plain
 from fl_client.data.tables import load
 from fl_client.model.graph import load_model, predict, with_parameters
 from fl_client.model.weights import to_safetensors
@@ -83,7 +84,7 @@ def summary_of(
 
 def test_auc(result: Result, data: demo_data.DemoData) -> float:
     """Pooled AUC of a result on the buyer's test table."""
-    test = load(data.test, data.schema)
+    test = load(plain(data.test), data.schema)
     model = with_parameters(load_model(result.graph, to_safetensors(result.arrays)), result.arrays)
     return float(roc_auc_score(test.targets, np.ravel(predict(model, test.features))))
 

@@ -23,7 +23,7 @@ from datatokens.bindings.registry import Dataset
 from datatokens.errors import BankError, TermsError, TransactionRefused
 from datatokens.terms import canonical_json
 from datatokens.wire import parse
-from fl_client.data.schemas import Manifest
+from fl_client.data.manifests import Manifest
 from fl_client.errors import DatasetError
 from fl_server.errors import SuperLinkError
 

@@ -1,132 +1,250 @@
-"""What the world may know of a hospital's table: its schema, its manifest, the floors of cohorts.
-Knows nothing of rows.
+"""How a hospital's columns become a model's inputs and a target, as a public document with a hash.
+Knows nothing of rows, files or how a hospital calls its columns.
 
-Preprocessing uses only public constants written in the schema (centre, scale, categories): nothing
-is fitted on patients, so nothing has to be paid for. What privacy protects is a patient where the
-owner names the column that tells patients apart, otherwise a record, one row; every page says
-which.
+Preprocessing uses only public constants written here (centre, scale, levels): nothing is fitted on
+patients, so nothing has to be paid for. A schema is made once, by whoever wants hospitals to train
+together; each hospital maps its own columns and words to it in private (sources.py).
+
+    kind      a value becomes
+    number    (value - centre) / scale, clipped to +-10
+    date      the same of the days since `reference`
+    yes/no    the same of 1 or 0
+    category  one input per level but the first, the same of 1 or 0; one more for `other`
+
+A value that is missing drops its record, is refused, or stands as `missing` says with one more
+input that is 1; documents from before there were kinds keep their hash.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from datetime import date
 from typing import Any
 
-from datatokens.errors import TermsError
-from datatokens.terms import canonical_json, whole
+from datatokens.terms import canonical_json
 from fl_client.errors import DatasetError
 
-PLATFORM_MINIMUM_PERSONS = 10  # an owner can raise it, never lower it
-UNITS = ("patient", "record")
-MOST_RECORDS = 64  # of one patient that may count
-USUAL_RECORDS = 4  # of one patient, where the owner says nothing else
-# everybody who looks at a catalogue gets every manifest in it
+KINDS = ("number", "category", "yes/no", "date")
+DROP, REFUSE = "drop", "refuse"
+NO, YES = "no", "yes"
 MOST_FEATURES = 2000
-MOST_CATEGORIES = 1000  # of one feature
-MAX_MANIFEST_BYTES = 128 * 1024
+MOST_LEVELS = 1000  # of one feature
+SCALED_LIMIT = 10.0  # one absurd cell cannot blow up a gradient
+
+Level = float | str
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A column. A number becomes (value - centre) / scale; a category one column per level but the
-    first.
+    """A column.
+
+    categories  a category's levels, all numbers or all texts; the first is the reference
+    other       a category takes any other level, too, as one more
+    unit        of a number, in UCUM ("mm[Hg]"); for people
+    reference   of a date: the public day that is counted from
+    missing     "drop", "refuse", or {"value": v}: v stands for what is missing, and one more input
+                says so
     """
 
     name: str
-    centre: float
-    scale: float
-    categories: tuple[float, ...] = ()
+    centre: float = 0.0
+    scale: float = 1.0
+    categories: tuple[Level, ...] = ()
+    kind: str = ""
+    other: bool = False
+    unit: str = ""
+    reference: str = ""
+    missing: str | Level = DROP
+    stands: bool = False  # `missing` is the value that stands for what is missing
 
     def __post_init__(self) -> None:
         # 50 and 50.0 must be one schema with one hash, whoever wrote it
         for name in ("centre", "scale"):
             object.__setattr__(self, name, float(getattr(self, name)))
-        object.__setattr__(self, "categories", tuple(float(level) for level in self.categories))
+        levels = tuple(x if isinstance(x, str) else float(x) for x in self.categories)
+        object.__setattr__(self, "categories", levels)
+        usual = "category" if levels else "number"
+        object.__setattr__(self, "kind", self.kind or usual)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each model input of the column says, in words."""
+        if self.kind == "category":
+            named = [f"{self.name} is {show(level)}" for level in self.categories[1:]]
+            named += [f"{self.name} is another"] * self.other
+        elif self.kind == "yes/no":
+            named = [f"{self.name} is yes"]
+        else:
+            named = [self.name]
+        return (*named, *[f"{self.name} is missing"] * self.stands)
 
     @property
     def width(self) -> int:
         """How many model inputs the column becomes."""
-        return len(self.categories) - 1 if self.categories else 1
+        return len(self.labels)
+
+    def inputs(self, value: Level | None) -> list[float]:
+        """The model inputs of a value that `Schema` takes: a number (of a date its days), a level,
+        "yes" or "no"; None where it is missing. Raises DatasetError for a level that is none.
+        """
+        absent = value is None
+        known = self.missing if value is None else value
+        if self.kind == "category":
+            at = self._level(known)
+            raw = [float(i == at) for i in range(1, len(self.categories) + self.other)]
+        elif self.kind == "yes/no":
+            if known not in (YES, NO):
+                raise DatasetError(f"{self.name}={known!r} must be yes or no")
+            raw = [float(known == YES)]
+        else:
+            raw = [float(known)]
+        scaled = [(x - self.centre) / self.scale for x in raw]
+        bounded = [min(SCALED_LIMIT, max(-SCALED_LIMIT, x)) for x in scaled]
+        return bounded + [float(absent)] * self.stands
+
+    def _level(self, value: Level) -> int:
+        if value in self.categories:
+            return self.categories.index(value)
+        if self.other:
+            return len(self.categories)
+        raise DatasetError(
+            f"{self.name}={show(value)} is not one of {', '.join(map(show, self.categories))}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The column as JSON; what is as usual is left out of what came later."""
+        old = {
+            "name": self.name,
+            "centre": self.centre,
+            "scale": self.scale,
+            "categories": list(self.categories),
+        }
+        later = {
+            "kind": self.kind if self.kind in ("yes/no", "date") else "",
+            "other": self.other,
+            "unit": self.unit,
+            "reference": self.reference,
+            "missing": {"value": self.missing} if self.stands else self.missing,
+        }
+        usual = {"kind": "", "other": False, "unit": "", "reference": "", "missing": DROP}
+        return old | {name: value for name, value in later.items() if value != usual[name]}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Feature:
+        """The column in `value`; raises DatasetError naming the field that is wrong."""
+        known = {field.name for field in fields(cls)} - {"stands"}
+        refuse_unknown("features", value, known)
+        name = text("features.name", value["name"])
+        levels = value.get("categories", [])
+        if not isinstance(levels, list):
+            raise DatasetError(f"categories of {name} must be a list of levels")
+        kind = value.get("kind") or ("category" if levels else "number")
+        if kind not in KINDS:
+            raise DatasetError(f"kind of {name}={kind!r} must be one of {', '.join(KINDS)}")
+        centre, scale = {"yes/no": (0.5, 0.5), "category": (0.0, 1.0)}.get(kind, (None, None))
+        missing, stands = _missing(name, kind, value.get("missing", DROP))
+        made = cls(
+            name,
+            number(f"centre of {name}", value.get("centre", centre)),
+            number(f"scale of {name}", value.get("scale", scale), above=0),
+            _levels(name, kind, levels),
+            kind,
+            _flag(f"other of {name}", value.get("other", False)),
+            text(f"unit of {name}", value.get("unit", ""), least=0),
+            _reference(name, kind, value.get("reference", "")),
+            missing,
+            stands,
+        )
+        if made.other and kind != "category":
+            raise DatasetError(f"other of {name}: only a category has other levels")
+        if made.stands and kind != "number" and kind != "date":
+            try:
+                made.inputs(None)
+            except DatasetError as error:
+                raise DatasetError(f"missing of {name}: {error}") from error
+        return made
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is learned: yes/no, or 1 where the column's number is above `positive_above`."""
+
+    name: str
+    positive_above: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.positive_above is not None:
+            object.__setattr__(self, "positive_above", float(self.positive_above))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The target as JSON."""
+        if self.positive_above is None:
+            return {"name": self.name, "kind": "yes/no"}
+        return {"name": self.name, "positive_above": self.positive_above}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Target:
+        """The target in `value`; raises DatasetError naming the field that is wrong."""
+        refuse_unknown("target", value, {"name", "kind", "positive_above"})
+        name = text("target.name", value["name"])
+        if (kind := value.get("kind", "")) not in ("", "yes/no"):
+            raise DatasetError(f"kind of {name}={kind!r} must be yes/no")
+        if not kind:
+            return cls(name, number("target.positive_above", value["positive_above"]))
+        if "positive_above" in value:
+            raise DatasetError(f"{name} is yes/no: positive_above is of a number")
+        return cls(name)
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The features in order, and the target column: positive where its value is above
-    `positive_above`.
-    """
+    """The features in order, and the target."""
 
     features: tuple[Feature, ...]
-    target: str
-    positive_above: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "positive_above", float(self.positive_above))
+    target: Target
 
     @property
     def width(self) -> int:
         """Length of the model's input vector."""
         return sum(feature.width for feature in self.features)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is wanted of a hospital's table: features in order, then the target."""
+        return (*(feature.name for feature in self.features), self.target.name)
+
     def as_dict(self) -> dict[str, Any]:
         """The schema as JSON."""
         return {
-            "features": [
-                {
-                    "name": f.name,
-                    "centre": f.centre,
-                    "scale": f.scale,
-                    "categories": list(f.categories),
-                }
-                for f in self.features
-            ],
-            "target": {"name": self.target, "positive_above": self.positive_above},
+            "features": [feature.as_dict() for feature in self.features],
+            "target": self.target.as_dict(),
         }
 
     @classmethod
     def from_dict(cls, value: Any) -> Schema:
         """The schema in `value`; raises DatasetError naming the field that is wrong."""
         try:
+            refuse_unknown("schema", value, {"features", "target"})
             if len(value["features"]) > MOST_FEATURES:
                 raise DatasetError(
                     f"features: {len(value['features'])} columns; {MOST_FEATURES} are the most"
                 )
-            features = tuple(
-                Feature(
-                    _text("features.name", item["name"]),
-                    _number(f"centre of {item['name']}", item["centre"]),
-                    _number(f"scale of {item['name']}", item["scale"], above=0),
-                    tuple(
-                        _number(f"categories of {item['name']}", c)
-                        for c in item.get("categories", ())
-                    ),
-                )
-                for item in value["features"]
-            )
-            target = value["target"]
             schema = cls(
-                features,
-                _text("target.name", target["name"]),
-                _number("target.positive_above", target["positive_above"]),
+                tuple(Feature.from_dict(item) for item in value["features"]),
+                Target.from_dict(value["target"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
                 "schema must look like {features: [{name, centre, scale, categories?}], "
                 f"target: {{name, positive_above}}}}; look at {error}"
             ) from error
-        names = [f.name for f in schema.features]
-        if not names or len(set(names)) != len(names) or schema.target in names:
+        if not schema.features or len(set(schema.names)) != len(schema.names):
             raise DatasetError(
                 "features: names must be there, all different, and not contain the target"
             )
-        for f in schema.features:
-            if len(f.categories) == 1 or len(f.categories) > MOST_CATEGORIES:
-                raise DatasetError(
-                    f"categories of {f.name}: {len(f.categories)} levels; a category column has 2 "
-                    f"to {MOST_CATEGORIES}"
-                )
         return schema
 
     @property
@@ -137,13 +255,78 @@ class Schema:
         return hashlib.sha256(canonical_json(self.as_dict())).hexdigest()
 
 
-def _text(field: str, value: object) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= 200:
-        raise DatasetError(f"{field}={value!r} must be text of 1 to 200 characters")
+def show(level: Level) -> str:
+    """A level as people write it: 1, not 1.0."""
+    return level if isinstance(level, str) else f"{level:g}"
+
+
+def _levels(name: str, kind: str, levels: list[Any]) -> tuple[Level, ...]:
+    if kind != "category":
+        if levels:
+            raise DatasetError(f"categories of {name}: a {kind} has none")
+        return ()
+    if not 2 <= len(levels) <= MOST_LEVELS:
+        raise DatasetError(
+            f"categories of {name}: {len(levels)} levels; a category column has 2 to {MOST_LEVELS}"
+        )
+    texts = isinstance(levels[0], str)
+    read = text if texts else number
+    found = tuple(read(f"categories of {name}", level) for level in levels)
+    if len(set(found)) != len(found):
+        raise DatasetError(f"categories of {name}: a level is there twice")
+    return found
+
+
+def _missing(name: str, kind: str, value: Any) -> tuple[str | Level, bool]:
+    """(what is done or stands, whether it stands)."""
+    if value in (DROP, REFUSE):
+        return value, False
+    if not isinstance(value, dict) or set(value) != {"value"}:
+        raise DatasetError(
+            f'missing of {name}={value!r} must be "drop", "refuse" or {{"value": ...}}'
+        )
+    stands = value["value"]
+    if kind in ("number", "date") or not isinstance(stands, str):
+        return number(f"missing of {name}", stands), True
+    return text(f"missing of {name}", stands), True
+
+
+def _reference(name: str, kind: str, value: Any) -> str:
+    if kind != "date":
+        if value:
+            raise DatasetError(f"reference of {name}: only a date is counted from a day")
+        return ""
+    try:
+        return date.fromisoformat(value).isoformat()
+    except (ValueError, TypeError) as error:
+        raise DatasetError(
+            f"reference of {name}={value!r} must be a day like 2000-01-01"
+        ) from error
+
+
+def _flag(field: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise DatasetError(f"{field}={value!r} must be true or false")
     return value
 
 
-def _number(field: str, value: object, above: float = -math.inf) -> float:
+def refuse_unknown(where: str, value: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raises DatasetError for a field that nobody reads: it would be believed to do something."""
+    if unknown := sorted(set(value) - set(known)):
+        raise DatasetError(
+            f"{where}: {unknown[0]!r} is not known; there are {', '.join(sorted(known))}"
+        )
+
+
+def text(field: str, value: object, least: int = 1) -> str:
+    """`value`, if it is text of at most 200 characters. Raises DatasetError."""
+    if not isinstance(value, str) or not least <= len(value) <= 200:
+        raise DatasetError(f"{field}={value!r} must be text of {least} to 200 characters")
+    return value
+
+
+def number(field: str, value: object, above: float = -math.inf) -> float:
+    """`value`, if it is a finite number above `above`. Raises DatasetError."""
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
@@ -154,110 +337,3 @@ def _number(field: str, value: object, above: float = -math.inf) -> float:
             f"{field}={value!r} must be a finite number" + (f" above {above}" if above == 0 else "")
         )
     return float(value)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What the world may know of a dataset. Its hash is on-chain; `persons` is noised (see README,
-    guarantees).
-
-    `records_per_patient` is how many records of one patient count, the first ones of the file: a
-    constant, so that nothing depends on how many somebody has. 1 where the unit is a record.
-    `version` 1 documents were published before there was that constant and keep their hash.
-    """
-
-    hospital: str
-    name: str
-    description: str
-    persons: int
-    minimum_persons: int
-    lifetime_epsilon: float
-    delta: float
-    schema: Schema
-    compute_rate_units: int = (
-        0  # base units of the payment token for every started minute of training
-    )
-    unit: str = "record"  # what privacy protects: a patient with all records, or one record
-    records_per_patient: int = 1
-    version: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("lifetime_epsilon", "delta"):
-            object.__setattr__(self, name, float(getattr(self, name)))
-        check_records_per_patient(self.records_per_patient, self.unit)
-        if (size := len(canonical_json(self.as_dict()))) > MAX_MANIFEST_BYTES:
-            raise DatasetError(
-                f"manifest: {size} bytes; {MAX_MANIFEST_BYTES} are the most, so name fewer or "
-                "shorter columns"
-            )
-
-    def as_dict(self) -> dict[str, Any]:
-        """The public document."""
-        later = {} if self.version == 1 else {"records_per_patient": self.records_per_patient}
-        return later | {
-            "version": self.version,
-            "hospital": self.hospital,
-            "name": self.name,
-            "description": self.description,
-            "unit": self.unit,
-            "persons": self.persons,
-            "minimum_persons": self.minimum_persons,
-            "lifetime_epsilon": self.lifetime_epsilon,
-            "delta": self.delta,
-            "compute_rate_units": self.compute_rate_units,
-            "schema": self.schema.as_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Manifest:
-        """The manifest in `value`; raises DatasetError for anything missing or out of range."""
-        try:
-            version, unit = value["version"], value["unit"]
-            if type(version) is not int or version not in (1, 2) or unit not in UNITS:
-                raise DatasetError(
-                    f"version={version!r} must be 1 or 2 and unit={unit!r} one of "
-                    f"{', '.join(UNITS)}"
-                )
-            usual = USUAL_RECORDS if unit == "patient" else 1
-            return cls(
-                _text("hospital", value["hospital"]),
-                _text("name", value["name"]),
-                str(value["description"])[:2000],
-                whole("persons", value["persons"], 1, 10**9),
-                whole("minimum_persons", value["minimum_persons"], PLATFORM_MINIMUM_PERSONS, 10**9),
-                _number("lifetime_epsilon", value["lifetime_epsilon"], above=0),
-                _number("delta", value["delta"], above=0),
-                Schema.from_dict(value["schema"]),
-                whole("compute_rate_units", value["compute_rate_units"], 0, 2**88 - 1),
-                unit,
-                usual if version == 1 else value["records_per_patient"],
-                version,
-            )
-        except (KeyError, TypeError) as error:
-            raise DatasetError(f"manifest: look at {error}") from error
-        except TermsError as error:
-            raise DatasetError(f"manifest: {error}") from error
-
-    @property
-    def hash(self) -> bytes:
-        """SHA-256 of the canonical JSON: the manifestHash on-chain."""
-        return hashlib.sha256(canonical_json(self.as_dict())).digest()
-
-
-def check_records_per_patient(records: object, unit: str) -> None:
-    """Raises DatasetError unless so many records of one patient may count: 1 to 64, or just 1."""
-    most = MOST_RECORDS if unit == "patient" else 1
-    if type(records) is not int or not 1 <= records <= most:
-        raise DatasetError(
-            f"records_per_patient={records!r} must be a whole number from 1 to {most} where the "
-            f"unit is a {unit}"
-        )
-
-
-def check_cohort(persons: int, minimum_persons: int) -> None:
-    """Raises DatasetError where a cohort is under the owner's floor or the platform's."""
-    floor = max(minimum_persons, PLATFORM_MINIMUM_PERSONS)
-    if persons < floor:
-        raise DatasetError(
-            f"persons={persons} is under the floor of {floor}: a cohort this small cannot be listed"
-        )

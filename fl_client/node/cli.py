@@ -11,23 +11,27 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
 
 from datatokens.chain.connection import connect
 from datatokens.deploy import verify
-from datatokens.errors import TermsError
 from datatokens.terminal import Terminal
-from datatokens.wire import parse
-from fl_client.data.schemas import MOST_RECORDS, PLATFORM_MINIMUM_PERSONS, USUAL_RECORDS, Schema
+from fl_client.data.manifests import MOST_RECORDS, PLATFORM_MINIMUM_PERSONS, USUAL_RECORDS
+from fl_client.data.sources import read_source
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.node import config as node_config
+from fl_client.node import table_cli
+from fl_client.node.table_cli import SourceFile, TableFile, given_source, read_schema
 
 node = typer.Typer(help="A hospital's data node.", no_args_is_help=True)
 console = Terminal()
 MAX_OVERLAP_HOURS = 24 * 90
+node.command("describe")(table_cli.describe)
+node.command("draft-schema")(table_cli.draft_schema)
+node.command("check")(table_cli.check)
 
 
 @node.callback()
@@ -74,7 +78,6 @@ def init(
 @node.command("add-dataset")
 def add_dataset(
     folder: Folder,
-    file: Annotated[Path, typer.Option(help="CSV file with a header row.")],
     schema: Annotated[
         Path, typer.Option(help="Schema JSON: features with public constants, target.")
     ],
@@ -86,6 +89,8 @@ def add_dataset(
     owner_key_file: Annotated[
         Path, typer.Option(help="File with the owner's private key; used once, not copied.")
     ],
+    file: TableFile = None,
+    source: SourceFile = None,
     description: Annotated[str, typer.Option(help="What the catalogue says about it.")] = "",
     contributor_bps: Annotated[int, typer.Option(help="Contributors' part, of 10000.")] = 5000,
     lifetime_epsilon: Annotated[
@@ -101,29 +106,27 @@ def add_dataset(
     patient_column: Annotated[
         str,
         typer.Option(
-            help="Column that tells patients apart. Without it privacy protects single records."
+            help="With --file: column that tells patients apart. Without it privacy protects "
+            "single records."
         ),
     ] = "",
     records_per_patient: Annotated[
         int | None,
         typer.Option(
-            help="With --patient-column: how many records of one patient count, the first ones of "
-            f"the file; 1 to {MOST_RECORDS}, default {USUAL_RECORDS}."
+            help="Where patients are told apart: how many records of one patient count, the "
+            f"first ones of the file; 1 to {MOST_RECORDS}, default {USUAL_RECORDS}."
         ),
     ] = None,
 ) -> None:
     """List a table as a dataset. The table stays; a noised count and the schema become public."""
     from fl_client.node.listing import Listing, list_dataset, read_contributors
 
-    if records_per_patient is not None and not patient_column:
+    table = given_source(file, source, patient_column)
+    if records_per_patient is not None and not table.patients:
         raise ConfigError(
             f"records_per_patient={records_per_patient} needs --patient-column; without one each "
             "record is a patient of its own"
         )
-    try:
-        parsed = Schema.from_dict(parse(schema.read_bytes()))
-    except (OSError, TermsError) as error:
-        raise DatasetError(f"schema: {schema} is not a readable JSON file: {error}") from error
     listing = Listing(
         name,
         description,
@@ -133,14 +136,13 @@ def add_dataset(
         delta,
         minimum_persons,
         compute_rate_units=compute_rate_units,
-        patient_column=patient_column,
-        records_per_patient=records_per_patient or (USUAL_RECORDS if patient_column else 1),
+        records_per_patient=records_per_patient or (USUAL_RECORDS if table.patients else 1),
     )
     entry = list_dataset(
         node_config.read(folder),
         owner_key_file.read_text().strip(),
-        file,
-        parsed,
+        table,
+        read_schema(schema),
         listing,
         read_contributors(contributors),
     )
@@ -148,7 +150,7 @@ def add_dataset(
         f"dataset {entry.dataset_id} is listed with about {entry.manifest.persons} "
         f"{entry.manifest.unit}s (noised)"
     )
-    if not patient_column:
+    if not table.patients:
         console.print(
             "privacy protects each record; if patients have several, list it with --patient-column "
             "instead"
@@ -160,8 +162,9 @@ def add_dataset(
 def replace_dataset_(
     folder: Folder,
     dataset_id: DatasetId,
-    file: Annotated[Path, typer.Option(help="CSV file with the new table.")],
     owner_key_file: KeyFile,
+    file: TableFile = None,
+    source: SourceFile = None,
     as_json: Json = False,
 ) -> None:
     """Make a changed or moved table the next version of its dataset. Its patients keep their
@@ -169,16 +172,20 @@ def replace_dataset_(
     """
     from fl_client.node.versions import replace_dataset
 
+    if (file is None) == (source is None):
+        raise ConfigError("say --file TABLE or --source TABLE.toml, and not both")
+    new = file if file is not None else read_source(cast(Path, source))
     entry, version = replace_dataset(
-        node_config.read(folder), owner_key_file.read_text().strip(), dataset_id, file
+        node_config.read(folder), owner_key_file.read_text().strip(), dataset_id, new
     )
     persons, unit = entry.manifest.persons, entry.manifest.unit
     if as_json:
         facts = {"dataset_id": dataset_id, "manifest_version": version, "persons": persons}
-        typer.echo(json.dumps({**facts, "file": str(entry.file)}))
+        typer.echo(json.dumps({**facts, "file": str(entry.source.file or "")}))
         return
     console.print(
-        f"dataset {dataset_id} is {entry.file} now, with about {persons} {unit}s (noised); "
+        f"dataset {dataset_id} is {entry.source.file or entry.source.where} now, with about "
+        f"{persons} {unit}s (noised); "
         f"manifest version {version}",
         highlight=False,
         soft_wrap=True,

@@ -24,7 +24,7 @@ from eth_account import Account
 
 from datatokens.errors import TermsError
 from datatokens.terms import address, whole
-from fl_client.data.schemas import PLATFORM_MINIMUM_PERSONS
+from fl_client.data.manifests import PLATFORM_MINIMUM_PERSONS
 from fl_client.errors import ConfigError
 from fl_client.node import entries
 from fl_client.node.entries import DatasetEntry

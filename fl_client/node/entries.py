@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fl_client.data.schemas import Manifest
+from fl_client.data.manifests import Manifest
+from fl_client.data.sources import Source
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.node.job_folder import private_folder, write_whole
 
@@ -23,6 +24,7 @@ class DatasetEntry:
     """One listed dataset of the node: its id on-chain, where its table is, the manifest that was
     published.
 
+    source       where its table is and how it is written
     name         what the ledger calls it
     content      fingerprint of its table (Members.content); "" before the table was first read by
                  a version that knows patients
@@ -34,15 +36,19 @@ class DatasetEntry:
     """
 
     dataset_id: int
-    file: Path
+    source: Source
     manifest: Manifest
-    patient_column: str = ""
     name: str = ""
     content: str = ""
     stamp: str = ""
     withdrawn: tuple[str, ...] = ()
     patient_set: str = ""
     since: int = 0
+
+    @property
+    def stamp_now(self) -> str:
+        """The stamp of the table as it is now."""
+        return stamp_of(self.source.file) if self.source.file else ""
 
     @property
     def withdrawn_keys(self) -> frozenset[bytes]:
@@ -58,8 +64,7 @@ def path_of(folder: Path, dataset_id: int) -> Path:
 def write(folder: Path, entry: DatasetEntry) -> None:
     """Write a dataset's file, whole or not at all."""
     content = {
-        "file": str(entry.file),
-        "patient_column": entry.patient_column,
+        **entry.source.as_dict(),
         "name": entry.name,
         "content": entry.content,
         "stamp": entry.stamp,
@@ -132,18 +137,16 @@ def _read(where: Path) -> tuple[tuple[DatasetEntry, ...], dict[str, str]]:
 
 def _entry(dataset_id: int, value: Mapping[str, Any]) -> DatasetEntry:
     manifest = Manifest.from_dict(value["manifest"])
-    column = value.get("patient_column", "")
-    if not isinstance(column, str):
-        raise ConfigError(f"patient_column={column!r} must be a column's name, or empty")
-    if bool(column) != (manifest.unit == "patient"):
+    source = _source(value)
+    if bool(source.patients) != (manifest.unit == "patient"):
         raise ConfigError(
-            f"patient_column={column!r} does not go with the published unit {manifest.unit!r}"
+            f"the columns that tell patients apart, {', '.join(source.patients) or 'none'}, do not "
+            f"go with the published unit {manifest.unit!r}"
         )
     return DatasetEntry(
         dataset_id,
-        Path(value["file"]),
+        source,
         manifest,
-        column,
         str(value.get("name", dataset_id)),
         str(value.get("content", "")),
         str(value.get("stamp", "")),
@@ -151,3 +154,16 @@ def _entry(dataset_id: int, value: Mapping[str, Any]) -> DatasetEntry:
         str(value.get("patient_set", "")),
         int(value.get("since", 0)),
     )
+
+
+def _source(value: Mapping[str, Any]) -> Source:
+    """The source in a dataset's file; older ones named a CSV file and a patient column, whose
+    identifiers were texts.
+    """
+    if "source" in value:
+        return Source.from_dict({k: value[k] for k in ("source", "patients", "columns")})
+    column = value.get("patient_column", "")
+    if not isinstance(column, str):
+        raise ConfigError(f"patient_column={column!r} must be a column's name, or empty")
+    columns = (column,) if column else ()
+    return Source("csv", Path(value["file"]), patients=columns, identifier="text")

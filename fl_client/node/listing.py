@@ -26,13 +26,14 @@ from datatokens.chain.connection import Chain, connect
 from datatokens.errors import TermsError
 from datatokens.merkle import MAX_WEIGHT, Tree
 from datatokens.terms import JobTerms, address, canonical_json, privacy_charged, sign, whole
-from fl_client.data.schemas import (
+from fl_client.data.manifests import (
     PLATFORM_MINIMUM_PERSONS,
     Manifest,
-    Schema,
     check_cohort,
     check_records_per_patient,
 )
+from fl_client.data.schemas import Schema
+from fl_client.data.sources import Source
 from fl_client.data.tables import Records, load
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.node import entries
@@ -60,13 +61,8 @@ class Listing:
     minimum_persons: int = PLATFORM_MINIMUM_PERSONS
     symbol: str = "DT"
     compute_rate_units: int = 0  # for every started minute of training
-    patient_column: str = ""  # tells patients apart; without it a record is what privacy protects
-    records_per_patient: int = 1  # how many of one patient count, with a patient column
-
-    @property
-    def unit(self) -> str:
-        """What privacy protects."""
-        return "patient" if self.patient_column else "record"
+    # how many of one patient count, where the source says which columns tell patients apart
+    records_per_patient: int = 1
 
 
 def hub_request(hub: str, method: str, path: str, body: Any = None) -> Any:
@@ -123,18 +119,20 @@ def read_contributors(path: Path) -> list[tuple[str, int]]:
 def list_dataset(
     config: NodeConfig,
     owner_key: str,
-    file: Path,
+    source: Source,
     schema: Schema,
     listing: Listing,
     contributors: Sequence[tuple[str, int]],
 ) -> DatasetEntry:
-    """List `file` as a dataset owned by `owner_key`. Raises NodeError or BankError; the table never
-    leaves.
+    """List a table as a dataset owned by `owner_key`. Raises NodeError or BankError; the table
+    never leaves.
     """
-    check_records_per_patient(listing.records_per_patient, listing.unit)
+    unit = "patient" if source.patients else "record"  # what privacy protects
+    check_records_per_patient(listing.records_per_patient, unit)
     ledger, secret = open_ledger(config.folder)
-    records = load(file, schema, listing.patient_column, secret)
-    say_dropped(records, file)
+    stamp = entries.stamp_of(source.file) if source.file else ""
+    records = load(source, schema, secret)
+    say_dropped(records, source)
     check_cohort(records.persons, listing.minimum_persons)
     chain = connect(config.chain, owner_key)
     enrol(config, chain)
@@ -152,7 +150,7 @@ def list_dataset(
         delta=listing.delta,
         schema=schema,
         compute_rate_units=listing.compute_rate_units,
-        unit=listing.unit,
+        unit=unit,
         records_per_patient=listing.records_per_patient,
     )
     registry, since = Registry(chain, config.registry), chain.block_number()
@@ -170,12 +168,11 @@ def list_dataset(
     registry.set_privacy_budget(dataset_id, epsilon_micro, delta_pico * 10**6)
     entry = DatasetEntry(
         dataset_id,
-        file.resolve(),
+        source,
         manifest,
-        listing.patient_column,
         name,
         members_of(records).content,
-        entries.stamp_of(file),
+        stamp,
         since=since,
     )
     entries.write(config.folder, entry)

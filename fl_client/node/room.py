@@ -115,8 +115,8 @@ class DataRoom:
         before = self._entries.get(entry.dataset_id)
         if self.registry.standing(entry.dataset_id).state is State.RETIRED:
             raise DatasetError("it is retired; datahub node remove-dataset takes it off the list")
-        unchanged = before is not None and (before.file, before.content, before.manifest) == (
-            entry.file,
+        unchanged = before is not None and (before.source, before.content, before.manifest) == (
+            entry.source,
             entry.content,
             entry.manifest,
         )

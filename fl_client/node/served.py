@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fl_client.data.identity import Members
+from fl_client.data.sources import Source
 from fl_client.data.tables import Records, load
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.node import entries
@@ -43,10 +44,13 @@ def open_ledger(folder: Path, mend: bool = False) -> tuple[Ledger, bytes]:
     return ledger, secret
 
 
-def say_dropped(records: Records, file: Path) -> None:
-    """Tell the owner, and nobody else, how many rows do not count."""
+def say_dropped(records: Records, source: Source) -> None:
+    """Tell the owner, and nobody else, how many rows do not count, and why."""
     if records.dropped:
-        log.warning("%s: %d rows lack a value and are left out", file.name, records.dropped)
+        why = ", ".join(f"{many} {name}" for name, many in records.lacking.items())
+        log.warning(
+            "%s: %d rows lack a value and are left out: %s", source.where, records.dropped, why
+        )
 
 
 def members_of(records: Records) -> Members:
@@ -60,17 +64,18 @@ def read_table(entry: DatasetEntry, secret: bytes) -> Records:
     is not the one that was listed, or cannot be read.
     """
     replace = f"datahub node replace-dataset FOLDER {entry.dataset_id} --file TABLE.csv"
-    if not entry.file.exists():
-        raise DatasetError(f"{entry.file} is not there; if it was moved: {replace}")
-    records = load(entry.file, entry.manifest.schema, entry.patient_column, secret)
+    file = entry.source.file
+    if file is not None and not file.exists():
+        raise DatasetError(f"{file} is not there; if it was moved: {replace}")
+    records = load(entry.source, entry.manifest.schema, secret)
     if entry.content:
         same = members_of(records).content == entry.content
     else:
         same = records.patient_set == entry.patient_set
     if not same:
         raise DatasetError(
-            f"{entry.file} has changed since it was listed; make it the next version of this "
-            f"dataset: {replace}"
+            f"{file or entry.source.where} has changed since it was listed; make it the "
+            f"next version of this dataset: {replace}"
         )
     return records
 
@@ -86,7 +91,7 @@ def register(folder: Path, ledger: Ledger, entry: DatasetEntry, records: Records
         ledger.inherit(entry.patient_set, members)
     ledger.open_dataset(entry.name, manifest.lifetime_epsilon, manifest.delta)
     ledger.set_members(entry.name, members.without(_marked(members, entry)))
-    stamp = entries.stamp_of(entry.file)
+    stamp = entry.stamp_now
     if (entry.content, entry.stamp) != (members.content, stamp):
         entry = entries.update(folder, entry.dataset_id, content=members.content, stamp=stamp)
     return entry
@@ -94,7 +99,7 @@ def register(folder: Path, ledger: Ledger, entry: DatasetEntry, records: Records
 
 def problem(entry: DatasetEntry, secret: bytes) -> str:
     """Why a dataset cannot be served, "" if it can; reads a table only if the file was touched."""
-    if entry.content and entry.stamp == entries.stamp_of(entry.file):
+    if entry.content and entry.stamp == entry.stamp_now:
         return ""
     try:
         read_table(entry, secret)

@@ -12,7 +12,8 @@ from pathlib import Path
 from datatokens.bindings.registry import Registry, State
 from datatokens.chain.connection import connect
 from fl_client.data.identity import patient_key
-from fl_client.data.schemas import check_cohort
+from fl_client.data.manifests import check_cohort
+from fl_client.data.sources import Source, moved
 from fl_client.data.tables import load
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.node import entries
@@ -23,22 +24,30 @@ from fl_client.node.served import members_of, open_ledger, read_table, register,
 
 
 def replace_dataset(
-    config: NodeConfig, owner_key: str, dataset_id: int, file: Path
+    config: NodeConfig, owner_key: str, dataset_id: int, source: Source | Path
 ) -> tuple[DatasetEntry, int]:
-    """Make `file` the next version of a dataset: same schema, unit and budget, its patients found
-    again by who they are. (the entry, the manifest's version on the chain).
+    """Make `source`, or the same source in another file, the next version of a dataset: same
+    schema, unit and budget, its patients found again by who they are. (the entry, the manifest's
+    version on the chain).
 
     The same table at another place changes nothing but the place. Another table has its count
     noised anew, charged to everybody in it. Raises NodeError or BankError.
     """
     entry = _own(config, dataset_id)
     ledger, secret = open_ledger(config.folder)
-    records = load(file, entry.manifest.schema, entry.patient_column, secret)
-    say_dropped(records, file)
+    if isinstance(source, Path):
+        source = moved(entry.source, source.resolve())
+    if bool(source.patients) != (entry.manifest.unit == "patient"):
+        raise DatasetError(
+            f"patients.columns: privacy of dataset {dataset_id} protects a {entry.manifest.unit}"
+        )
+    stamp = entries.stamp_of(source.file) if source.file else ""
+    records = load(source, entry.manifest.schema, secret)
+    say_dropped(records, source)
     registry = Registry(connect(config.chain, owner_key), config.registry)
-    moved = {"file": file.resolve(), "stamp": entries.stamp_of(file)}
+    place = {"source": source, "stamp": stamp}
     if members_of(records).content == entry.content:
-        return _published(config, entries.update(config.folder, dataset_id, **moved), registry)
+        return _published(config, entries.update(config.folder, dataset_id, **place), registry)
     there = records.without(entry.withdrawn_keys)
     check_cohort(there.persons, entry.manifest.minimum_persons)
     if entry.patient_set and not entry.content:
@@ -54,7 +63,7 @@ def replace_dataset(
         dataset_id,
         manifest=manifest,
         content=members_of(records).content,
-        **moved,
+        **place,
     )
     return _published(config, entry, registry)
 
@@ -107,7 +116,7 @@ def withdraw_patient(config: NodeConfig, identifier: str) -> list[int]:
     if not holds and not unread:
         raise DatasetError("nobody with this identifier is in a dataset of this node")
     for entry in config.datasets:
-        keys = {patient} if entry.patient_column else theirs - {patient}
+        keys = {patient} if entry.source.patients else theirs - {patient}
         gone = sorted({*entry.withdrawn, *(key.hex() for key in keys)})
         now = entries.update(config.folder, entry.dataset_id, withdrawn=tuple(gone))
         if entry.dataset_id in tables:

@@ -6,6 +6,7 @@ import pytest
 
 from datahub.demo import data as demo_data
 from datahub.errors import BadRequest
+from fl_client.data.sources import plain
 from fl_client.data.tables import load
 
 HEART = Path(__file__).parents[3] / "shared" / "data" / "heart-disease"
@@ -13,16 +14,17 @@ HEART = Path(__file__).parents[3] / "shared" / "data" / "heart-disease"
 
 def test_breast_cancer__four_sites_and_a_test_part__hold_every_patient_once(tmp_path: Path) -> None:
     data = demo_data.prepare("breast-cancer", None, tmp_path)
-    sizes = [load(site.table, data.schema).persons for site in data.sites]
-    assert sum(sizes) + load(data.test, data.schema).persons == 569
-    assert len({load(site.table, data.schema).patient_set for site in data.sites}) == 4
+    sizes = [load(plain(site.table), data.schema).persons for site in data.sites]
+    assert sum(sizes) + load(plain(data.test), data.schema).persons == 569
+    assert len({load(plain(site.table), data.schema).patient_set for site in data.sites}) == 4
 
 
 @pytest.mark.skipif(not HEART.exists(), reason="the heart disease files are not on this machine")
 def test_heart__four_hospitals__are_flambys_split(tmp_path: Path) -> None:
     data = demo_data.prepare("heart-disease", HEART, tmp_path)
-    assert [load(site.table, data.schema).persons for site in data.sites] == [199, 172, 30, 85]
-    assert load(data.test, data.schema).persons == 254
+    sizes = [load(plain(site.table), data.schema).persons for site in data.sites]
+    assert sizes == [199, 172, 30, 85]
+    assert load(plain(data.test), data.schema).persons == 254
     assert data.schema.width == 13
 
 

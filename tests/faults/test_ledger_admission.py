@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.data.schemas import Feature, Schema
+from fl_client.data.schemas import Feature, Schema, Target
+from fl_client.data.sources import plain
 from fl_client.data.tables import load
 from fl_client.node.admission import admit
 from fl_client.protocol import Signed
 from tests.clinic import GRAPH, WEIGHTS, Clinic, refusal
 
-SCHEMA = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), "y", 0)
+SCHEMA = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), Target("y", 0))
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -23,7 +24,7 @@ def test_load__one_patient_with_a_second_record__does_not_choose_the_path(
     rows += ["victim,1,1,1", "victim,2,1,0"] if there else []
     table = tmp_path / "t.csv"
     table.write_text("\n".join(["id,a,b,y", *rows]) + "\n")
-    assert load(table, SCHEMA, "id").patients is not None
+    assert load(plain(table, "id"), SCHEMA).patients is not None
 
 
 @pytest.mark.parametrize("patients", [39, 40])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.data.schemas import Feature, Schema
+from fl_client.data.schemas import Feature, Schema, Target
+from fl_client.data.sources import plain
 from fl_client.data.tables import load
 from fl_client.errors import BudgetExceeded, LedgerError
 from fl_client.privacy.accounting import epsilon, lifetime_epsilon
@@ -14,10 +15,10 @@ from fl_client.privacy.ledger import Ledger
 from fl_client.privacy.plan import Charge
 
 SECRET = b"s" * 32
-A = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), "y", 0)
+A = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), Target("y", 0))
 OTHER = {
-    "centre moved": Schema((Feature("a", 0, 1.0000002), Feature("b", 0, 1)), "y", 0),
-    "one feature less": Schema((Feature("a", 0, 1),), "y", 0),
+    "centre moved": Schema((Feature("a", 0, 1.0000002), Feature("b", 0, 1)), Target("y", 0)),
+    "one feature less": Schema((Feature("a", 0, 1),), Target("y", 0)),
 }
 JOB = [Charge(2.5, 1.0, 1, "training")]
 
@@ -39,7 +40,7 @@ def table(tmp_path: Path, patients: int = 60, each: int = 1, without: int = 0) -
 
 def listed(ledger: Ledger, name: str, path: Path, schema: Schema, column: str) -> None:
     ledger.open_dataset(name, 3.0, 1e-5)
-    members = load(path, schema, column, SECRET).members
+    members = load(plain(path, column), schema, SECRET).members
     assert members is not None
     ledger.set_members(name, members)
 
@@ -59,9 +60,9 @@ def test_listing_again__with_a_higher_limit__is_refused_and_the_first_stands(
     assert (ledger.budget("1").epsilon, ledger.budget("1").delta) == (1.0, 1e-5)
     # a second listing of the same file with a higher limit raises nobody's
     path = table(tmp_path)
-    ledger.set_members("1", load(path, A, "id", SECRET).members)
+    ledger.set_members("1", load(plain(path, "id"), A, SECRET).members)
     ledger.open_dataset("2", 100.0, 1e-2)
-    ledger.set_members("2", load(path, A, "id", SECRET).members)
+    ledger.set_members("2", load(plain(path, "id"), A, SECRET).members)
     with pytest.raises(BudgetExceeded, match="of another dataset with some of the same patients"):
         ledger.reserve("2", "job", [Charge(1.0, 1.0, 20, "training")])
 

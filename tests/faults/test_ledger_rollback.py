@@ -204,7 +204,7 @@ def test_ledger_put_back__table_replaced_and_a_patient_withdrawn_since__the_coun
     clinic.room()
     copy_of(path, backup)
     more = tmp_path / "more.csv"
-    more.write_text(entry.file.read_text() + "\n1,1,1")
+    more.write_text(entry.source.file.read_text() + "\n1,1,1")
     replace_dataset(node, owner, clinic.dataset_id, more)
     before = clinic.room().ledger.epsilon_spent("t")
     table = read_table(config.read(clinic.folder).datasets[0], open_ledger(clinic.folder)[1])

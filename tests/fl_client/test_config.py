@@ -43,14 +43,16 @@ def test_read__misspelt_key__is_named_with_the_nearest_right_one(folder: Path) -
 def test_read__dataset_whose_column_does_not_go_with_its_unit__is_left_out_in_words(
     folder: Path,
 ) -> None:
-    from fl_client.data.schemas import Feature, Manifest, Schema
+    from fl_client.data.manifests import Manifest
+    from fl_client.data.schemas import Feature, Schema, Target
+    from fl_client.data.sources import plain
 
-    schema = Schema((Feature("a", 0, 1),), "y", 0)
+    schema = Schema((Feature("a", 0, 1),), Target("y", 0))
     manifest = Manifest("Clinic", "T", "", 40, 10, 3.0, 1e-5, schema)
-    entries.write(folder, entries.DatasetEntry(1, folder / "t.csv", manifest, "who"))
+    entries.write(folder, entries.DatasetEntry(1, plain(folder / "t.csv", "who"), manifest))
     found = config.read(folder)
     assert found.datasets == ()
     assert (
-        "patient_column='who' does not go with the published unit 'record'"
+        "that tell patients apart, who, do not go with the published unit 'record'"
         in found.unusable["1.json"]
     )

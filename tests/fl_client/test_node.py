@@ -27,6 +27,7 @@ from datatokens.terms import (
     check_signature,
     rejection_message,
 )
+from fl_client.data.sources import plain
 from fl_client.errors import ConfigError, LedgerError, ProtocolError
 from fl_client.model.weights import from_safetensors, model_hash
 from fl_client.node import config, entries
@@ -225,7 +226,7 @@ def test_data_room__table_changed_since_listing__is_skipped_and_says_what_to_do(
     clinic: Clinic,
 ) -> None:
     (entry,) = config.read(clinic.folder).datasets
-    entry.file.write_text(entry.file.read_text() + "\n1,1,1\n")
+    entry.source.file.write_text(entry.source.file.read_text() + "\n1,1,1\n")
     room = clinic.room()
     assert room.datasets == []
     assert (
@@ -384,12 +385,12 @@ def test_data_room__patient_column__patients_are_the_unit_in_rounds_and_tables(
     clinic: Clinic,
 ) -> None:
     (entry,) = config.read(clinic.folder).datasets
-    head, *rows = entry.file.read_text().split("\n")
-    entry.file.write_text(
+    head, *rows = entry.source.file.read_text().split("\n")
+    entry.source.file.write_text(
         "\n".join([f"{head},who", *(f"{row},p{i // 2}" for i, row in enumerate(rows))])
     )
     manifest = replace(entry.manifest, unit="patient", records_per_patient=2)
-    clinic.write(replace(entry, manifest=manifest, patient_column="who"))
+    clinic.write(replace(entry, manifest=manifest, source=plain(entry.source.file, "who")))
     room = clinic.room()
     assert room.records[clinic.dataset_id].persons == 20
     terms, spec, arrays, _ = trained(clinic)
@@ -397,7 +398,8 @@ def test_data_room__patient_column__patients_are_the_unit_in_rounds_and_tables(
     # sums of the noised cells around the true 20 in groups and in cells: six standard deviations
     expected = 20 * (IN_GROUP + IN_FINE)
     assert abs(sum(scores) - expected) < 6 * CELLS**0.5 * spec.plan.score_noise_multiplier
-    entries.update(clinic.folder, clinic.dataset_id, patient_column="whose")
+    other = plain(entry.source.file, "whose")
+    entries.update(clinic.folder, clinic.dataset_id, source=other)
     assert "lacks the column" in clinic.room().skipped[str(clinic.dataset_id)]
 
 

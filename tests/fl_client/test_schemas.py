@@ -2,10 +2,11 @@
 
 import pytest
 
-from fl_client.data.schemas import Feature, Manifest, Schema, check_cohort
+from fl_client.data.manifests import Manifest, check_cohort
+from fl_client.data.schemas import Feature, Schema, Target
 from fl_client.errors import DatasetError
 
-SCHEMA = Schema((Feature("age", 50, 10), Feature("pain", 0.25, 0.5, (1, 2, 3))), "ill", 0)
+SCHEMA = Schema((Feature("age", 50, 10), Feature("pain", 0.25, 0.5, (1, 2, 3))), Target("ill", 0))
 
 
 def test_check_cohort__under_the_floor__refused() -> None:

@@ -14,7 +14,8 @@ import pytest
 from datatokens.bindings.registry import Registry, State
 from datatokens.chain.connection import connect
 from datatokens.chain.rpc_server import accounts
-from fl_client.data.schemas import Manifest
+from fl_client.data.manifests import Manifest
+from fl_client.data.sources import plain
 from fl_client.errors import ConfigError, DatasetError, LedgerError, ProtocolError
 from fl_client.model.weights import from_safetensors
 from fl_client.node import config, entries
@@ -39,11 +40,11 @@ def entry_of(clinic: Clinic) -> DatasetEntry:
 def with_patients(clinic: Clinic) -> DatasetEntry:
     """The clinic's dataset with a patient column: 20 patients, two records each."""
     entry = entry_of(clinic)
-    head, *rows = entry.file.read_text().split("\n")
+    head, *rows = entry.source.file.read_text().split("\n")
     lines = [f"{head},who", *(f"{row},p{i // 2}" for i, row in enumerate(rows))]
-    entry.file.write_text("\n".join(lines))
+    entry.source.file.write_text("\n".join(lines))
     manifest = replace(entry.manifest, unit="patient", records_per_patient=2)
-    clinic.write(replace(entry, manifest=manifest, patient_column="who"))
+    clinic.write(replace(entry, manifest=manifest, source=plain(entry.source.file, "who")))
     return entry_of(clinic)
 
 
@@ -60,13 +61,13 @@ def test_replace_dataset__changed_table__is_the_next_version_with_its_patients_h
     first = from_safetensors(train(room, job.job_id.hex(), 1, weights()).model)
     before, old = spent(clinic), entry_of(clinic)
     more = tmp_path / "more.csv"
-    more.write_text(old.file.read_text() + "\n1.0,0.5,1,p20\n0.3,0.1,0,p0")
+    more.write_text(old.source.file.read_text() + "\n1.0,0.5,1,p20\n0.3,0.1,0,p0")
     entry, version = replace_dataset(config.read(clinic.folder), OWNER[1], clinic.dataset_id, more)
     registry = Registry(connect(clinic.url), clinic.made.registry)
     assert registry.dataset(clinic.dataset_id).manifest_hash == entry.manifest.hash
     assert version == registry.standing(clinic.dataset_id).version == 2
     assert hub_calls == [(f"/api/datasets/{clinic.dataset_id}/manifest", entry.manifest.as_dict())]
-    assert (entry.name, entry.file, entry.manifest.schema) == (old.name, more, SCHEMA)
+    assert (entry.name, entry.source.file, entry.manifest.schema) == (old.name, more, SCHEMA)
     counted = spent(clinic)
     assert counted > before, "the new noised count is charged, on top of what was spent"
     # the node that runs takes the new table in; slots of a job follow from the count it was for
@@ -89,23 +90,23 @@ def test_replace_dataset__moved_table__changes_the_place_alone(
     clinic.room()
     before = entry_of(clinic)
     moved = tmp_path / "elsewhere.csv"
-    before.file.rename(moved)
+    before.source.file.rename(moved)
     assert (
         "is not there; if it was moved: datahub node replace-dataset"
         in clinic.room().skipped[str(clinic.dataset_id)]
     )
     entry, version = replace_dataset(config.read(clinic.folder), OWNER[1], clinic.dataset_id, moved)
     assert (entry.manifest, version, spent(clinic)) == (before.manifest, 1, 0.0)
-    assert [e.file for e in clinic.room().datasets] == [moved]
+    assert [e.source.file for e in clinic.room().datasets] == [moved]
 
 
 def test_replace_dataset__rows_that_lack_a_value__are_not_dropped_without_a_word(
     clinic: Clinic, hub_calls: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     holes = tmp_path / "holes.csv"
-    holes.write_text(entry_of(clinic).file.read_text() + "\n1,,1\n2\n")
+    holes.write_text(entry_of(clinic).source.file.read_text() + "\n1,,1\n?,2,1\n")
     replace_dataset(config.read(clinic.folder), OWNER[1], clinic.dataset_id, holes)
-    assert "holes.csv: 2 rows lack a value and are left out" in caplog.text
+    assert "holes.csv: 2 rows lack a value and are left out: 1 b, 1 a" in caplog.text
     assert clinic.room().records[clinic.dataset_id].persons == 40
 
 
@@ -114,7 +115,7 @@ def test_replace_dataset__too_few_or_unknown_or_another_schema__refused_and_noth
 ) -> None:
     before, node = entry_of(clinic), config.read(clinic.folder)
     few = tmp_path / "few.csv"
-    few.write_text("\n".join(before.file.read_text().split("\n")[:9]))
+    few.write_text("\n".join(before.source.file.read_text().split("\n")[:9]))
     with pytest.raises(DatasetError, match="persons=8 is under the floor of 10"):
         replace_dataset(node, OWNER[1], clinic.dataset_id, few)
     few.write_text("a,y\n1,1\n")
@@ -140,7 +141,7 @@ def test_withdraw_patient__while_the_node_runs__is_out_of_the_next_round_and_lat
     assert entry_of(clinic).manifest == released, "nothing of it is published"
     assert clinic.room().records[clinic.dataset_id].persons == 19, "after a restart as well"
     more = tmp_path / "more.csv"
-    more.write_text(entry_of(clinic).file.read_text() + "\n1.0,0.5,1,p20")
+    more.write_text(entry_of(clinic).source.file.read_text() + "\n1.0,0.5,1,p20")
     replace_dataset(config.read(clinic.folder), OWNER[1], clinic.dataset_id, more)
     assert clinic.room().records[clinic.dataset_id].persons == 20, "p3 is still in the file"
     with pytest.raises(DatasetError, match="nobody with this identifier"):
@@ -156,7 +157,9 @@ def test_withdraw_patient__same_file_listed_by_record__loses_the_patient_s_recor
     node = config.read(clinic.folder).node_address
     second = registry.list_dataset(node, PRICE, 5000, by_record.manifest.hash, "u", "T")
     clinic.write(
-        DatasetEntry(second, entry.file, replace(by_record.manifest, name="R"), name="records")
+        DatasetEntry(
+            second, plain(entry.source.file), replace(by_record.manifest, name="R"), name="records"
+        )
     )
     found = withdraw_patient(config.read(clinic.folder), "p3")
     assert found == [clinic.dataset_id, second]
@@ -189,8 +192,8 @@ def test_data_room__one_bad_dataset_of_three__the_others_are_served(
     ]
     for i, dataset_id in enumerate(ids):
         file = tmp_path / f"{i}.csv"
-        file.write_text(entry.file.read_text() + f"\n0.{i + 1},1,1")
-        clinic.write(replace(entry, dataset_id=dataset_id, file=file, name=f"d{i}"))
+        file.write_text(entry.source.file.read_text() + f"\n0.{i + 1},1,1")
+        clinic.write(replace(entry, dataset_id=dataset_id, source=plain(file), name=f"d{i}"))
     (tmp_path / "0.csv").unlink()
     registry.set_state(ids[1], State.RETIRED)
     entries.path_of(clinic.folder, ids[2]).write_text("{")
@@ -245,7 +248,7 @@ def test_problem__file_untouched__is_not_read_again(
     with monkeypatch.context() as patch:
         patch.setattr("fl_client.node.served.load", None)
         assert problem(entry, secret) == ""
-    entry.file.write_text(entry.file.read_text() + "\n1,1,1")
+    entry.source.file.write_text(entry.source.file.read_text() + "\n1,1,1")
     assert "replace-dataset" in problem(entry, secret)
 
 
@@ -262,7 +265,7 @@ def older(clinic: Clinic) -> Clinic:
         db.executescript((LEDGERS / "format_1.sql").read_text())
     (key, other) = Ledger(clinic.folder / "ledger.sqlite").datasets()[::-1]
     document = {
-        "file": str(entry.file),
+        "file": str(entry.source.file),
         "patient_set": key,
         "patient_column": "",
         "manifest": entry.manifest.as_dict() | {"version": 1},
@@ -288,9 +291,9 @@ def test_data_room__older_folder_with_a_changed_table__is_skipped_and_replaced(
     older: Clinic, hub_calls: list
 ) -> None:
     entry = entry_of(older)
-    entry.file.write_text(entry.file.read_text() + "\n1,1,1")
+    entry.source.file.write_text(entry.source.file.read_text() + "\n1,1,1")
     assert "replace-dataset" in older.room().skipped[str(older.dataset_id)]
-    replace_dataset(config.read(older.folder), OWNER[1], older.dataset_id, entry.file)
+    replace_dataset(config.read(older.folder), OWNER[1], older.dataset_id, entry.source.file)
     room = older.room()
     assert [e.dataset_id for e in room.datasets] == [older.dataset_id]
     assert room.ledger.epsilon_spent(entry.name) > 1.1, "what the old table spent binds the new one"
