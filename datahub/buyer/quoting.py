@@ -6,6 +6,7 @@ hub's word decides nothing. Knows nothing of keys and sends nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +68,12 @@ def listed(
 def model_files(
     model: str | nn.Module,
     example: Tensor | None,
-    width: int,
+    shape: tuple[int, ...],
     loss: str,
     server_rates: Mapping[str, float] | None = None,
 ) -> tuple[bytes, bytes]:
     """(graph, weights) of a built-in name or a torch module, if every hospital would take them for
-    `width` inputs and `loss`, and `server_rates` name its parameters. Raises OrderRefused or
+    inputs of `shape` and `loss`, and `server_rates` name its parameters. Raises OrderRefused or
     GraphRefused.
     """
     from torch import nn, zeros
@@ -85,7 +86,7 @@ def model_files(
     if not isinstance(loss, str):
         raise OrderRefused(f"loss={str(loss)[:60]} must be the name of a loss, as text")
     try:
-        module = build(model, width) if isinstance(model, str) else model
+        module = build(model, math.prod(shape)) if isinstance(model, str) else model
     except GraphRefused as error:
         if model not in FAMILIES:
             raise
@@ -97,7 +98,7 @@ def model_files(
         raise OrderRefused(
             f"model={str(model)[:60]} must be a built-in name or a torch module (an instance)"
         )
-    inputs = zeros(1, width) if example is None else example
+    inputs = zeros(1, *shape) if example is None else example
     try:
         graph, weights = export_model(module, inputs)
     except GraphRefused as error:
@@ -105,14 +106,14 @@ def model_files(
             raise
         raise OrderRefused(
             f"{error}; it was called with inputs of shape {tuple(getattr(inputs, 'shape', ()))}, "
-            f"and the dataset has {width} inputs"
+            f"and the dataset has {_inputs(shape)}"
         ) from error
     loaded = load_model(graph, weights)
     check_loss(loaded, loss)
-    if tuple(loaded.input_shape) != (width,):
+    if tuple(loaded.input_shape) != shape:
         raise OrderRefused(
-            f"the model takes inputs of shape {tuple(loaded.input_shape)}; the dataset has {width} "
-            "inputs"
+            f"the model takes inputs of shape {tuple(loaded.input_shape)}; the dataset has "
+            f"{_inputs(shape)}"
         )
     names = parameters(loaded)
     if isinstance(server_rates, Mapping) and (strange := set(server_rates) - set(names)):
@@ -121,6 +122,10 @@ def model_files(
             f"{', '.join(sorted(names))[:300]}"
         )
     return graph, weights
+
+
+def _inputs(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} inputs" if len(shape) == 1 else f"pictures of shape {shape}"
 
 
 def checked(

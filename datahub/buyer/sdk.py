@@ -138,8 +138,8 @@ class Buyer:
         rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
         facts = [quoting.listed(self.registry, rows, d, self.address, market) for d in ids]
         persons = [one.manifest.persons for one in facts]
-        width = facts[0].manifest.schema.width
-        graph, weights = quoting.model_files(model, example, width, loss, server_rates)
+        shape = facts[0].manifest.schema.shape
+        graph, weights = quoting.model_files(model, example, shape, loss, server_rates)
         order = Order(
             buyer=self.address,
             buyer_public_key=self.result_public_key,

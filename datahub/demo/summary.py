@@ -86,7 +86,7 @@ def test_auc(result: Result, data: demo_data.DemoData) -> float:
     """Pooled AUC of a result on the buyer's test table."""
     test = load(plain(data.test), data.schema)
     model = with_parameters(load_model(result.graph, to_safetensors(result.arrays)), result.arrays)
-    return float(roc_auc_score(test.targets, np.ravel(predict(model, test.features))))
+    return float(roc_auc_score(test.targets, np.ravel(predict(model, test.features[:]))))
 
 
 def write(

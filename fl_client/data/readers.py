@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from fl_client.data.sources import SQL, Source
+from fl_client.data.sources import FOLDER, SQL, Source
 from fl_client.errors import DatasetError
 
 Row = Mapping[str, str]
@@ -44,6 +44,7 @@ def rows(source: Source) -> Iterator[tuple[str, Row]]:
         "parquet": _duckdb,
         "json-lines": _duckdb,
         SQL: _sql,
+        FOLDER: _folder,
     }[source.kind]
     counted = COUNTS.get(source.kind, "record")
     try:
@@ -221,6 +222,17 @@ def _npz(source: Source) -> Numbered:
     for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
         said = (c.item() if isinstance(c, np.generic) else c for c in cells)
         yield number, zip(names, said, strict=True)
+
+
+def _folder(source: Source) -> Numbered:
+    """Every file in the folder and below, by name: what it is, and the folder that it is in."""
+    within = _file(source)
+    if not within.is_dir():
+        raise DatasetError(f"{within} is not a folder")
+    files = sorted(p for p in within.rglob("*") if p.is_file() and not p.name.startswith("."))
+    for number, path in enumerate(files, 1):
+        name = str(path.relative_to(within))
+        yield number, (("picture", name), ("folder", path.parent.name))
 
 
 def _duckdb(source: Source) -> Numbered:

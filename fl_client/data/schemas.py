@@ -11,6 +11,9 @@ together; each hospital maps its own columns and words to it in private (sources
     yes/no    the same of 1 or 0
     category  one input per level but the first, the same of 1 or 0; one more for `other`
 
+Or every record is one picture by public rules (pictures.py), and the schema has no columns but the
+target.
+
 A value that is missing drops its record, is refused, or stands as `missing` says with one more
 input that is 1; documents from before there were kinds keep their hash.
 """
@@ -25,8 +28,10 @@ from datetime import date
 from typing import Any
 
 from datatokens.terms import canonical_json
+from fl_client.data.pictures import PictureRules
 from fl_client.errors import DatasetError
 
+PICTURE = "picture"  # the column that names a record's file
 KINDS = ("number", "category", "yes/no", "date")
 DROP, REFUSE = "drop", "refuse"
 NO, YES = "no", "yes"
@@ -201,23 +206,36 @@ class Target:
 
 @dataclass(frozen=True)
 class Schema:
-    """The features in order, and the target."""
+    """The features in order, or what becomes of a picture, and the target."""
 
     features: tuple[Feature, ...]
     target: Target
+    picture: PictureRules | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the model's input: (inputs,), or that of a picture."""
+        if self.picture is not None:
+            return self.picture.shape
+        return (sum(feature.width for feature in self.features),)
 
     @property
     def width(self) -> int:
-        """Length of the model's input vector."""
-        return sum(feature.width for feature in self.features)
+        """How many numbers the model's input has."""
+        return math.prod(self.shape)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is wanted of a hospital's table: features in order, then the target."""
-        return (*(feature.name for feature in self.features), self.target.name)
+        """What is wanted of a hospital's table: features in order or a picture's file, then the
+        target.
+        """
+        given = (PICTURE,) if self.picture else tuple(feature.name for feature in self.features)
+        return (*given, self.target.name)
 
     def as_dict(self) -> dict[str, Any]:
         """The schema as JSON."""
+        if self.picture is not None:
+            return {PICTURE: self.picture.as_dict(), "target": self.target.as_dict()}
         return {
             "features": [feature.as_dict() for feature in self.features],
             "target": self.target.as_dict(),
@@ -227,7 +245,12 @@ class Schema:
     def from_dict(cls, value: Any) -> Schema:
         """The schema in `value`; raises DatasetError naming the field that is wrong."""
         try:
-            refuse_unknown("schema", value, {"features", "target"})
+            refuse_unknown("schema", value, {"features", PICTURE, "target"})
+            if PICTURE in value:
+                if "features" in value:
+                    raise DatasetError("schema: features or a picture, and not both")
+                rules = PictureRules.from_dict(value[PICTURE])
+                return cls((), Target.from_dict(value["target"]), rules)
             if len(value["features"]) > MOST_FEATURES:
                 raise DatasetError(
                     f"features: {len(value['features'])} columns; {MOST_FEATURES} are the most"

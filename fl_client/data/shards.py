@@ -83,6 +83,10 @@ class Shards:
         self._fill(out, flat % len(self))
         return out.reshape(*rows.shape, *self.shape[1:])
 
+    def only(self, rows: np.ndarray) -> Chosen:
+        """Those at `rows` (numbers or a mask), which are still read when they are asked for."""
+        return Chosen(self, np.arange(len(self))[rows])
+
     def _fill(self, out: np.ndarray, rows: np.ndarray) -> None:
         size = math.prod(self.shape[1:])
         pixels = np.empty(self.shape[1:], np.uint8)
@@ -116,6 +120,28 @@ class Shards:
                 raise DatasetError(f"{self.folder / name}: its pixels are not those it was made of")
         if content.hexdigest() != self.sha256:
             raise DatasetError(f"{self.folder / INDEX}: its sha256 is not that of the pictures")
+
+
+class Chosen:
+    """Some of the pictures, in some order, as `Shards` gives all of them."""
+
+    def __init__(self, shards: Shards, rows: np.ndarray):
+        self._shards, self._rows = shards, rows
+        self.shape: tuple[int, ...] = (len(rows), *shards.shape[1:])
+        self.ndim, self.dtype = shards.ndim, shards.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self._shards[self._rows[rows]]
+
+    def only(self, rows: np.ndarray) -> Chosen:
+        """Fewer of them."""
+        return Chosen(self._shards, self._rows[rows])
+
+
+Pictures = Shards | Chosen
 
 
 def write_shards(folder: Path, pictures: Iterable[np.ndarray], rules: PictureRules) -> Shards:

@@ -11,6 +11,11 @@ that stays in the house. Knows nothing of schemas' meaning, privacy or jobs.
     [columns.sex]
     levels = { M = "male", W = "female" }
 
+Of pictures, the column "picture" names each record's file, in the folder of the table or in
+source.pictures; a folder itself is a table, too, with the columns picture and folder. The patient
+column "dicom:PatientID" is read from the file. `unreadable = "leave out"` lists without the
+pictures that cannot be read, after the owner has seen which.
+
 Nothing in it is guessed: dialects.py proposes one for people to read first.
 """
 
@@ -36,7 +41,9 @@ KINDS = {
     ".xlsx": "excel",
     ".npz": "npz",
 }
-SQL = "sql"
+SQL, FOLDER = "sql", "folder"
+DICOM_ID = "dicom:PatientID"
+PATHS = ("file", "password_file", "pictures")
 MISSING = ("", "?", "NA", "NaN", "nan")
 MOST_TEXT = 64 * 1024  # of a query
 
@@ -84,6 +91,8 @@ class Source:
     decimal: str = "."
     thousands: str = ""
     names: tuple[str, ...] = ()
+    pictures: Path | None = None
+    unreadable: str = ""
     missing: tuple[str, ...] = MISSING
     patients: tuple[str, ...] = ()
     identifier: str = ""
@@ -98,6 +107,11 @@ class Source:
         """What to call it in a sentence."""
         return self.file.name if self.file else "the query"
 
+    def picture(self, cell: str) -> Path:
+        """The file that a record's cell names."""
+        there = self.pictures or (self.file if self.kind == FOLDER else None)
+        return (there or (self.file.parent if self.file else Path())) / cell
+
     def column(self, name: str) -> Column:
         """What the schema's column `name` is here; by its own name where nothing is said."""
         return self.columns.get(name) or Column(name)
@@ -110,7 +124,7 @@ class Source:
             if one.name not in ("patients", "identifier", "columns")
             and (value := getattr(self, one.name)) not in (None, "", ())
         }
-        for name in ("file", "password_file"):
+        for name in PATHS:
             if name in said:
                 said[name] = str(said[name])
         return {
@@ -131,7 +145,7 @@ class Source:
         refuse_unknown("source", said, own)
         paths: dict[str, Any] = {
             name: (folder / text(f"source.{name}", said[name], least=1)).resolve()
-            for name in ("file", "password_file")
+            for name in PATHS
             if name in said
         }
         texts: dict[str, Any] = {
@@ -175,6 +189,8 @@ def moved(source: Source, file: Path) -> Source:
 
 def kind_of(file: Path) -> str:
     """What kind of table a file is by its name. Raises DatasetError."""
+    if file.is_dir():
+        return FOLDER
     ending = Path(file.name.removesuffix(".gz")).suffix.lower()
     if ending not in KINDS:
         raise DatasetError(
@@ -186,7 +202,7 @@ def kind_of(file: Path) -> str:
 
 def _problems(source: Source) -> list[str]:
     found = []
-    kinds = sorted({*KINDS.values(), SQL})
+    kinds = sorted({*KINDS.values(), SQL, FOLDER})
     if source.kind not in kinds:
         found.append(f"source.kind={source.kind!r} must be one of {', '.join(kinds)}")
     asked = {bool(source.url), bool(source.query), source.kind == SQL, source.file is None}
@@ -202,6 +218,8 @@ def _problems(source: Source) -> list[str]:
             f"source.thousands={source.thousands!r} must be one character that is not the decimal "
             "sign, or left out"
         )
+    if source.unreadable not in ("", "leave out"):
+        found.append(f'source.unreadable={source.unreadable!r} must be "leave out", or not there')
     if source.identifier not in ("", "text", "number"):
         found.append(f"patients.identifier={source.identifier!r} must be text or number")
     if len(set(source.patients)) != len(source.patients) or not all(source.patients):

@@ -15,12 +15,15 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from pathlib import Path
 
 import numpy as np
 
+from fl_client.data.album import UNREADABLE, Album
 from fl_client.data.identity import Members, canonical_row, patient_key, record_key
 from fl_client.data.readers import Row, rows
-from fl_client.data.schemas import DROP, NO, YES, Feature, Level, Schema
+from fl_client.data.schemas import DROP, NO, PICTURE, YES, Feature, Level, Schema
+from fl_client.data.shards import Pictures
 from fl_client.data.sources import Column, Source
 from fl_client.errors import DatasetError
 
@@ -35,8 +38,8 @@ SHOWN = 3  # cells that are wrong are named at once, before one gives up
 
 @dataclass(frozen=True)
 class Records:
-    """features [n, width] float32, targets [n] float32 in {0, 1}; `dropped` rows had a missing
-    value.
+    """features [n, width] float32, or pictures that are read when they are asked for; targets [n]
+    float32 in {0, 1}; `dropped` rows had a missing value.
 
     patients [n]: whose record each is, numbers from 0 without gaps in the order of the file; None
     where the owner declares that records are patients (no patient column).
@@ -44,7 +47,7 @@ class Records:
     lacking: column -> how many of the dropped lacked it first.
     """
 
-    features: np.ndarray
+    features: np.ndarray | Pictures
     targets: np.ndarray
     dropped: int
     patients: np.ndarray | None = None
@@ -61,7 +64,7 @@ class Records:
     @property
     def patient_set(self) -> str:
         """What ledgers before identities were kept by: a hash of the scaled records."""
-        table = np.column_stack([self.features, self.targets]).astype("<f4")
+        table = np.column_stack([self.features[:], self.targets]).astype("<f4")
         return hashlib.sha256(b"".join(sorted(row.tobytes() for row in table))).hexdigest()
 
     def without(self, withdrawn: Collection[bytes]) -> Records:
@@ -75,8 +78,9 @@ class Records:
         else:
             stay = ~gone[self.patients]
             patients = np.unique(self.patients[stay], return_inverse=True)[1]
+        kept = self.features
         return Records(
-            self.features[stay],
+            kept[stay] if isinstance(kept, np.ndarray) else kept.only(stay),
             self.targets[stay],
             self.dropped,
             patients,
@@ -85,14 +89,19 @@ class Records:
         )
 
 
-def load(source: Source, schema: Schema, secret: bytes | None = None) -> Records:
-    """Read a table by a schema. Records that lack a value that the schema does not do without, or
-    that name no patient where they should, are dropped and counted.
+def load(
+    source: Source, schema: Schema, secret: bytes | None = None, store: Path | None = None
+) -> Records:
+    """Read a table by a schema; its pictures are kept in `store`. Records that lack a value that
+    the schema does not do without, or that name no patient where they should, are dropped and
+    counted.
 
     With the node's `secret` it is also told who is in it (identity.py). Raises DatasetError naming
     file, line, column and value of what is wrong.
     """
-    features, targets, whose = array("f"), array("f"), array("q")
+    features, targets, whose, shown = array("f"), array("f"), array("q"), array("q")
+    album = None if schema.picture is None else Album(source, schema.picture, store)
+    picture = source.column(PICTURE).column
     cells = [_Cell(f, source.column(f.name), source) for f in schema.features]
     outcome = _Cell(_outcome(schema), source.column(schema.target.name), source)
     above = schema.target.positive_above
@@ -101,7 +110,7 @@ def load(source: Source, schema: Schema, secret: bytes | None = None) -> Records
     seen = None if secret is None else _Seen(secret, bool(source.patients))
     lacking: Counter[str] = Counter()
     problems: list[str] = []
-    for where, row in rows(source):
+    for where, row in rows(source) if album is None else album.rows():
         if not targets and not lacking:
             _check_columns(source, schema, row)
         whom = identifiers.of(row, where)
@@ -114,6 +123,8 @@ def load(source: Source, schema: Schema, secret: bytes | None = None) -> Records
                 break
             continue
         lacks = NO_PATIENT if source.patients and whom is None else ""
+        if album is not None and (place := album.at(row[picture])) is None:
+            lacks = lacks or (UNREADABLE if row[picture] == UNREADABLE else PICTURE)
         missing = (c.feature.name for c, x in zip(cells, found, strict=True) if x is None)
         lacks = lacks or next(missing, "") or (schema.target.name if known is None else "")
         if seen is not None:
@@ -123,14 +134,19 @@ def load(source: Source, schema: Schema, secret: bytes | None = None) -> Records
             continue
         if source.patients:
             whose.append(patients.setdefault(str(whom), len(patients)))
-        for inputs in found:
-            features.extend(inputs or ())
+        if album is not None and place is not None:
+            shown.append(place)
+        for one in found:
+            features.extend(one or ())
         targets.append(known == YES if above is None else float(known or 0) > above)
     if problems:
         raise DatasetError("; ".join(problems))
-    matrix = np.frombuffer(features, dtype=np.float32) if features else np.zeros(0, np.float32)
+    if album is not None:
+        inputs: np.ndarray | Pictures = album.shards.only(np.array(shown, dtype=np.int64))
+    else:
+        inputs = np.array(features, dtype=np.float32).reshape(len(targets), schema.width)
     return Records(
-        matrix.reshape(len(targets), schema.width).copy(),
+        inputs,
         np.array(targets, dtype=np.float32),
         lacking.total(),
         np.array(whose, dtype=np.int64) if source.patients else None,

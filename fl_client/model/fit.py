@@ -101,21 +101,21 @@ def check_loss(model: GraphModel, loss: str) -> None:
         raise GraphRefused(problem)
 
 
-def check_inputs(model: GraphModel, width: int) -> None:
-    """Raises GraphRefused unless the model takes the `width` inputs that the dataset has."""
-    if model.input_shape == (width,):
+def check_inputs(model: GraphModel, shape: Shape) -> None:
+    """Raises GraphRefused unless the model takes inputs of the `shape` that the dataset has."""
+    if model.input_shape == shape:
         return
-    if len(model.input_shape) == 1:
+    if len(model.input_shape) == len(shape) == 1:
         raise GraphRefused(
-            f"the model takes {model.input_shape[0]} inputs, the dataset has {width}"
+            f"the model takes {model.input_shape[0]} inputs, the dataset has {shape[0]}"
         )
+    has = f"{shape[0]} numbers in a row" if len(shape) == 1 else f"pictures of shape {shape}"
     raise GraphRefused(
-        f"the model takes inputs of shape {model.input_shape}, the dataset has {width} numbers in "
-        "a row"
+        f"the model takes inputs of shape {model.input_shape}, the dataset has {has}"
     )
 
 
-def check_fit(model: GraphModel, loss: str, width: int) -> None:
+def check_fit(model: GraphModel, loss: str, shape: Shape) -> None:
     """Everything in this file. Raises GraphRefused with one sentence."""
     check_loss(model, loss)
-    check_inputs(model, width)
+    check_inputs(model, shape)

@@ -195,7 +195,7 @@ def safe_model(
     engine, policy = room.config.engine, room.config.policy
     with limits.of_admission(room):
         model = load_model(graph, weights)
-        check_fit(model, spec.loss, entry.manifest.schema.width)
+        check_fit(model, spec.loss, entry.manifest.schema.shape)
         loss = LOSSES[spec.loss]
         if left_s is not None:
             found = costs.costs(model, loss, spec.plan, spec.rounds, persons, records, engine)

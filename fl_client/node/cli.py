@@ -241,7 +241,7 @@ def reconcile_(folder: Folder, as_json: Json = False) -> None:
     tables = {}
     for entry in configuration.datasets:
         try:
-            tables[entry.dataset_id] = read_table(entry, secret)
+            tables[entry.dataset_id] = read_table(folder, entry, secret)
         except DatasetError as error:
             console.print(f"dataset {entry.dataset_id}: {error}", soft_wrap=True, highlight=False)
     since = min((entry.since for entry in configuration.datasets), default=0)
@@ -483,12 +483,12 @@ def status(
     if behind := ledger.file.behind():
         unread.append(f"the ledger: {behind}; datahub node reconcile {folder}")
     for entry in configuration.datasets:
-        why = problem(entry, secret)
+        why = problem(folder, entry, secret)
         if entry.name not in ledger.datasets():  # listed by an older version, not started since
             if why:
                 unread.append(f"dataset {entry.dataset_id}: {why}")
                 continue
-            register(folder, ledger, entry, read_table(entry, secret))
+            register(folder, ledger, entry, read_table(folder, entry, secret))
         budget = ledger.budget(entry.name)
         older = [entry.patient_set] if entry.patient_set in ledger.datasets() else []
         jobs = [job for name in (entry.name, *older) for job in ledger.jobs(name)]

@@ -39,7 +39,7 @@ from fl_client.errors import ConfigError, DatasetError
 from fl_client.node import entries
 from fl_client.node.config import NodeConfig, next_node_key, promote_next_key
 from fl_client.node.entries import DatasetEntry
-from fl_client.node.served import members_of, open_ledger, say_dropped
+from fl_client.node.served import PICTURES, members_of, open_ledger, say_dropped
 from fl_client.privacy.ledger import Ledger
 from fl_client.privacy.noise import SecureRandom
 from fl_client.privacy.plan import Charge
@@ -131,7 +131,7 @@ def list_dataset(
     check_records_per_patient(listing.records_per_patient, unit)
     ledger, secret = open_ledger(config.folder)
     stamp = entries.stamp_of(source.file) if source.file else ""
-    records = load(source, schema, secret)
+    records = load(source, schema, secret, config.folder / PICTURES)
     say_dropped(records, source)
     check_cohort(records.persons, listing.minimum_persons)
     chain = connect(config.chain, owner_key)

@@ -122,7 +122,7 @@ class DataRoom:
         )
         table = self._tables.get(entry.dataset_id) if unchanged else None
         if table is None:
-            table = read_table(entry, self._secret)
+            table = read_table(self.config.folder, entry, self._secret)
         entry = register(self.config.folder, self.ledger, entry, table)
         self._tables[entry.dataset_id] = table
         self.records[entry.dataset_id] = table.without(entry.withdrawn_keys)

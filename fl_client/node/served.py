@@ -19,6 +19,7 @@ from fl_client.node.config import write_private
 from fl_client.node.entries import DatasetEntry
 from fl_client.privacy.ledger import Ledger
 
+PICTURES = "pictures"  # of a node's folder
 log = logging.getLogger("datahub.node")
 
 
@@ -59,7 +60,7 @@ def members_of(records: Records) -> Members:
     return records.members
 
 
-def read_table(entry: DatasetEntry, secret: bytes) -> Records:
+def read_table(folder: Path, entry: DatasetEntry, secret: bytes) -> Records:
     """The records of a listed table, whoever has withdrawn. Raises DatasetError for a table that
     is not the one that was listed, or cannot be read.
     """
@@ -67,7 +68,7 @@ def read_table(entry: DatasetEntry, secret: bytes) -> Records:
     file = entry.source.file
     if file is not None and not file.exists():
         raise DatasetError(f"{file} is not there; if it was moved: {replace}")
-    records = load(entry.source, entry.manifest.schema, secret)
+    records = load(entry.source, entry.manifest.schema, secret, folder / PICTURES)
     if entry.content:
         same = members_of(records).content == entry.content
     else:
@@ -97,12 +98,12 @@ def register(folder: Path, ledger: Ledger, entry: DatasetEntry, records: Records
     return entry
 
 
-def problem(entry: DatasetEntry, secret: bytes) -> str:
+def problem(folder: Path, entry: DatasetEntry, secret: bytes) -> str:
     """Why a dataset cannot be served, "" if it can; reads a table only if the file was touched."""
     if entry.content and entry.stamp == entry.stamp_now:
         return ""
     try:
-        read_table(entry, secret)
+        read_table(folder, entry, secret)
     except DatasetError as error:
         return str(error)
     return ""

@@ -20,7 +20,14 @@ from fl_client.node import entries
 from fl_client.node.config import NodeConfig
 from fl_client.node.entries import DatasetEntry
 from fl_client.node.listing import hub_request, released_count
-from fl_client.node.served import members_of, open_ledger, read_table, register, say_dropped
+from fl_client.node.served import (
+    PICTURES,
+    members_of,
+    open_ledger,
+    read_table,
+    register,
+    say_dropped,
+)
 
 
 def replace_dataset(
@@ -42,7 +49,7 @@ def replace_dataset(
             f"patients.columns: privacy of dataset {dataset_id} protects a {entry.manifest.unit}"
         )
     stamp = entries.stamp_of(source.file) if source.file else ""
-    records = load(source, entry.manifest.schema, secret)
+    records = load(source, entry.manifest.schema, secret, config.folder / PICTURES)
     say_dropped(records, source)
     registry = Registry(connect(config.chain, owner_key), config.registry)
     place = {"source": source, "stamp": stamp}
@@ -104,7 +111,7 @@ def withdraw_patient(config: NodeConfig, identifier: str) -> list[int]:
     tables, unread = {}, []
     for entry in config.datasets:
         try:
-            tables[entry.dataset_id] = read_table(entry, secret)
+            tables[entry.dataset_id] = read_table(config.folder, entry, secret)
         except DatasetError:
             unread.append(entry.dataset_id)
     patient = patient_key(secret, identifier)

@@ -524,7 +524,7 @@ def gradient_shift(attack: Attack, mode: str) -> float:
     with torch.no_grad(), torch.random.fork_rng(devices=devices), deterministic():
         for table, seats in zip(tables(attack), both, strict=True):
             total = torch.zeros(len(theta), dtype=torch.float64, device=there)
-            table = Patients(*(each.to(there) for each in table))
+            table = table.to(there)
             given = engine.run, theta, frozen, table, torch.from_numpy(seats).to(there)
             theirs = np.argsort(seats, kind="stable")[:others]  # slots of the others, in order
             try:

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional
 
+from fl_client.data.shards import Pictures
 from fl_client.errors import GraphRefused
 from fl_client.model.clock import tick
 from fl_client.model.fit import check_loss
@@ -94,13 +95,32 @@ ENGINES: dict[str, Callable[[GraphModel, Loss, int, int, int], ClippedSums]] = {
 }
 
 
+class OnDisk:
+    """Stands for a tensor [p + 1, K, *shape] of pictures: rows are read when they are asked for.
+    The last is nobody's, and zeros; as many pictures are read whoever sits in a slot.
+    """
+
+    def __init__(self, pictures: Pictures, rows: np.ndarray, where: torch.device):
+        self.pictures, self.rows, self.device = pictures, rows, where
+
+    def to(self, where: torch.device) -> OnDisk:
+        """The same, given out on another device."""
+        return OnDisk(self.pictures, self.rows, where)
+
+    def __getitem__(self, places: Tensor) -> Tensor:
+        at = places.cpu().numpy()
+        read = self.pictures[self.rows[at]]
+        read[at == len(self.rows) - 1] = 0
+        return torch.from_numpy(read).to(self.device)
+
+
 class Patients(NamedTuple):
     """A table by patient, the last row nobody's: x [p + 1, K, *shape], y and weight [p + 1, K].
 
     A patient's weights add up to 1 over their records; nobody's are 0.
     """
 
-    x: Tensor
+    x: Tensor | OnDisk
     y: Tensor
     weight: Tensor
 
@@ -109,6 +129,10 @@ class Patients(NamedTuple):
         """The true number of patients: it stays in the room."""
         return len(self.y) - 1
 
+    def to(self, where: torch.device) -> Patients:
+        """The same on another device."""
+        return Patients(self.x.to(where), self.y.to(where), self.weight.to(where))
+
     def seated(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rows x [S K, *shape], y and weight [S K], mask [S] of those at `places` [S]."""
         x = self.x[places].flatten(0, 1)
@@ -116,7 +140,7 @@ class Patients(NamedTuple):
 
 
 def by_patient(
-    features: np.ndarray, targets: np.ndarray, patients: np.ndarray | None, records: int
+    features: np.ndarray | Pictures, targets: np.ndarray, patients: np.ndarray | None, records: int
 ) -> Patients:
     """The first `records` rows of each patient: features [n, *shape], targets [n], patients [n]
     (numbers from 0; None: every row is somebody else's).
@@ -134,11 +158,17 @@ def by_patient(
         there = np.arange(records) < count[:, None]
         rows = order[np.where(there, start[:, None] + np.arange(records), start[:, None])]
     persons = len(rows)
-    x = np.zeros((persons + 1, records, *features.shape[1:]), np.float32)
     y, weight = (np.zeros((persons + 1, records), np.float32) for _ in range(2))
-    x[:persons], y[:persons] = features[rows], targets[rows]
+    y[:persons] = targets[rows]
     weight[:persons] = there / np.maximum(1, there.sum(1, keepdims=True))
-    return Patients(*map(torch.from_numpy, (x, y, weight)))
+    if isinstance(features, np.ndarray):
+        x = np.zeros((persons + 1, records, *features.shape[1:]), np.float32)
+        x[:persons] = features[rows]
+        given: Tensor | OnDisk = torch.from_numpy(x)
+    else:
+        nobody = np.zeros((1, records), rows.dtype)
+        given = OnDisk(features, np.concatenate([rows, nobody]), torch.device("cpu"))
+    return Patients(given, torch.from_numpy(y), torch.from_numpy(weight))
 
 
 class Chunks(NamedTuple):
@@ -181,7 +211,7 @@ class RoundResult:
 def train_round(
     model: GraphModel,
     arrays: Mapping[str, np.ndarray],
-    features: np.ndarray,
+    features: np.ndarray | Pictures,
     targets: np.ndarray,
     plan: PrivacyPlan,
     *,
@@ -216,7 +246,7 @@ def train_round(
     where = device()
     model = with_parameters(model, arrays).to(where)
     table = by_patient(features, targets, patients, records_per_patient)
-    table = Patients(*(each.to(where) for each in table))
+    table = table.to(where)
     random = SecureRandom()
     loss_mean = _noised_loss(model, table, plan, loss, expected_persons, random)
     model.train()
@@ -476,7 +506,7 @@ def loss_sum(
 def score_table(
     model: GraphModel,
     arrays: Mapping[str, np.ndarray],
-    features: np.ndarray,
+    features: np.ndarray | Pictures,
     targets: np.ndarray,
     plan: PrivacyPlan,
     *,

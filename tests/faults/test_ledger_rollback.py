@@ -84,7 +84,7 @@ def seen(clinic: Clinic) -> dict:
 def mend(clinic: Clinic) -> list[Charged]:
     node = config.read(clinic.folder)
     ledger, secret = open_ledger(clinic.folder, mend=True)
-    tables = {entry.dataset_id: read_table(entry, secret) for entry in node.datasets}
+    tables = {entry.dataset_id: read_table(clinic.folder, entry, secret) for entry in node.datasets}
     registry = Registry(connect(clinic.url), clinic.made.registry)
     versions = {i: registry.standing(i).version - 1 for i in tables}  # the first was not noised
     return reconcile(
@@ -207,7 +207,9 @@ def test_ledger_put_back__table_replaced_and_a_patient_withdrawn_since__the_coun
     more.write_text(entry.source.file.read_text() + "\n1,1,1")
     replace_dataset(node, owner, clinic.dataset_id, more)
     before = clinic.room().ledger.epsilon_spent("t")
-    table = read_table(config.read(clinic.folder).datasets[0], open_ledger(clinic.folder)[1])
+    table = read_table(
+        clinic.folder, config.read(clinic.folder).datasets[0], open_ledger(clinic.folder)[1]
+    )
     gone = members_of(table).units[-1].hex()
     entries.update(clinic.folder, clinic.dataset_id, withdrawn=(gone,))
     put_back(path, backup)

@@ -247,9 +247,9 @@ def test_problem__file_untouched__is_not_read_again(
     entry, secret = entry_of(clinic), open_ledger(clinic.folder)[1]
     with monkeypatch.context() as patch:
         patch.setattr("fl_client.node.served.load", None)
-        assert problem(entry, secret) == ""
+        assert problem(clinic.folder, entry, secret) == ""
     entry.source.file.write_text(entry.source.file.read_text() + "\n1,1,1")
-    assert "replace-dataset" in problem(entry, secret)
+    assert "replace-dataset" in problem(clinic.folder, entry, secret)
 
 
 # -- folders of before patients were known ---------------------------------------------------------
