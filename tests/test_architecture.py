@@ -161,6 +161,7 @@ OWN_JSON = {
     "datatokens/chain/devchain.py",
     "datatokens/deploy.py",
     "datatokens/wire.py",
+    "fl_client/data/album.py",
     "fl_client/data/survey.py",
     "fl_client/model/graph.py",
     "fl_client/node/entries.py",
