@@ -135,6 +135,7 @@ def hub_start(
         app_,
         host=host,
         port=port,
+        http="h11",  # httptools would hold a head, or trailers, of any length
         log_level="warning",
         proxy_headers=False,  # no decision here depends on where a request comes from
         timeout_graceful_shutdown=1,

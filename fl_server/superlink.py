@@ -20,6 +20,7 @@ import argparse
 import fcntl
 import json
 import os
+import resource
 import secrets
 import sys
 import threading
@@ -115,6 +116,9 @@ def main() -> None:
         "--name", action="append", default=[], help="a further host name for the certificate"
     )
     arguments = parser.parse_args()
+    # every connection is a file, and a stranger may open many
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.umask(0o077)  # the jobs' folder holds hospitals' updates
     folder: Path = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,6 +187,8 @@ def run(folder: Path, token: str) -> None:
     flower.SuperLinkLifespan = Lifespan
     changed = {
         "access_log": False,
+        "http": "h11",  # httptools would hold a head, or trailers, of any length
+        "ws": "none",
         "proxy_headers": False,
         "server_header": False,
         "timeout_graceful_shutdown": 1,
