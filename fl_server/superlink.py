@@ -158,6 +158,7 @@ def run(folder: Path, token: str) -> None:
     from starlette.middleware import Middleware
 
     from fl_server.app import app
+    from fl_server.connections import Connection
     from fl_server.gate import OperatorGate
     from fl_server.mailbox import Mailbox
     from fl_server.runner import Runner
@@ -187,7 +188,7 @@ def run(folder: Path, token: str) -> None:
     flower.SuperLinkLifespan = Lifespan
     changed = {
         "access_log": False,
-        "http": "h11",  # httptools would hold a head, or trailers, of any length
+        "http": Connection,
         "ws": "none",
         "proxy_headers": False,
         "server_header": False,
