@@ -37,6 +37,7 @@ from fl_client.protocol import (
     Train,
     Trained,
 )
+from fl_server import app as server_app
 from fl_server.app import conduct
 from fl_server.errors import RunFailed
 from fl_server.run_folder import RunFolder
@@ -45,8 +46,9 @@ from tests.conftest import NODE_KEYS, spec, terms
 
 
 @pytest.fixture(autouse=True)
-def _flower_task() -> None:
-    """Flower's Message constructor wants to know the task that it runs in."""
+def _flower_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's Message constructor wants to know the task that it runs in; no hub is watching."""
+    monkeypatch.setattr(server_app, "TAKEN_S", 0.0)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
@@ -63,9 +65,7 @@ def folder(tmp_path: Path, momentum: float = 0.0, **changes: Any) -> RunFolder:
     (tmp_path / "graph.json").write_bytes(b"{}")
     (tmp_path / "weights.safetensors").write_bytes(to_safetensors(START))
     (tmp_path / "nodes.json").write_text(json.dumps(nodes))
-    made = RunFolder(tmp_path)
-    made.keep_taken(list(nodes))  # as the hub does while the rounds go on
-    return made
+    return RunFolder(tmp_path)
 
 
 ADMITTED: dict[str, JobTerms] = {}
