@@ -26,7 +26,7 @@ demo: $(VENV)/.demo
 
 ## test: every test whose tools are here (Node for forge and Chromium for pages are optional: make tools)
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -n logical --dist loadgroup --durations 10
+	@$(BIN)/python -m pytest -n logical --no-loadscope-reorder --durations 10
 
 ## check: formatting rules and types
 check: $(VENV)/.dev

@@ -121,6 +121,7 @@ def hub_start(
     from datahub.config import read
     from datahub.market.desk import open_desk
     from datahub.web.api import create_app
+    from fl_server.connections import Connection
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -135,6 +136,7 @@ def hub_start(
         app_,
         host=host,
         port=port,
+        http=Connection,
         log_level="warning",
         proxy_headers=False,  # no decision here depends on where a request comes from
         timeout_graceful_shutdown=1,

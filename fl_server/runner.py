@@ -16,7 +16,13 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from flwr.app import Context, Message, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, Status, SubStatus
+from flwr.common.constant import (
+    HEARTBEAT_DEFAULT_INTERVAL,
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+    Status,
+    SubStatus,
+)
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid, ServerApp
@@ -30,7 +36,9 @@ from fl_server.mailbox import Letter, Mailbox
 log = logging.getLogger("datahub.superlink")
 
 FOREIGN_BUNDLE = "only the installed ServerApp runs here: the run's bundle is another"
-GONE_S = 15.0  # a node that restarts is back in a few seconds
+# away for so long, a node is lost: one that restarts is back in seconds, and one that trains has
+# sent a heartbeat, even if this machine has slept or its clock was set
+GONE_S: float = HEARTBEAT_DEFAULT_INTERVAL + 5.0
 
 
 class Stopped(Exception):

@@ -20,6 +20,7 @@ import argparse
 import fcntl
 import json
 import os
+import resource
 import secrets
 import sys
 import threading
@@ -124,6 +125,9 @@ def main() -> None:
         "--name", action="append", default=[], help="a further host name for the certificate"
     )
     arguments = parser.parse_args()
+    # every connection is a file, and a stranger may open many
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.umask(0o077)  # the jobs' folder holds hospitals' updates
     folder: Path = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,6 +167,7 @@ def run(folder: Path, token: str) -> None:
     from starlette.middleware import Middleware
 
     from fl_server.app import app
+    from fl_server.connections import Connection
     from fl_server.gate import OperatorGate
     from fl_server.mailbox import Mailbox
     from fl_server.runner import Runner
@@ -192,6 +197,8 @@ def run(folder: Path, token: str) -> None:
     flower.SuperLinkLifespan = Lifespan
     changed = {
         "access_log": False,
+        "http": Connection,
+        "ws": "none",
         "proxy_headers": False,
         "server_header": False,
         "timeout_graceful_shutdown": 1,

@@ -18,6 +18,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 pytest_plugins = ["tests.clinic", "tests.datahub.fixtures"]
 
+E2E = "tests/e2e/"
 NODE_KEYS = [bytes([i + 1]) * 32 for i in range(4)]
 MARKET = "0x9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0"
 BUYER = "0x9965507D1a55bcC2695C58ba16FB37d819B0A4dc"
@@ -79,13 +80,18 @@ def job_spec() -> JobSpec:
     return spec()
 
 
-@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a running stack stay on one worker; the demo's come first, as the longest
-    piece that cannot be divided.
-    """
-    shared = {"marketplace", "stack", "superlink"}
-    for item in items:
-        for name in shared.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: "marketplace" not in getattr(item, "fixturenames", ()))
+    """The end-to-end tests come first, as the longest piece that cannot be divided."""
+    items.sort(key=lambda item: not item.nodeid.startswith(E2E))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file, and all that share the running demo, stay on one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return E2E if nodeid.startswith(E2E) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)

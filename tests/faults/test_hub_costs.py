@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from datatokens.chain.rpc_server import accounts
 from datatokens.merkle import Tree
 from datatokens.terms import JobTerms
 from fl_client.data import schemas
-from fl_client.data.schemas import Feature, Schema
+from fl_client.data.schemas import Feature, Schema, Target
 from fl_client.errors import DatasetError
 from fl_client.node.config import write_private
 from fl_client.privacy import accounting
@@ -328,7 +329,7 @@ def test_two_lists_at_once__the_second_waits_and_is_told(
 
 def test_a_manifest_of_megabytes__is_none() -> None:
     def wide(count: int, name: str) -> Schema:
-        return Schema(tuple(Feature(f"{name}{i}", 0, 1) for i in range(count)), "ill", 0.5)
+        return Schema(tuple(Feature(f"{name}{i}", 0, 1) for i in range(count)), Target("ill", 0.5))
 
     with pytest.raises(DatasetError, match="2001 columns; 2000 are the most"):
         Schema.from_dict(wide(2001, "f").as_dict())
@@ -370,7 +371,16 @@ def test_a_plan_that_no_hospital_with_a_budget_takes__costs_the_hub_nothing(
     jobs.keep_figure(hub.desk, bomb)
 
 
-def test_a_hub_with_hanging_connections__stops_at_once(hub: HubWorld) -> None:
+def _held(pid: int) -> int:
+    """The greatest memory of a process so far, in megabytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (one for one in status.splitlines() if one.startswith("VmHWM"))
+    return int(line.split()[1]) // 1024
+
+
+def test_a_hub_with_endless_and_hanging_connections__holds_no_head_and_stops_at_once(
+    hub: HubWorld,
+) -> None:
     folder = hub.desk.config.folder
     write_private(folder / "keys" / "operator.key", accounts()[0][1].encode())
     write_certificates(hub.desk.config.superlink_folder)
@@ -383,6 +393,14 @@ def test_a_hub_with_hanging_connections__stops_at_once(hub: HubWorld) -> None:
                 break
             except httpx.HTTPError:
                 time.sleep(0.1)
+        before = _held(process.pid)
+        with (
+            socket.create_connection(("127.0.0.1", port)) as endless,
+            contextlib.suppress(OSError),
+        ):
+            for part in (b"GET /health HTTP/1.1\r\nx: ", *[b"x" * 2**20] * 48):
+                endless.sendall(part)
+        assert _held(process.pid) - before < 16  # a head has an end
         with socket.create_connection(("127.0.0.1", port)) as hanging:
             hanging.sendall(b"POST /api/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
             time.sleep(0.2)

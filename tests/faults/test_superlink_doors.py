@@ -5,6 +5,7 @@ find it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -132,6 +133,13 @@ def started(folder: Path) -> Iterator[tuple[Path, int, Any]]:
         process.kill()
 
 
+def held(pid: int) -> int:
+    """The greatest memory of a process so far, in megabytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (one for one in status.splitlines() if one.startswith("VmHWM"))
+    return int(line.split()[1]) // 1024
+
+
 @pytest.fixture(scope="module")
 def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, Any]]:
     with started(tmp_path_factory.mktemp("superlink")) as made:
@@ -224,6 +232,33 @@ def test_superlink__a_large_body_of_a_stranger__is_refused_while_it_arrives(
         except httpx.WriteError:
             pass  # the connection was closed while we were still sending: refused all the same
         assert ours.get("/health").status_code == 200
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET /",
+        b"GET /health HTTP/1.1\r\nx: ",
+        b"POST /v1/fleet/turn HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ",
+    ],
+    ids=["path", "header", "trailer"],
+)
+def test_superlink__a_head_or_trailer_without_an_end__is_not_held(
+    superlink: tuple[Path, int, Any], begin: bytes
+) -> None:
+    folder, port, process = superlink
+    context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    before = held(process.pid)
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=5) as raw,
+        context.wrap_socket(raw, server_hostname="127.0.0.1") as ours,
+        contextlib.suppress(OSError),
+    ):
+        ours.sendall(begin)
+        for _ in range(48):
+            ours.sendall(MEGABYTE)
+    assert held(process.pid) - before < 16
 
 
 @pytest.mark.e2e

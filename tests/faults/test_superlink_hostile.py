@@ -27,7 +27,7 @@ from flwr.superlink.federation.noop_federation_manager import NoOpFederationMana
 from fl_client import protocol
 from fl_client.node.bundle import bundle_hash
 from fl_client.protocol import Admit, Refused, Signed
-from fl_server import mailbox, superlink
+from fl_server import mailbox, runner, superlink
 from fl_server.errors import SuperLinkError
 from fl_server.exchange import Silent, ask, through
 from fl_server.mailbox import Mailbox
@@ -135,6 +135,26 @@ def test_the_clock_of_the_machine_is_set_forward__runs_go_on(
     assert state.get_run_info(run_ids=[run.run_id])[0].status.status == "running"
     go_on.set()
     assert ended(state, run).sub_status == "completed"
+
+
+def test_the_machine_has_slept_while_a_node_trains__it_is_lost_when_it_misses_a_heartbeat_only(
+    state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+    monkeypatch.setattr(runner.time, "monotonic", lambda: seconds)
+    linkstate_now = "flwr.server.superlink.linkstate.in_memory_linkstate.now"
+    awake = datetime.now(UTC) + timedelta(hours=1)
+    node, run = state.create_node("me", "me", b"key", 30), new_run(state)
+    state.acknowledge_node_heartbeat(node, 30)
+    post = Post(run, state, Mailbox())
+    monkeypatch.setattr(linkstate_now, lambda: awake + timedelta(seconds=seconds))
+    lost = []
+    for seconds in (0.0, 15.5, 29.5):  # noqa: B007 the two clocks read it
+        lost.append(post._is_lost(node))
+    state.acknowledge_node_heartbeat(node, 30)
+    for seconds in (30.0, 80.0, 90.0, 100.0, 130.0):  # noqa: B007
+        lost.append(post._is_lost(node))
+    assert lost == [False] * 7 + [True]
 
 
 def test_the_machine_gives_no_more_threads__the_run_has_failed_and_does_not_hang(
