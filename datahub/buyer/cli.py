@@ -139,6 +139,79 @@ def datasets(hub_url: HubUrl, as_json: Json = False) -> None:
 
 
 @buyer_commands.command()
+def dataset(
+    dataset_id: Annotated[int, typer.Argument(help="The dataset's id.")],
+    hub_url: HubUrl,
+    as_json: Json = False,
+) -> None:
+    """One dataset: what its columns mean, whom privacy protects, what of it is left."""
+    row = _listed(hub_url, dataset_id)
+    if as_json:
+        typer.echo(json.dumps(row))
+        return
+    from datahub.money import money
+    from fl_client.data.manifests import Manifest
+
+    manifest = Manifest.from_dict(row["manifest"])
+    schema = manifest.schema
+    console.print(f"{manifest.name}\n{manifest.hospital}: {manifest.description}", soft_wrap=True)
+    console.print(
+        f"about {manifest.persons} {manifest.unit}s (noised), never fewer than "
+        f"{manifest.minimum_persons}; {money(row['price_units'])} a job; lifetime epsilon "
+        f"{manifest.lifetime_epsilon:g} at delta {manifest.delta:g} for each {manifest.unit}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    above = schema.target.positive_above
+    outcome = "yes or no" if above is None else f"1 where it is above {above:g}, else 0"
+    console.print(f"to be learned: {schema.target.name}, {outcome}", highlight=False)
+    if schema.picture is not None:
+        console.print(f"pictures: model inputs of shape {schema.picture.shape}", highlight=False)
+        return
+    table = Table("column", "unit", "a model's inputs", "scaled", "missing")
+    for feature in schema.features:
+        missing = feature.missing if not feature.stands else f"counts as {feature.missing}"
+        scaled = f"(x - {feature.centre:g}) / {feature.scale:g}"
+        levels = feature.labels if feature.kind != "number" else ()
+        table.add_row(
+            feature.name, feature.unit, ", ".join(levels) or "the number", scaled, str(missing)
+        )
+    console.print(table)
+    console.print(f"{schema.width} inputs; schema {schema.hash}", highlight=False, soft_wrap=True)
+
+
+@buyer_commands.command()
+def synthetic(
+    dataset_id: Annotated[int, typer.Argument(help="The dataset's id.")],
+    hub_url: HubUrl,
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    records: Annotated[int, typer.Option(help="How many.")] = 500,
+) -> None:
+    """Made-up records in a dataset's format, from its schema alone, to try a model on at home."""
+    import csv
+
+    from datahub.buyer.synthetic import made_up
+    from fl_client.data.manifests import Manifest
+
+    manifest = Manifest.from_dict(_listed(hub_url, dataset_id)["manifest"])
+    rows = list(made_up(manifest.schema, records))
+    with out.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    console.print(
+        f"{records} made-up records in {out}: nothing in them is a patient's", soft_wrap=True
+    )
+
+
+def _listed(hub_url: str, dataset_id: int) -> dict[str, Any]:
+    from datahub.buyer.hub_client import Hub
+
+    for row in Hub(hub_url).get("/api/datasets"):
+        if row["dataset_id"] == dataset_id and row["manifest"]:
+            return dict(row)
+    raise HubError(f"dataset_id={dataset_id} is not offered by {hub_url}; see datahub datasets")
+
+
+@buyer_commands.command()
 def buy(
     key_file: KeyFile,
     dataset: Annotated[list[int], typer.Option(help="Dataset id; repeat for each.")],

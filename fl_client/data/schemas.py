@@ -279,8 +279,8 @@ class Schema:
 
 
 def show(level: Level) -> str:
-    """A level as people write it: 1, not 1.0."""
-    return level if isinstance(level, str) else f"{level:g}"
+    """A level as people write it, in full: 1, not 1.0."""
+    return level if isinstance(level, str) else repr(level).removesuffix(".0")
 
 
 def _levels(name: str, kind: str, levels: list[Any]) -> tuple[Level, ...]:

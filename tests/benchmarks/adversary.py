@@ -79,11 +79,13 @@ def _in_table_order(attack: Attack, mode: str) -> float:
     totals = []
     for rows in (there | True, there):
         given = (each[rows] for each in (attack.features, attack.targets, attack.patients))
-        table = by_patient(*given, attack.records)
+        on = training.device()
+        table = by_patient(*given, attack.records).to(on)
         engine = adversary._engine(attack._replace(slots=table.persons), mode)
-        model = with_parameters(engine.model, attack.arrays)
+        model = with_parameters(engine.model, attack.arrays).to(on)
         trained = [p.detach().reshape(-1) for p in model.parameters() if p.requires_grad]
-        places, clip = torch.arange(table.persons), torch.tensor(attack.clip)
+        places = torch.arange(table.persons, device=on)
+        clip = torch.tensor(attack.clip, device=on)
         with torch.no_grad():
             totals.append(
                 clipped_total(engine.run, torch.cat(trained), frozen_of(model), table, places, clip)

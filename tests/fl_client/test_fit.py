@@ -77,7 +77,7 @@ def test_ending_problem__the_loss_applies_it_itself__says_what_to_take_away(name
     model = load_model(graph, weights)
     assert ending_problem(model, loss) == problem
     with pytest.raises(GraphRefused, match=f"take the {what} away"):
-        check_fit(model, loss, 4)
+        check_fit(model, loss, (4,))
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -85,7 +85,7 @@ def test_ending_problem__honest_model__none(name: str) -> None:
     outputs, ending, loss = HONEST[name]
     graph, weights = exported(outputs, ending)
     assert ending_problem(graph, loss) is None
-    check_fit(load_model(graph, weights), loss, 4)
+    check_fit(load_model(graph, weights), loss, (4,))
 
 
 def test_log_softmax_before_cross_entropy__is_the_same_loss() -> None:
@@ -103,6 +103,6 @@ def test_hardsigmoid__at_export__says_to_take_it_away() -> None:
 
 def test_check_inputs__another_width__names_both_numbers() -> None:
     model = load_model(*exported(1, lambda x: x))
-    check_inputs(model, 4)
+    check_inputs(model, (4,))
     with pytest.raises(GraphRefused, match="the model takes 4 inputs, the dataset has 30"):
-        check_inputs(model, 30)
+        check_inputs(model, (30,))

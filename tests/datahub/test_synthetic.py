@@ -1,0 +1,94 @@
+"""Made-up records are what the schema says, and nothing else."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datahub.buyer.synthetic import made_up
+from fl_client.data.pictures import PictureRules
+from fl_client.data.schemas import Schema
+from fl_client.data.sources import plain
+from fl_client.data.tables import load
+from fl_client.errors import DatasetError
+
+number = st.floats(-1e6, 1e6)
+KINDS = st.one_of(
+    st.fixed_dictionaries({"centre": number, "scale": st.floats(1e-3, 1e6)}),
+    st.fixed_dictionaries({"categories": st.lists(number, min_size=2, max_size=4, unique=True)}),
+    st.fixed_dictionaries(
+        {
+            "categories": st.lists(
+                st.text("abcdefgh -", min_size=1, max_size=8).map(lambda s: f"x{s.strip()}"),
+                min_size=2,
+                max_size=4,
+                unique=True,
+            ),
+            "other": st.booleans(),
+        }
+    ),
+    st.fixed_dictionaries({"kind": st.just("yes/no"), "missing": st.just({"value": "no"})}),
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("date"),
+            "reference": st.just("2000-01-01"),
+            "centre": st.floats(-3000, 3000),
+            "scale": st.floats(1, 1000),
+        }
+    ),
+)
+TARGETS: list[dict[str, Any]] = [
+    {"name": "out come", "kind": "yes/no"},
+    {"name": "out come", "positive_above": 0.5},
+]
+
+
+def numbered(kinds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"name": f"c{i}"} | kind for i, kind in enumerate(kinds)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(KINDS, min_size=1, max_size=5), st.sampled_from(TARGETS), st.integers(0, 2**31))
+def test_made_up__any_schema__reads_back_whole(
+    tmp_path_factory: Any, kinds: list[dict[str, Any]], target: dict[str, Any], seed: int
+) -> None:
+    schema = Schema.from_dict({"features": numbered(kinds), "target": target})
+    path = tmp_path_factory.mktemp("made-up") / "t.csv"
+    write(path, schema, 20, seed)
+    found = load(plain(path), schema)
+    assert (len(found.targets), found.dropped) == (20, 0)
+    assert found.features.shape == (20, schema.width)
+    assert np.abs(found.features[:]).max() <= 10
+
+
+def write(path: Path, schema: Schema, count: int, seed: int = 0) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(made_up(schema, count, seed))
+
+
+def test_made_up__a_model_has_something_to_learn(tmp_path: Path) -> None:
+    kinds = [{"centre": 50, "scale": 10}, {"categories": ["a", "b"]}, {"kind": "yes/no"}]
+    schema = Schema.from_dict({"features": numbered(kinds), "target": TARGETS[0]})
+    write(tmp_path / "t.csv", schema, 2000)
+    found = load(plain(tmp_path / "t.csv"), schema)
+    x = np.column_stack([found.features[:], np.ones(2000)])
+    fitted = x @ np.linalg.lstsq(x, found.targets, rcond=None)[0]
+    assert np.corrcoef(fitted, found.targets)[0, 1] > 0.2
+    assert 0.2 < found.targets.mean() < 0.8
+
+
+def test_made_up__pictures_or_odd_counts__are_a_sentence() -> None:
+    schema = Schema.from_dict({"features": numbered([{"kind": "yes/no"}]), "target": TARGETS[0]})
+    for count in (0, -1, 10**7):
+        with pytest.raises(DatasetError, match=f"records={count} must be from 1 to 1000000"):
+            next(made_up(schema, count))
+    pictures = replace(schema, features=(), picture=PictureRules(1, (8, 8)))
+    with pytest.raises(DatasetError, match=r"pictures of shape \(1, 8, 8\)"):
+        next(made_up(pictures, 5))
