@@ -37,6 +37,7 @@ check: $(VENV)/.dev
 tools:
 	cd datatokens && npm ci --no-audit --no-fund --ignore-scripts
 	command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql >/dev/null; }
 
 ## contracts: compile the contracts into the committed artifacts
 contracts: $(VENV)/.dev
