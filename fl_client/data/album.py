@@ -71,7 +71,9 @@ class Album:
         for where, row in rows(self._source):
             cell = row.get(self._column, "")
             if self._column in row and cell not in self._absent:
-                said = self._found[str(self._source.picture(cell))]
+                said = self._found.get(str(self._source.picture(cell)))
+                if said is None:
+                    raise DatasetError(f"{where}: {cell} is new; the table changed meanwhile")
                 row = {**row, self._column: said.get("sha256", UNREADABLE)}
                 if DICOM_ID in self._source.patients:
                     row = {**row, DICOM_ID: said.get("patient", "")}
@@ -105,6 +107,9 @@ def _keep(folder: Path, paths: list[Path], rules: PictureRules, dicom: bool) -> 
             log.info("%d of %d pictures tried", done, of)
 
     good, broken = survey(paths, rules, told)
+    if not good:
+        few = "; ".join(list(broken.values())[:SHOWN])
+        raise DatasetError(f"none of {len(paths)} pictures can be read: {few}")
     found: dict[str, dict[str, str]] = {str(path): {"why": why} for path, why in broken.items()}
 
     def pictures() -> Iterator[Any]:

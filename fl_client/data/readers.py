@@ -22,6 +22,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from datatokens.errors import TermsError
+from datatokens.wire import parse
 from fl_client.data.sources import FOLDER, SQL, Source
 from fl_client.errors import DatasetError
 
@@ -41,8 +43,8 @@ def rows(source: Source) -> Iterator[tuple[str, Row]]:
         "csv": _csv,
         "excel": _excel,
         "npz": _npz,
-        "parquet": _duckdb,
-        "json-lines": _duckdb,
+        "parquet": _parquet,
+        "json-lines": _json_lines,
         SQL: _sql,
         FOLDER: _folder,
     }[source.kind]
@@ -235,19 +237,42 @@ def _folder(source: Source) -> Numbered:
         yield number, (("picture", name), ("folder", path.parent.name))
 
 
-def _duckdb(source: Source) -> Numbered:
+def _json_lines(source: Source) -> Numbered:
+    """Objects, one a line; a name that a line lacks is missing there. Parsed exactly: a reader that
+    infers types would round long identifiers.
+    """
+    names: dict[str, None] = {}
+    for _, found in _objects(source):
+        names.update(dict.fromkeys(found))
+    check_header(list(names), source.where)
+    for number, found in _objects(source):
+        yield number, ((clean(name), found.get(name)) for name in names)
+
+
+def _objects(source: Source) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with opened(_file(source), source.encoding) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{source.where} line {number}"
+            try:
+                found = parse(line.encode())
+            except TermsError as error:
+                raise DatasetError(f"{where}: {error}") from error
+            if not isinstance(found, dict):
+                raise DatasetError(f"{where}: must be an object, one a line")
+            yield number, found
+
+
+def _parquet(source: Source) -> Numbered:
     import duckdb
 
     # no extension is fetched from anywhere
     quiet: dict[str, Any] = {
         f"auto{what}_known_extensions": "false" for what in ("install", "load")
     }
-    read = {
-        "parquet": "read_parquet(?)",
-        "json-lines": "read_ndjson(?, sample_size=-1)",
-    }[source.kind]
     with duckdb.connect(":memory:", config=quiet) as connection:
-        found = connection.execute(f"SELECT * FROM {read}", [_literal(_file(source))])  # noqa: S608
+        found = connection.execute("SELECT * FROM read_parquet(?)", [_literal(_file(source))])
         names = check_header([column[0] for column in found.description], source.where)
         yield from _numbered(names, found.fetchmany)
 

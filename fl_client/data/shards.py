@@ -83,6 +83,10 @@ class Shards:
         self._fill(out, flat % len(self))
         return out.reshape(*rows.shape, *self.shape[1:])
 
+    def look(self) -> None:
+        """Raises DatasetError where a shard is gone or has another length."""
+        Shards(self.folder)
+
     def only(self, rows: np.ndarray) -> Chosen:
         """Those at `rows` (numbers or a mask), which are still read when they are asked for."""
         return Chosen(self, np.arange(len(self))[rows])
@@ -135,6 +139,10 @@ class Chosen:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         return self._shards[self._rows[rows]]
+
+    def look(self) -> None:
+        """As that of all."""
+        self._shards.look()
 
     def only(self, rows: np.ndarray) -> Chosen:
         """Fewer of them."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fl_client.data.tables import Records
 from fl_client.errors import ProtocolError
 from fl_client.model.graph import GraphModel, parameters
 from fl_client.model.weights import model_hash, to_safetensors
@@ -68,7 +69,7 @@ def train(room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndar
     input_hash = model_hash(arrays)
     _same_version(job)
     with limits.of_round(room, job.terms):
-        records = room.records[entry.dataset_id]
+        records = _readable(room.records[entry.dataset_id])
         stored = room.ledger.begin_round(
             job_id, number, input_hash, spec.round_charges(), entry.name, records.members
         )
@@ -107,6 +108,15 @@ def train(room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndar
     return unpack(Trained, stored)
 
 
+def _readable(records: Records) -> Records:
+    """The same, before anything is charged: pictures that are gone are the node's own trouble.
+    Raises DatasetError.
+    """
+    if not isinstance(records.features, np.ndarray):
+        records.features.look()
+    return records
+
+
 def _spent(
     room: DataRoom, job: AdmittedJob, charges: Sequence[Charge]
 ) -> tuple[float, float, float]:
@@ -135,7 +145,7 @@ def evaluate(room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray]) -> S
         raise ProtocolError(f"the final model is looked at after {spec.rounds} rounds, not before")
     _same_version(job)
     with limits.of_round(room, job.terms):
-        records = room.records[job.entry.dataset_id]
+        records = _readable(room.records[job.entry.dataset_id])
         stored = room.ledger.begin_round(
             job_id,
             number,

@@ -40,9 +40,12 @@ from fl_server.certificates import write_certificates
 from fl_server.runs import SuperLink
 from fl_server.superlink import operator_token
 
+RUN_S = 300.0
 NODES, MODEL_BYTES, IDLE_FOR_S = 4, 100_000, 3.0
 TICK = os.sysconf("SC_CLK_TCK")
 ENVIRONMENT = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+# a run's process of stock Flower imports this file
+ENVIRONMENT["PYTHONPATH"] = str(Path(__file__).parents[2])
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 # -- what both run: rounds that train nothing ------------------------------------------------------
@@ -176,6 +179,8 @@ def conducted(link: SuperLink, start: Any, plan: Path, pid: int) -> dict[str, fl
     start()
     while not out.exists():
         time.sleep(0.05)
+        if time.time() - begun > RUN_S:
+            raise SystemExit(f"the run has no result after {RUN_S:.0f} s: {plan.parent / 'log'}")
     time.sleep(0.1)
     done = json.loads(out.read_text())
     count = len(done["took"])

@@ -250,6 +250,14 @@ def test_node__pictures__are_admitted_trained_on_and_looked_at(
         arrays = from_safetensors(reply.model)
         losses.append(reply.loss)
     assert len(evaluate(clinic.room(), terms.job_id.hex(), arrays).scores) > 10
+    again = clinic.room()
+    for path in (clinic.folder / "pictures").glob("*/*.npy"):
+        path.unlink()
+    spent = again.ledger.epsilon_spent(entry.name)
+    with pytest.raises(DatasetError, match="cannot be read"):
+        evaluate(again, terms.job_id.hex(), arrays)
+    assert again.ledger.epsilon_spent(entry.name) == spent
+    shutil.rmtree(clinic.folder / "pictures")
     flat = clinic.paid(clinic.spec(schema_hash=SCHEMA.hash))
     refused = admit(clinic.room(), flat.to_json(), *_logistic())
     assert "the dataset has pictures of shape (1, 28, 28)" in getattr(refused, "reason", "")

@@ -1,5 +1,8 @@
 """Schemas and manifests: public documents, refused in words, with hashes that do not move."""
 
+import re
+from typing import Any
+
 import pytest
 
 from fl_client.data.manifests import Manifest, check_cohort
@@ -23,6 +26,39 @@ def test_check_cohort__under_the_floor__refused() -> None:
 def test_schema__broken__refused(broken: object) -> None:
     with pytest.raises(DatasetError):
         Schema.from_dict(broken)
+
+
+def test_schema__published_before_there_were_kinds__keeps_its_hash() -> None:
+    # worked out by the version of 2026-11-25
+    assert SCHEMA.hash == "ec8bdbf687ae05fede3bf0ea6c5ea5a35e6c92046bc0ca08e21ea3f863b71574"
+
+
+BROKEN: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "colour"}, "kind of a='colour' must be one of number, category, yes/no, date"),
+    ({"sclae": 1}, "'sclae' is not known"),
+    ({"centre": 0}, "scale of a=None must be a finite number"),
+    ({"centre": 0, "scale": 0}, "must be a finite number above 0"),
+    ({"categories": ["x"]}, "1 levels"),
+    ({"categories": ["x", "x"]}, "a level is there twice"),
+    ({"categories": ["x", 1]}, "must be text"),
+    ({"categories": [1, "x"]}, "must be a finite number"),
+    ({"kind": "yes/no", "categories": ["a", "b"]}, "a yes/no has none"),
+    ({"kind": "date", "centre": 0, "scale": 1}, "must be a day like 2000-01-01"),
+    ({"centre": 0, "scale": 1, "reference": "2000-01-01"}, "only a date is counted from a day"),
+    ({"centre": 0, "scale": 1, "other": True}, "only a category has other levels"),
+    ({"centre": 0, "scale": 1, "other": 1}, "must be true or false"),
+    ({"centre": 0, "scale": 1, "missing": "guess"}, 'must be "drop", "refuse" or'),
+    ({"centre": 0, "scale": 1, "missing": {"value": "x"}}, "missing of a='x' must be a finite"),
+    ({"categories": ["x", "y"], "missing": {"value": "z"}}, "a=z is not one of x, y"),
+    ({"kind": "yes/no", "missing": {"value": "maybe"}}, "a='maybe' must be yes or no"),
+]
+
+
+@pytest.mark.parametrize(("feature", "said"), BROKEN)
+def test_feature__what_is_wrong__is_named(feature: dict[str, Any], said: str) -> None:
+    target = {"name": "y", "kind": "yes/no"}
+    with pytest.raises(DatasetError, match=re.escape(said)):
+        Schema.from_dict({"features": [{"name": "a"} | feature], "target": target})
 
 
 def test_manifest__round_trip__keeps_its_hash() -> None:

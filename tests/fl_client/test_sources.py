@@ -140,6 +140,34 @@ def test_load__the_same_rows_in_every_kind_of_table__are_the_same_records(
     assert found.members.who == members.who
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"a": 1, "y": 1}\n[2]\n', "t.jsonl line 2: must be an object"),
+        ('{"a": 1, "y": 1}\n{"a": 2,\n', "t.jsonl line 2: not JSON"),
+        ('{"a": NaN, "y": 1}\n', "t.jsonl line 1: NaN is not allowed"),
+        ('{"a": [1], "y": 1}\n', "t.jsonl line 1: a cell of type list is not understood"),
+        ('{"a": 1, " a": 1}\n', "the column 'a' is there twice"),
+        ("[" * 100_000, "not JSON of at most"),
+    ],
+)
+def test_json_lines__what_is_wrong__is_named_by_line(
+    tmp_path: Path, content: str, said: str
+) -> None:
+    with pytest.raises(DatasetError, match=said):
+        load(text(tmp_path, content, "t.jsonl"), NUMBER)
+
+
+def test_json_lines__long_identifiers_and_left_out_names__are_exact(tmp_path: Path) -> None:
+    long = 12345678901234567890123
+    lines = [{"id": long, "a": 1, "y": 1}, {"id": long + 1, "y": 0}, {"y": 1, "a": 2, "id": "7"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    found = load(
+        Source.from_dict({"source": {"file": str(tmp_path / "t.jsonl")}, **PATIENTS}), NUMBER
+    )
+    assert found.persons == 2 and found.lacking == {"a": 1}
+
+
 def test_npz__one_array_a_column__is_a_table(tmp_path: Path) -> None:
     columns = {name: np.array([row[name] for row in ROWS[:2]]) for name in ROWS[0]}
     np.savez(tmp_path / "t.npz", **columns)
