@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,13 +28,11 @@ pytest.importorskip("psycopg", reason="the PostgreSQL driver is not installed")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("postgres")
+def server() -> Iterator[str]:
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own are root's alone
     as_user: list[str] = []
     if os.getuid() == 0:  # the server refuses to be root
         as_user = ["runuser", "-u", "postgres", "--"]
-        for part in (folder, *list(folder.parents)[:2]):
-            part.chmod(0o755)
         shutil.chown(folder, "postgres")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -64,6 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
         running.wait(20)
         log.close()
+        shutil.rmtree(folder)
 
 
 def _fill(url: str) -> None:
