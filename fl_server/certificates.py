@@ -34,6 +34,7 @@ def _builder(subject: str, issuer: str, key: ec.EllipticCurvePublicKey) -> x509.
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
         .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 
@@ -71,6 +72,10 @@ def write_certificates(folder: Path, hosts: tuple[str, ...] = ("localhost", "127
     server = (
         _builder("datahub SuperLink", ca_name, server_key.public_key())
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        # Python from 3.13 on takes no certificate that does not name its issuer's key
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
+        )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(ca_key, hashes.SHA256())

@@ -54,6 +54,9 @@ class Turns:
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         self._public = b64encode(public).decode()
         context = ssl.create_default_context(cafile=str(ca_file))
+        # certificates of SuperLinks from before 2026-11-27 do not name their issuer's key, which
+        # Python from 3.13 on wants; the authority is pinned, and has issued one certificate
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         self._client = httpx.Client(
             base_url=f"https://{superlink}",
             verify=context,

@@ -2,9 +2,11 @@
 operator's.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
+import ssl
 import sys
 from pathlib import Path
 
@@ -64,6 +66,22 @@ def test_certificates__made_once__chain_and_names_are_right(tmp_path: Path) -> N
     before = (tmp_path / "server.pem").read_bytes()
     write_certificates(tmp_path)
     assert (tmp_path / "server.pem").read_bytes() == before
+
+
+def test_certificates__as_strictly_as_the_newest_python_looks__are_taken(tmp_path: Path) -> None:
+    write_certificates(tmp_path)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    client = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+    client.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN  # 3.13's default
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(back, there, server_hostname="localhost")
+    theirs = server.wrap_bio(there, back, server_side=True)
+    for side in (ours, theirs) * 3:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    ours.do_handshake()
+    assert ours.getpeercert()
 
 
 # What fl_server/superlink.py and runner.py replace or lean on in Flower's private modules, with the
