@@ -108,14 +108,19 @@ def _print_survey(found: dict[str, Any], schema: Schema) -> None:
         f"{schema.target.name}: {found['positive']} yes, {found['records'] - found['positive']} no",
         highlight=False,
     )
+    if found["inputs"]:
+        console.print(_inputs(found["inputs"]))
+    console.print("this is for you alone: nothing was listed and nothing has left", soft_wrap=True)
+
+
+def _inputs(lines: list[dict[str, Any]]) -> Table:
     shown = Table(box=None, header_style="bold")
     for heading in ("model input", "mean", "lowest", "highest", "clipped"):
         shown.add_column(heading, justify="left" if heading == "model input" else "right")
-    for line in found["inputs"]:
+    for line in lines:
         shown.add_row(
             line["input"],
             *(f"{line[name]:.3g}" for name in ("mean", "low", "high")),
             f"{100 * line['clipped']:.3g} %",
         )
-    console.print(shown)
-    console.print("this is for you alone: nothing was listed and nothing has left", soft_wrap=True)
+    return shown
