@@ -148,9 +148,9 @@ def _walk(
     took = first["seconds"]
     console.print(
         f"settled {took['funded_to_settled']:.1f} s after payment: run started "
-        f"{took['run_start']:.1f}, admission {took['admission']:.1f}, rounds "
-        f"{took['rounds']:.1f} (median {took['round_median']:.2f} each), attestation "
-        f"{took['attestation']:.1f}"
+        f"{took['run_start']:.1f} s, admission {took['admission']:.1f} s, rounds "
+        f"{took['rounds']:.1f} s (median {took['round_median']:.2f} s each), attestation "
+        f"{took['attestation']:.2f} s"
     )
     console.print(
         "the model opens with the buyer's key only, and is the one attested on-chain: AUC "

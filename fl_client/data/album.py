@@ -47,10 +47,14 @@ class Album:
             self._own = tempfile.TemporaryDirectory(prefix="pictures-")  # gone with the album
             store = Path(self._own.name)
         folder = store / _key(source, rules, paths)
-        if not (folder / FOUND).exists():
-            shutil.rmtree(folder, ignore_errors=True)  # what a killed process has left
-            _keep(folder, paths, rules, DICOM_ID in source.patients)
-        self._found: dict[str, dict[str, str]] = json.loads((folder / FOUND).read_text())
+        kept = _kept(folder, paths)
+        if kept is None:
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed process or a disk has left
+            try:
+                kept = _keep(folder, paths, rules, DICOM_ID in source.patients)
+            except OSError as error:
+                raise DatasetError(f"{folder}: cannot be written: {error}") from error
+        self._found = kept
         broken = {path: said["why"] for path, said in self._found.items() if "why" in said}
         if broken and not source.unreadable:
             few = "; ".join(list(broken.values())[:SHOWN])
@@ -101,7 +105,22 @@ def _key(source: Source, rules: PictureRules, paths: list[Path]) -> str:
     return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
 
 
-def _keep(folder: Path, paths: list[Path], rules: PictureRules, dicom: bool) -> None:
+Found = dict[str, dict[str, str]]  # path -> {sha256, patient?} or {why}
+
+
+def _kept(folder: Path, paths: list[Path]) -> Found | None:
+    """What was found of these pictures when they were read; None where that is not there whole."""
+    try:
+        found: Found = json.loads((folder / FOUND).read_text())
+        Shards(folder).check()
+        whole = set(found) == {str(path) for path in paths}
+        right = whole and all("sha256" in said or "why" in said for said in found.values())
+    except (OSError, ValueError, TypeError, AttributeError, DatasetError):
+        return None
+    return found if right else None
+
+
+def _keep(folder: Path, paths: list[Path], rules: PictureRules, dicom: bool) -> Found:
     def told(done: int, of: int) -> None:
         if done == of or done % 5000 == 0:
             log.info("%d of %d pictures tried", done, of)
@@ -110,7 +129,7 @@ def _keep(folder: Path, paths: list[Path], rules: PictureRules, dicom: bool) -> 
     if not good:
         few = "; ".join(list(broken.values())[:SHOWN])
         raise DatasetError(f"none of {len(paths)} pictures can be read: {few}")
-    found: dict[str, dict[str, str]] = {str(path): {"why": why} for path, why in broken.items()}
+    found: Found = {str(path): {"why": why} for path, why in broken.items()}
 
     def pictures() -> Iterator[Any]:
         seen: set[str] = set()
@@ -129,3 +148,4 @@ def _keep(folder: Path, paths: list[Path], rules: PictureRules, dicom: bool) -> 
         file.flush()
         os.fsync(file.fileno())
     (folder / f".{FOUND}").rename(folder / FOUND)
+    return found

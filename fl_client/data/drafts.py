@@ -99,7 +99,7 @@ def _feature(name: str, cells: list[str], source: Source) -> tuple[dict[str, Any
     return None, f"left out: {len(words)} different words; neither numbers nor a category"
 
 
-def survey(records: Records, schema: Schema) -> dict[str, Any]:
+def becomes(records: Records, schema: Schema) -> dict[str, Any]:
     """What a table becomes: true counts, for its owner alone."""
     labels = [label for feature in schema.features for label in feature.labels]
     x = records.features

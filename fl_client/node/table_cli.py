@@ -88,14 +88,14 @@ def check(
     """Show what a table becomes under a schema: to you alone, nothing is listed."""
     parsed = read_schema(schema)
     table = given_source(file, source, patient_column)
-    found = drafts.survey(load(table, parsed), parsed)
+    found = drafts.becomes(load(table, parsed), parsed)
     if as_json:
         typer.echo(json.dumps(found))
         return
-    _print_survey(found, parsed)
+    _print_what_it_becomes(found, parsed)
 
 
-def _print_survey(found: dict[str, Any], schema: Schema) -> None:
+def _print_what_it_becomes(found: dict[str, Any], schema: Schema) -> None:
     console.print(
         f"{found['records']} records of {found['persons']} "
         f"{'patients' if found['by_patient'] else 'persons (each record is one)'}; "

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from datahub.demo.data import HEART_COLUMNS, HEART_SCHEMA
-from fl_client.data.drafts import draft, survey
+from fl_client.data.drafts import becomes, draft
 from fl_client.data.schemas import Schema
 from fl_client.data.sources import Source
 from fl_client.data.tables import load
@@ -136,7 +136,7 @@ def test_stroke_trial__text_categories_and_blanks__eighteen_hospitals_with_one_s
 @needs_data
 def test_stroke_trial__packed_file_as_it_is__reads_whole(trial: list[dict[str, str]]) -> None:
     source = Source.from_dict({"source": {"file": str(STROKE)}, "columns": COLUMNS})
-    found = survey(load(source, STROKE_SCHEMA), STROKE_SCHEMA)
+    found = becomes(load(source, STROKE_SCHEMA), STROKE_SCHEMA)
     assert found["positive"] == sum(row["DEADDEP6"] == "1" for row in trial)
     assert found["lacking"] == {"dead or dependent": 106}
     assert [line["input"] for line in found["inputs"]][4:6] == [

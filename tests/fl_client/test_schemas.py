@@ -1,5 +1,6 @@
 """Schemas and manifests: public documents, refused in words, with hashes that do not move."""
 
+import copy
 import re
 from typing import Any
 
@@ -100,3 +101,66 @@ def test_manifest__records_per_patient_out_of_range__refused(
     given = Manifest("H", "N", "D", 100, 10, 8.0, 1e-5, SCHEMA).as_dict()
     with pytest.raises(DatasetError, match=said):
         Manifest.from_dict(given | {"unit": unit, "records_per_patient": records})
+
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    10**70,
+    "",
+    "x" * 300,
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    "\x1b[31m",
+]
+GOOD: list[dict[str, Any]] = [
+    {
+        "features": [
+            {"name": "a", "centre": 1, "scale": 2, "unit": "kg", "missing": {"value": 3}},
+            {"name": "b", "categories": ["x", "y"], "other": True, "missing": "refuse"},
+            {"name": "c", "kind": "yes/no"},
+            {"name": "d", "kind": "date", "reference": "2000-01-01", "centre": 0, "scale": 9},
+        ],
+        "target": {"name": "y", "kind": "yes/no"},
+    },
+    {
+        "picture": {"channels": 1, "size": [4, 4], "window": [0, 9], "fit": "pad"},
+        "target": {"name": "y", "positive_above": 0},
+    },
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value in a document."""
+    found = []
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        found.append((*path, key))
+        if isinstance(inner, dict | list):
+            found += places(inner, (*path, key))
+    return found
+
+
+@pytest.mark.parametrize("good", GOOD, ids=("table", "picture"))
+def test_schema__one_value_of_a_good_one_is_another__a_schema_or_a_sentence(
+    good: dict[str, Any],
+) -> None:
+    tried = 0
+    for path in places(good):
+        for odd in ODD:
+            changed = copy.deepcopy(good)
+            at = changed
+            for step in path[:-1]:
+                at = at[step]
+            at[path[-1]] = odd
+            tried += 1
+            try:
+                made = Schema.from_dict(changed)
+                assert Schema.from_dict(made.as_dict()) == made and made.width > 0
+            except DatasetError as error:
+                assert "\n" not in str(error)
+    assert tried > 150
