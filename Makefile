@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check tools contracts contracts-check forge gas gas-check deep crash-table mutants slither halmos clean
+.PHONY: demo test check screenshots tools contracts contracts-check forge gas gas-check deep crash-table mutants slither halmos clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ tools:
 	cd datatokens && npm ci --no-audit --no-fund --ignore-scripts
 	command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql >/dev/null; }
+
+## screenshots: every page of a running market (make demo KEEP=1), HUB=its address, into screenshots/
+screenshots: $(VENV)/.dev
+	@$(BIN)/python -m tests.screenshots --hub $(HUB)
 
 ## contracts: compile the contracts into the committed artifacts
 contracts: $(VENV)/.dev

@@ -20,8 +20,8 @@ from datatokens.cli import app as chain_commands
 from datatokens.errors import BankError
 from datatokens.terminal import Terminal, marked
 from fl_client.errors import NodeError
-from fl_client.node.cli import node
-from fl_client.node.owner_cli import owner
+from fl_client.office.cli import node
+from fl_client.office.owner_cli import owner
 from fl_server.errors import TheatreError
 
 app = typer.Typer(

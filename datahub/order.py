@@ -17,6 +17,7 @@ from datahub.errors import BadRequest
 from datatokens.errors import TermsError
 from datatokens.terms import DatasetTerm, DisputeTerms, JobTerms, address, whole
 from fl_client.data.manifests import Manifest
+from fl_client.data.schemas import OUTPUT
 from fl_client.errors import NodeError
 from fl_client.privacy import accounting, defaults
 from fl_client.privacy.plan import PrivacyPlan
@@ -25,8 +26,10 @@ from fl_client.protocol import MAX_ROUNDS, JobSpec, sha256_hex
 METRIC_SHARE = (
     0.05  # the part of the Gaussian budget for the loss curve and the last look at the model
 )
+LEAST_SHARE = 1e-3  # the same where neither says anything: of a question's sums
 MAX_MODEL_BYTES = 64 * 1024 * 1024
 MAX_LOCAL_STEPS = 1000
+LEAST_AFTER_S = 300  # between the last moment for a hospital's answer and the deadline
 SHORTEST_S, LONGEST_S = 660, 30 * 24 * 3600  # from now to a job's deadline
 # the hub's machine may round a last digit of what it worked out otherwise than the buyer's
 WORKED_OUT = ("noise_multiplier", "metric_noise_multiplier", "metric_clip")
@@ -63,6 +66,8 @@ class Order:
     purpose: str
     deadline_s: int
     quorum: int | None
+    purpose_codes: tuple[str, ...] = ()
+    answer_s: int | None = None
 
     def body(self) -> dict[str, Any]:
         """The order as the hub's API takes it."""
@@ -70,6 +75,7 @@ class Order:
             **asdict(self),
             "datasets": list(self.datasets),
             "vouchers": list(self.vouchers),
+            "purpose_codes": list(self.purpose_codes),
             "graph": base64.b64encode(self.graph).decode(),
             "weights": base64.b64encode(self.weights).decode(),
         }
@@ -129,7 +135,9 @@ def terms_of(
             dispute=order.dispute,
             deadline=deadline,
             quorum=len(lines) if order.quorum is None else order.quorum,
-            spec=_spec(order, listed[0].manifest, persons, salt).as_dict(),
+            spec=_spec(
+                order, listed[0].manifest, persons, salt, _answer_by(order, deadline)
+            ).as_dict(),
         )
     except (TermsError, NodeError, ValueError, OverflowError) as error:
         raise BadRequest(str(error)) from error
@@ -149,7 +157,19 @@ def _line(order: Order, one: Listed) -> DatasetTerm:
     )
 
 
-def _spec(order: Order, manifest: Manifest, persons: Mapping[int, int], salt: str) -> JobSpec:
+def _answer_by(order: Order, deadline: int) -> int:
+    """When every hospital must have answered: so many seconds from now, or so that a quarter of the
+    time is left for the rounds.
+    """
+    most = order.deadline_s - LEAST_AFTER_S
+    usual = order.deadline_s - max(LEAST_AFTER_S, order.deadline_s // 4)
+    given = usual if order.answer_s is None else whole("answer_s", order.answer_s, 10, most)
+    return deadline - order.deadline_s + given
+
+
+def _spec(
+    order: Order, manifest: Manifest, persons: Mapping[int, int], salt: str, answer_by: int
+) -> JobSpec:
     counts = tuple(persons.values())
     chosen = defaults.plan(
         order.model,
@@ -168,7 +188,12 @@ def _spec(order: Order, manifest: Manifest, persons: Mapping[int, int], salt: st
     whole("local_steps", chosen.local_steps, 1, MAX_LOCAL_STEPS)
     steps = chosen.rounds * chosen.local_steps
     noise, metric_noise = accounting.calibrate(
-        order.epsilon, order.delta, chosen.sampling_rate, steps, chosen.rounds, METRIC_SHARE
+        order.epsilon,
+        order.delta,
+        chosen.sampling_rate,
+        steps,
+        chosen.rounds,
+        METRIC_SHARE if order.loss != OUTPUT else LEAST_SHARE,
     )
     plan = PrivacyPlan(
         noise_multiplier=noise,
@@ -187,6 +212,7 @@ def _spec(order: Order, manifest: Manifest, persons: Mapping[int, int], salt: st
         graph_hash=sha256_hex(order.graph),
         weights_hash=sha256_hex(order.weights),
         loss=order.loss,
+        outputs=_outputs(order.loss, manifest),
         rounds=chosen.rounds,
         local_steps=chosen.local_steps,
         learning_rate=chosen.learning_rate,
@@ -196,7 +222,19 @@ def _spec(order: Order, manifest: Manifest, persons: Mapping[int, int], salt: st
         plan=plan,
         persons=persons,
         salt=salt,
+        answer_by=answer_by,
+        purpose_codes=order.purpose_codes,
     )
+
+
+def _outputs(loss: str, manifest: Manifest) -> int:
+    losses = manifest.schema.losses
+    if loss not in losses:
+        raise BadRequest(
+            f"loss={loss[:80]!r} does not fit the target {manifest.schema.target.name!r} of these "
+            f"datasets, which is {manifest.schema.target.kind}: {' or '.join(losses)} does"
+        )
+    return losses[loss]
 
 
 def epsilon_of(terms: JobTerms) -> float:

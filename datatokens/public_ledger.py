@@ -54,7 +54,8 @@ class LedgerLine:
 @dataclass(frozen=True)
 class Attested:
     """One job's figures for one dataset. `at` is when the job was attested and `accepted_at` when
-    the dataset's node first accepted it: (block, index of the event).
+    the dataset's node first accepted it: (block, index of the event). `signed` is whether that node
+    was among those who signed the report.
     """
 
     job_id: bytes
@@ -62,6 +63,8 @@ class Attested:
     delta_atto: int
     accepted_at: tuple[int, int]
     at: tuple[int, int]
+    report_hash: bytes = b""
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,14 @@ class Watch:
         for event in self.chain.logs(self._events.JobAttested(), self.next, last):
             job_id, words = event["args"]["jobId"], event["args"]["outcomes"]
             at = event["blockNumber"], event["logIndex"]
-            for dataset_id, word in zip(self._of(job_id), words, strict=False):
+            report, signers = event["args"]["reportHash"], event["args"]["signers"]
+            for index, (dataset_id, word) in enumerate(zip(self._of(job_id), words, strict=False)):
                 outcome = Outcome.from_word(word)
                 if outcome.epsilon_micro:
                     since = self._accepted.get(dataset_id, {}).get(job_id, at)
                     figures = outcome.epsilon_micro, outcome.delta_pico * 10**6
-                    found = Attested(job_id, *figures, since, at)
+                    signed = bool(signers >> index & 1)
+                    found = Attested(job_id, *figures, since, at, report, signed)
                     self._attested.setdefault(dataset_id, []).append(found)
         self.next = max(self.next, last + 1)
         return {

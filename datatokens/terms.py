@@ -24,7 +24,7 @@ from typing import Any
 
 from eth_abi.abi import encode as abi_encode
 from eth_account import Account
-from eth_account.messages import SignableMessage, encode_typed_data
+from eth_account.messages import SignableMessage, encode_defunct, encode_typed_data
 from eth_utils.address import is_address, to_checksum_address
 from eth_utils.crypto import keccak
 
@@ -39,6 +39,7 @@ TERMS_STRUCT = (
     "(address,uint96,uint96,uint96,uint96,uint40,uint32,uint16,uint16,address,uint64,bytes32,bytes)"
 )
 MAX_DATASETS = 64
+USUAL_DEADLINE_S = 3 * 24 * 3600  # of a job: people at hospitals have days to decide
 DOMAIN_NAME = "datahub"
 DOMAIN_VERSION = "1"
 MAX_TERMS_BYTES = 64 * 1024
@@ -422,6 +423,11 @@ def offer_message(chain_id: int, market: str, offer: bytes) -> SignableMessage:
 def sign(message: SignableMessage, key: str | bytes) -> bytes:
     """65-byte signature (r, s, v) with low s."""
     return bytes(Account.sign_message(message, key).signature)
+
+
+def sign_text(text: str, key: str | bytes) -> bytes:
+    """What a wallet's personal_sign gives for a text (EIP-191)."""
+    return sign(encode_defunct(text=text), key)
 
 
 def well_formed(signature: bytes) -> bool:

@@ -36,10 +36,20 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ValueError(f"{name[:80]!r} is there twice")
+        made[name] = value
+    return made
+
+
 def parse(raw: bytes) -> Any:
-    """The value of `raw`. Raises TermsError for more than MAX_DEPTH levels, for NaN and infinities
-    however they are written, for too many digits, for text that is not UTF-8 or has half a
-    surrogate pair, and for what is no JSON.
+    """The value of `raw`. Raises TermsError for more than MAX_DEPTH levels, for a name twice in one
+    object (two readers would take two values), for NaN and infinities however they are written, for
+    too many digits, for text that is not UTF-8 or has half a surrogate pair, and for what is no
+    JSON.
 
     >>> parse(b'{"a": [1, 2.5]}')
     {'a': [1, 2.5]}
@@ -52,7 +62,11 @@ def parse(raw: bytes) -> Any:
                 raise TermsError(f"not JSON of at most {MAX_DEPTH} levels")
     try:
         value = json.loads(
-            raw.decode(), parse_constant=_constant, parse_int=_whole, parse_float=_fraction
+            raw.decode(),
+            parse_constant=_constant,
+            parse_int=_whole,
+            parse_float=_fraction,
+            object_pairs_hook=_object,
         )
         if _SURROGATE.search(raw):
             json.dumps(value, ensure_ascii=False).encode()

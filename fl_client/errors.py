@@ -7,8 +7,11 @@ be over in a minute.
 * NodeError
   - ConfigError        node.toml or the node's folder is wrong
   - DatasetError       a table, schema or manifest cannot be used
+    - SourceAway       ... since its file is gone, or its database does not answer
   - LedgerError        the ledger cannot be used as it is
     - LedgerRefusal    ... and a Refusal: the ledger's history forbids it
+  - JobDamaged         a file that is kept of one job is not what was written
+  - BackupError        a backup cannot be made, or cannot be put back
   - Stopping           the node is being stopped in the middle of its work
   - Refusal
     - PlanError        a privacy plan is out of range
@@ -31,8 +34,22 @@ class DatasetError(NodeError):
     """A table, schema or manifest cannot be used."""
 
 
+class SourceAway(DatasetError):
+    """A table's file is gone, or its database does not answer the query."""
+
+
+class JobDamaged(NodeError):
+    """A file that is kept of one job is not what was written, or cannot be read: that job's trouble
+    and no other's.
+    """
+
+
 class Stopping(NodeError):
     """The node is being stopped in the middle of its work."""
+
+
+class BackupError(NodeError):
+    """A backup cannot be made, or cannot be put back."""
 
 
 class Refusal(NodeError):

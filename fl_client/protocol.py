@@ -12,17 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, ClassVar, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from datatokens.errors import TermsError
 from datatokens.terms import MAX_TERMS_BYTES, whole
+from datatokens.wire import parse
 from fl_client.errors import ProtocolError
 from fl_client.privacy.plan import METRICS, Charge, PrivacyPlan
 
-SPEC_VERSION = 2
+SPEC_VERSION = 4
 MAX_ROUNDS = 1000
+MAX_OUTPUTS = 64
+MAX_CODES = 20
+_CODE = re.compile(r"[A-Z]{2,10}:\d{7}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class JobSpec:
     schema_hash        SHA-256 of the feature schema that every dataset of the job shares
                        (hexadecimal)
     graph_hash, weights_hash   SHA-256 of the model's graph and of its first weights (hexadecimal)
-    loss               a name in fl_client.privacy.training.LOSSES
+    loss, outputs      a name in fl_client.model.losses.LOSSES, and how many numbers the model gives
     rounds, local_steps, learning_rate, average_last   FedAvg; the result is the mean of the last
                                                        rounds' models
     server_momentum    what of a step the theatre adds to the next one, 0 to 0.99; it works on
@@ -46,6 +51,10 @@ class JobSpec:
                        averaging weight,
                        the constant that sums are divided by, and the weight of the reward split
     salt               makes two otherwise equal orders two jobs
+    answer_by          when every hospital must have said yes or no (unix seconds); 0 in older
+                       terms, which say nothing of it
+    purpose_codes      what the buyer declares in codes of the Data Use Ontology and of diseases
+                       (fl_client.node.purposes)
     """
 
     purpose: str
@@ -54,6 +63,7 @@ class JobSpec:
     graph_hash: str
     weights_hash: str
     loss: str
+    outputs: int
     rounds: int
     local_steps: int
     learning_rate: float
@@ -63,6 +73,8 @@ class JobSpec:
     plan: PrivacyPlan
     persons: Mapping[int, int]
     salt: str
+    answer_by: int = 0
+    purpose_codes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.purpose) <= 200:
@@ -75,6 +87,8 @@ class JobSpec:
                 f"buyer_public_key={self.buyer_public_key!r}: nothing can be sealed to that point"
             )
         try:
+            whole("answer_by", self.answer_by, 0, 2**40 - 1)
+            whole("outputs", self.outputs, 1, MAX_OUTPUTS)
             whole("rounds", self.rounds, 1, MAX_ROUNDS)
             whole("local_steps", self.local_steps, 1, 1000)
             whole("average_last", self.average_last, 1, self.rounds)
@@ -99,6 +113,12 @@ class JobSpec:
                 raise ProtocolError(
                     f"server_rates[{name!r:.80}]={factor!r:.80} must be a number from 0.01 to 100"
                 )
+        codes = self.purpose_codes
+        if not isinstance(codes, tuple) or len(codes) > MAX_CODES:
+            raise ProtocolError(f"purpose_codes must be a list of at most {MAX_CODES}")
+        for code in codes:
+            if not isinstance(code, str) or not _CODE.fullmatch(code):
+                raise ProtocolError(f"purpose_codes: {code!r:.80} must look like DUO:0000006")
         if (
             self.plan.steps != self.rounds * self.local_steps
             or self.plan.metric_steps != self.rounds
@@ -131,6 +151,7 @@ class JobSpec:
             "graph_hash": self.graph_hash,
             "weights_hash": self.weights_hash,
             "loss": self.loss,
+            "outputs": self.outputs,
             "rounds": self.rounds,
             "local_steps": self.local_steps,
             "learning_rate": self.learning_rate,
@@ -140,6 +161,8 @@ class JobSpec:
             "plan": self.plan.as_dict(),
             "persons": {str(dataset_id): count for dataset_id, count in self.persons.items()},
             "salt": self.salt,
+            "answer_by": self.answer_by,
+            "purpose_codes": list(self.purpose_codes),
         }
 
     @classmethod
@@ -148,6 +171,11 @@ class JobSpec:
         out of range.
         """
         fields = set(cls.__dataclass_fields__) | {"version"}
+        if value.get("version") == 2:  # its jobs stay readable, and those under way go on
+            outputs = 2 if value.get("loss") == "cross_entropy" else 1
+            value = {**value, "version": 3, "outputs": outputs}
+        if value.get("version") == 3:
+            value = {**value, "version": SPEC_VERSION, "answer_by": 0, "purpose_codes": []}
         if wrong := set(value) ^ fields:
             raise ProtocolError(
                 f"spec must have exactly the fields {sorted(fields)}; look at {sorted(wrong)}"
@@ -163,11 +191,18 @@ class JobSpec:
         ):
             raise ProtocolError("persons must map dataset ids to counts")
         parsed = {
-            **{k: value[k] for k in fields - {"version", "plan", "persons"}},
+            **{k: value[k] for k in fields - {"version", "plan", "persons", "purpose_codes"}},
+            "purpose_codes": _listed(value["purpose_codes"]),
             "plan": PrivacyPlan.from_dict(value["plan"]),
             "persons": {int(k): v for k, v in persons.items()},
         }
         return cls(**parsed)
+
+
+def _listed(value: object) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ProtocolError("purpose_codes must be a list")
+    return tuple(value)
 
 
 def _is_hex32(value: object) -> bool:
@@ -207,6 +242,7 @@ def sha256_hex(content: bytes) -> str:
 REQUEST, REPLY = "request", "reply"  # the names of the two records
 MAX_REASON = 2000  # characters of a refusal's sentence
 MAX_NUMBER = 1e12
+MAX_SCORES = 4096
 
 JobId = Annotated[str, 64]
 Signature = Annotated[bytes, 65]  # r, s, v: datatokens.terms.well_formed
@@ -267,6 +303,25 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """What has become of a job that was sent before? Answered as Admit, or as Attest where that is
+    what a person holds.
+    """
+
+    kind: ClassVar[str] = "query.ask"
+
+    job: JobId
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Not yet: a person at the hospital decides, until `until` (unix seconds) at the latest."""
+
+    until: int
+    reason: Annotated[str, MAX_REASON]
+
+
+@dataclass(frozen=True)
 class Refused:
     """No, to any request, in one sentence; signed where that sends the buyer's money back, else
     with no bytes.
@@ -297,18 +352,21 @@ class Trained:
     unit: Annotated[str, 20]
     compute_seconds: float
     device: Annotated[str, 80]
+    log_head: Annotated[str, 64] = ""  # the newest line of the node's audit log then
+    no_walls: Annotated[str, 300] = ""  # names of walls that its machine has not, with commas
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The noised table of the final model's scores (fl_client.privacy.evaluation), and the epsilons
-    after it.
+    """The noised table of the final model's scores (fl_client.privacy.looks), the epsilons after
+    it, and the newest line of the node's audit log then.
     """
 
-    scores: Annotated[tuple[float, ...], 4096]
+    scores: Annotated[tuple[float, ...], MAX_SCORES]
     epsilon_job: float
     epsilon_lifetime: float
     delta_lifetime: float
+    log_head: Annotated[str, 64] = ""
 
 
 @dataclass(frozen=True)
@@ -358,10 +416,12 @@ def from_record(kind: type[T], record: object) -> T:
     return kind(**values)
 
 
-def read_reply(kind: type[T], record: object) -> T | Refused:
-    """A reply that should be a `kind`: that, or the refusal in its place. Raises ProtocolError."""
+def read_reply(kind: type[T], record: object) -> T | Refused | Waiting:
+    """A reply that should be a `kind`: that, or what stands in its place. Raises ProtocolError."""
     if isinstance(record, Mapping) and set(record) == set(_shape(Refused)):
         return from_record(Refused, record)
+    if isinstance(record, Mapping) and set(record) == set(_shape(Waiting)):
+        return from_record(Waiting, record)
     return from_record(kind, record)
 
 
@@ -387,12 +447,14 @@ def pack(message: Any) -> bytes:
 
 
 def unpack(kind: type[T], kept: bytes) -> T:
-    """What `pack` kept. Raises ProtocolError for anything else, an older version's bytes among
-    them.
+    """What `pack` kept; fields that an older version did not know have their default. Raises
+    ProtocolError for anything else.
     """
     start = 4 + int.from_bytes(kept[:4], "big")
+    known = {f.name.replace("_", "-"): f.default for f in fields(cast(Any, kind))}
+    younger = {key: value for key, value in known.items() if value is not MISSING}
     try:
-        record = json.loads(kept[4:start])
+        record = younger | parse(kept[4:start])
         for key, (_, type_, _) in _shape(kind).items():
             if type_ is bytes:
                 end = start + whole(key, record[key], 0, len(kept) - start)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,10 +29,11 @@ from datatokens.terms import (
 )
 from fl_client.errors import GraphRefused
 from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
-from fl_client.privacy.evaluation import CELLS
+from fl_client.privacy.looks import cells
 from fl_client.privacy.slots import needed
 from fl_client.protocol import (
     Admit,
+    Ask,
     Attest,
     Evaluate,
     JobSpec,
@@ -46,10 +47,10 @@ from fl_client.protocol import (
 )
 from fl_server.aggregation import longest_step, moved, server_step, weighted_mean
 from fl_server.errors import RunFailed
-from fl_server.exchange import Send, Silent, ask, through
+from fl_server.exchange import Send, Silent, Undecided, ask, through
 from fl_server.ranges import round_problem, scores_problem
 from fl_server.report import Part, Round, build, loss_interval95
-from fl_server.results import Result, seal
+from fl_server.results import Contents, seal
 from fl_server.run_folder import RunFolder
 from fl_server.settlement import attestation_of
 
@@ -57,6 +58,9 @@ app = ServerApp()
 
 ADMIT_TIMEOUT_S = 120.0  # a model's dry run on a slow machine
 ENDING_S = 90.0  # before the deadline: the last look, signatures, the hub's transactions
+# A hospital that is silent, after a round whose seconds of training are known: so many times those
+LATE_TIMES, LATE_LEAST_S = 20.0, 600.0
+ASK_AGAIN_S, ASK_AGAIN_CAP_S = 0.5, 10.0  # those where a person decides
 TAKEN_S = 3600.0  # for a hub that is away to put acceptances on the chain: it settles, too
 
 
@@ -84,12 +88,15 @@ def conduct(job: RunFolder, send: Send) -> None:
     rounds: list[Round] = []
     parts: dict[int, Part] = {}
     tail: list[dict[str, np.ndarray]] = []
+    slowest = 0.0  # seconds of a round's training, by the terms
     for number in range(1, spec.rounds + 1):
         started = time.monotonic()
         request = Train(job.id, number, to_safetensors(arrays))
         good: dict[int, Update] = {}
         # a mute hospital holds a round for that round's part of what is left, and is then dropped
         patience = (_left(job) - ENDING_S) / (spec.rounds + 1 - number)
+        if slowest:
+            patience = min(patience, max(LATE_LEAST_S, LATE_TIMES * slowest))
         replies = ask(send, job.supernodes, active, request, Trained, patience)
         for dataset_id in active:
             update = _update(replies[dataset_id], arrays, spec, spec.persons[dataset_id], number)
@@ -119,6 +126,8 @@ def conduct(job: RunFolder, send: Send) -> None:
                 round(before + said.compute_seconds, 1),
                 said.device,
                 said.unit,
+                log_head=said.log_head,
+                no_walls=said.no_walls,
             )
         slowest = max(said.compute_seconds for said, _ in good.values())
         # by what the terms say, not by what a reply claims; by id, as float sums must repeat
@@ -178,14 +187,27 @@ def _bad_signature(message: SignableMessage, said: object, node: str) -> str | N
 
 
 def _admission(job: RunFolder, send: Send) -> list[int] | None:
-    """Dataset ids that accepted; None when too many refused (the outcome is written then)."""
+    """Dataset ids that accepted; None when too many refused (the outcome is written then). Waits
+    for those where a person decides, as long as the terms give them.
+    """
     everyone = [line.dataset_id for line in job.terms.datasets]
     request = Admit(job.terms.to_json(), job.graph, job.weights)
     patience = min(ADMIT_TIMEOUT_S, _left(job) - ENDING_S)
     replies = ask(send, job.supernodes, everyone, request, Signed, patience)
-    accepted, rejections, acceptances = [], {}, {}
-    for line in job.terms.datasets:
-        said = replies[line.dataset_id]
+    accepted: list[int] = []
+    rejections: dict[str, dict[str, str]] = {}
+    acceptances: dict[str, str] = {}
+    end = min(job.spec.answer_by or job.terms.deadline, job.terms.deadline - ENDING_S)
+    for dataset_id, said in _decided(
+        job,
+        send,
+        replies,
+        end,
+        lambda: len(everyone) - len(rejections) < job.terms.quorum,
+        # an unsigned no is a node's passing trouble: it decides nothing, and may be over
+        lambda said: bool(said.signature),
+    ):
+        line = job.terms.datasets[job.terms.index_of_dataset(dataset_id)]
         if isinstance(said, Refused):
             message = rejection_message(job.terms, said.reason)
         else:
@@ -205,6 +227,7 @@ def _admission(job: RunFolder, send: Send) -> list[int] | None:
             acceptances[line.node] = said.signature.hex()
         elif said.signature:
             rejections[line.node] = {"reason": reason, "signature": said.signature.hex()}
+    accepted.sort(key=everyone.index)
     job.keep_acceptances(acceptances)
     if len(accepted) >= job.terms.quorum:
         return accepted
@@ -219,6 +242,50 @@ def _admission(job: RunFolder, send: Send) -> list[int] | None:
     )
 
 
+def _decided(
+    job: RunFolder,
+    send: Send,
+    replies: Mapping[int, Signed | Refused],
+    latest: float,
+    settled: Callable[[], bool] = lambda: False,
+    decides: Callable[[Signed | Refused], bool] = lambda _: True,
+) -> Iterator[tuple[int, Signed | Refused]]:
+    """The hospitals' answers to a job as they come, those of people last. Who waits for a person is
+    asked again, seldom, until `latest` (unix seconds), and until it is `settled` whatever they say;
+    one that is away meanwhile, or says what `decides` nothing, still waits.
+    """
+    waiting: dict[int, Undecided] = {}
+    for dataset_id, said in replies.items():
+        if isinstance(said, Undecided):
+            waiting[dataset_id] = said
+            _say_waiting(job, dataset_id, said)
+        else:
+            yield dataset_id, said
+    pause = ASK_AGAIN_S
+    while waiting and not settled():
+        end = min(latest, max(one.until for one in waiting.values()))  # whatever a hospital says
+        over = time.time() > end + ASK_AGAIN_CAP_S
+        left = end + 1 - time.time()
+        time.sleep(min(pause, left) if left > 0 else pause)
+        pause = min(ASK_AGAIN_CAP_S, 1.3 * pause)
+        patience = max(1.0, min(ADMIT_TIMEOUT_S, job.terms.deadline - ENDING_S - time.time()))
+        for dataset_id, said in ask(
+            send, job.supernodes, list(waiting), Ask(job.id), Signed, patience
+        ).items():
+            if isinstance(said, Undecided) and not over:
+                if said != waiting[dataset_id]:
+                    _say_waiting(job, dataset_id, said)
+                waiting[dataset_id] = said
+            elif over or (not isinstance(said, Silent) and decides(said)):
+                del waiting[dataset_id]
+                yield dataset_id, said
+
+
+def _say_waiting(job: RunFolder, dataset_id: int, said: Undecided) -> None:
+    until = min(said.until, job.terms.deadline)
+    job.progress("waiting", dataset_id=dataset_id, until=until, reason=said.reason)
+
+
 def _evaluated(
     job: RunFolder, send: Send, final: dict[str, np.ndarray], parts: Mapping[int, Part]
 ) -> dict[int, Part]:
@@ -228,12 +295,13 @@ def _evaluated(
     """
     job.progress("evaluating")
     found: dict[int, Part] = {}
+    wanted = cells(job.spec.loss, job.spec.outputs)
     request = Evaluate(job.id, to_safetensors(final))
     for _ in range(2):
         missing = [d for d in parts if d not in found]
         patience = _last_patience(job)
         for d, said in ask(send, job.supernodes, missing, request, Scored, patience).items():
-            if not isinstance(said, Scored) or len(said.scores) != CELLS:
+            if not isinstance(said, Scored) or len(said.scores) != wanted:
                 continue
             if problem := scores_problem(said, job.spec, job.spec.persons[d]):
                 job.progress("scores", dataset_id=d, reason=problem)
@@ -244,6 +312,7 @@ def _evaluated(
                     epsilon_job=said.epsilon_job,
                     epsilon_lifetime=said.epsilon_lifetime,
                     delta_lifetime=said.delta_lifetime,
+                    log_head=said.log_head,
                 )
     return found
 
@@ -264,6 +333,7 @@ def _attestation(
     job.progress("attesting", model_hash=model_hash(final).hex())
     request = Attest(job.id, to_safetensors(final), report)
     replies = ask(send, job.supernodes, active, request, Signed, _last_patience(job))
+    replies |= dict(_decided(job, send, replies, job.terms.deadline - ENDING_S))
     signatures = {}
     for line in job.terms.datasets:
         if line.dataset_id in active:
@@ -284,7 +354,7 @@ def _attestation(
             f"attestation: {len(signatures)} hospitals signed, the quorum is {job.terms.quorum}"
         )
     sealed = seal(
-        Result(final, job.graph, report), job.spec.buyer_public_key, job.terms.job_id.hex()
+        Contents(final, job.graph, report), job.spec.buyer_public_key, job.terms.job_id.hex()
     )
     job.keep_result(report, sealed)
     job.finish("attested", signatures=signatures, model_hash=model_hash(final).hex(), worked=worked)

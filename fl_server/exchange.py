@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from fl_client import protocol
 from fl_client.errors import ProtocolError
-from fl_client.protocol import Refused
+from fl_client.protocol import Refused, Waiting
 
 Said = TypeVar("Said")
 # (messages by dataset id, seconds) -> the replies that came in time, by dataset id
@@ -36,6 +36,13 @@ def through(grid: Grid) -> Send:
 @dataclass(frozen=True)
 class Silent(Refused):
     """No answer: not in time, or Flower could not bring the message there. No refusal."""
+
+
+@dataclass(frozen=True)
+class Undecided(Refused):
+    """A person decides, until `until` (unix seconds) at the latest. No refusal yet."""
+
+    until: int = 0
 
 
 def ask(
@@ -71,6 +78,8 @@ def _said(kind: type[Said], reply: Message | None) -> Said | Refused:
         said = protocol.read_reply(kind, reply.content.get(protocol.REPLY))
     except ProtocolError as error:
         return Refused(f"an answer that is not understood: {error}")
+    if isinstance(said, Waiting):
+        return Undecided(said.reason, until=said.until)
     if isinstance(said, Refused) and not said.reason:
         return replace(said, reason="refused without a reason")
     return said

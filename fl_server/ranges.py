@@ -8,6 +8,7 @@ nothing of messages; parameters are bounded in aggregation.py.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from fl_client.data.manifests import MOST_RECORDS, UNITS
@@ -20,6 +21,8 @@ SD = 8.0  # a Gaussian is further out with a chance of 1e-15
 MOST_EPSILON = 1e6  # that can be put on the chain (datatokens.terms.privacy_charged)
 LEAST_DELTA, MOST_DELTA = 1e-30, 0.01
 MOST_WORK = 10**11  # operations of one sample that a node takes (fl_client.model.graph)
+_HEAD = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_WORDS = re.compile(r"[a-z, ]*", re.ASCII)
 SAME = 1e-6  # of an epsilon that two machines work out
 
 
@@ -36,6 +39,10 @@ def round_problem(said: Trained, spec: JobSpec, persons: int, number: int) -> st
         or _privacy_problem(said, spec.round_charges() * number, plan.delta)
         or (None if said.unit in UNITS else f"unit={said.unit!r} must be one of {', '.join(UNITS)}")
         or (None if said.device.isprintable() else f"device={said.device!r} must be printable")
+        or _head_problem(said.log_head)
+        or (
+            None if _WORDS.fullmatch(said.no_walls) else f"no_walls={said.no_walls!r} must be words"
+        )
     )
 
 
@@ -45,7 +52,17 @@ def scores_problem(said: Scored, spec: JobSpec, persons: int) -> str | None:
     charges = spec.round_charges() * spec.rounds + spec.evaluation_charges()
     most = needed(persons, 1.0) + noise
     wrong = (_outside("scores", cell, -noise, most) for cell in said.scores)
-    return next(filter(None, wrong), None) or _privacy_problem(said, charges, spec.plan.delta)
+    return (
+        next(filter(None, wrong), None)
+        or _privacy_problem(said, charges, spec.plan.delta)
+        or _head_problem(said.log_head)
+    )
+
+
+def _head_problem(head: str) -> str | None:
+    if not head or _HEAD.fullmatch(head):
+        return None
+    return f"log_head={head!r} must be 64 hexadecimal digits"
 
 
 def _privacy_problem(said: Trained | Scored, charges: Sequence[Charge], delta: float) -> str | None:

@@ -38,6 +38,8 @@ class Part:
     device: str
     unit: str = ""  # what privacy protects there: patient or record
     scores: list[float] | None = None  # the released table, fl_client.privacy.evaluation
+    log_head: str = ""  # the newest line of the hospital's audit log at its last reply
+    no_walls: str = ""  # what its machine could not raise around the job
 
 
 def loss_interval95(spec: JobSpec, dataset_ids: Sequence[int]) -> float:
@@ -83,6 +85,8 @@ def build(
                 "compute_seconds": part.compute_seconds,
                 "scores": part.scores if worked >> i & 1 else None,
                 "device": part.device,
+                "log_head": part.log_head,
+                "no_walls": part.no_walls,
                 "price_units": line.price_units if worked >> i & 1 else 0,
                 "reward_units": shares[i],
                 "compute_units": compute_units(line, bool(worked >> i & 1), part.compute_seconds),

@@ -1,8 +1,8 @@
 """Seal a result to its buyer with HPKE (RFC 9180), and open it. Whoever stores the result cannot
 read it.
 
-Suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20Poly1305; `info` binds the job. Knows
-nothing of runs.
+Suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM, all of which browsers have too; `info`
+binds the job. Knows nothing of runs.
 """
 
 from __future__ import annotations
@@ -15,20 +15,29 @@ from dataclasses import dataclass
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fl_client.errors import GraphRefused
 from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
 from fl_server.errors import ResultError
 
-SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+# Signed by a wallet, it gives the key that results are sealed to: whoever has the wallet can make
+# it again, in a browser or anywhere else.
+KEY_MESSAGE = (
+    "datahub: the key that opens my models, version 2.\n"
+    "Sign this only on the page of a hub that you have chosen: whoever has the signature can read "
+    "the models that you buy."
+)
 MAX_PART_BYTES = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Result:
-    """What the buyer gets: parameters (name -> float32), the model's graph, and the report
-    (canonical JSON).
+class Contents:
+    """What is sealed: parameters (name -> float32), the model's graph, and the report (canonical
+    JSON). With terms and schema, which the buyer has, it is a result (datahub/buyer/results.py).
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -40,20 +49,25 @@ def _info(job_id: str) -> bytes:
     return b"datahub result " + job_id.encode()
 
 
-def seal(result: Result, buyer_public_key: str, job_id: str) -> bytes:
-    """The result as ciphertext that only the holder of the X25519 key (hexadecimal) can open."""
+def result_key(signature: bytes) -> bytes:
+    """The X25519 private key that follows from a wallet's signature (65 bytes) over KEY_MESSAGE."""
+    return HKDF(SHA256(), 32, salt=None, info=b"datahub result key 2").derive(signature)
+
+
+def seal(contents: Contents, buyer_public_key: str, job_id: str) -> bytes:
+    """The contents as ciphertext that only the holder of the X25519 key (hexadecimal) can open."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("model.safetensors", to_safetensors(result.arrays))
-        archive.writestr("graph.json", result.graph)
-        archive.writestr("report.json", result.report)
+        archive.writestr("model.safetensors", to_safetensors(contents.arrays))
+        archive.writestr("graph.json", contents.graph)
+        archive.writestr("report.json", contents.report)
     key = X25519PublicKey.from_public_bytes(bytes.fromhex(buyer_public_key))
     return SUITE.encrypt(buffer.getvalue(), key, _info(job_id))
 
 
 def unseal(
     ciphertext: bytes, private_key: bytes, job_id: str, expected_model_hash: bytes | None = None
-) -> Result:
+) -> Contents:
     """Open a sealed result; with `expected_model_hash` (from the chain) also check that it is the
     attested model.
 
@@ -80,4 +94,4 @@ def unseal(
         raise ResultError(
             "the model in the result is not the one that the hospitals attested on-chain"
         )
-    return Result(arrays, parts["graph.json"], parts["report.json"])
+    return Contents(arrays, parts["graph.json"], parts["report.json"])

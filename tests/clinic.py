@@ -26,10 +26,12 @@ from datatokens.terms import (
     check_signature,
     rejection_message,
 )
+from fl_client.data.features import Feature
 from fl_client.data.manifests import Manifest
-from fl_client.data.schemas import Feature, Schema, Target
+from fl_client.data.schemas import Schema
 from fl_client.data.sources import plain
 from fl_client.data.tables import load
+from fl_client.data.targets import Target
 from fl_client.model.export import export_model
 from fl_client.model.families import build
 from fl_client.model.weights import from_safetensors
@@ -47,6 +49,17 @@ from fl_server.report import Part
 SCHEMA = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), Target("y", 0))
 GRAPH, WEIGHTS = export_model(build("logistic_regression", 2), zeros(1, 2))
 PRICE = 1_000_000
+# nobody is asked at this clinic
+FOR_EVERYBODY = """
+[[rules]]
+name = "everybody"
+datasets = ["*"]
+buyers = ["*"]
+purposes = ["*"]
+models = ["*"]
+max_epsilon = 4.5
+jobs_per_week = 1000
+"""
 BUYER, OTHER_BUYER = accounts()[5], accounts()[6]
 
 
@@ -77,6 +90,7 @@ class Clinic:
             "graph_hash": sha256_hex(GRAPH),
             "weights_hash": sha256_hex(WEIGHTS),
             "loss": "binary_cross_entropy",
+            "outputs": 1,
             "rounds": rounds,
             "local_steps": 1,
             "learning_rate": 1.0,
@@ -157,6 +171,8 @@ def clinic(bank: tuple[str, Deployment], tmp_path: Path) -> Clinic:
     node = config.create(
         folder, name="Clinic", hub="http://127.0.0.1:1", chain=url, network=network
     )
+    with (folder / "node.toml").open("a") as toml:
+        toml.write(FOR_EVERYBODY)
     file = table(tmp_path / "table.csv", 40)
     manifest = Manifest("Clinic", "T", "", 40, 10, 3.0, 1e-5, SCHEMA)
     registry = Registry(connect(url, accounts()[1][1]), made.registry)
@@ -186,7 +202,8 @@ def accepted(clinic: Clinic, **changes: Any) -> JobTerms:
 
 def part_of(clinic: Clinic, rounds: int, reply: Trained, seconds: float) -> Part:
     spent = (reply.epsilon_job, reply.epsilon_lifetime, reply.delta_lifetime)
-    return Part(clinic.dataset_id, rounds, *spent, round(seconds, 1), "cpu", reply.unit)
+    said = {"log_head": reply.log_head, "no_walls": reply.no_walls}
+    return Part(clinic.dataset_id, rounds, *spent, round(seconds, 1), "cpu", reply.unit, **said)
 
 
 def trained(clinic: Clinic) -> tuple[JobTerms, JobSpec, dict[str, np.ndarray], Part]:

@@ -37,6 +37,7 @@ def spec(**changes: Any) -> JobSpec:
         "graph_hash": "33" * 32,
         "weights_hash": "44" * 32,
         "loss": "binary_cross_entropy",
+        "outputs": 1,
         "rounds": 3,
         "local_steps": 1,
         "learning_rate": 1.0,

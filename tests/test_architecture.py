@@ -3,6 +3,7 @@ pure.
 """
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ ROOMS = ["datatokens", "fl_client", "fl_server", "datahub"]  # each may import t
 # within a room each alcove may import those before it, but for the pairs that stay APART
 ALCOVES = {
     "datatokens": ["chain", "bindings"],
-    "fl_client": ["data", "model", "privacy", "node"],
+    "fl_client": ["data", "model", "privacy", "worker", "node", "office"],
     "fl_server": [],
     "datahub": ["market", "web", "buyer", "demo"],
 }
@@ -31,7 +32,12 @@ FILES = sorted(
 ONLY_IN = {
     "web3": {"datatokens"},
     "eth": {"datatokens"},
-    "torch": {"fl_client", "datahub/buyer/sdk.py", "datahub/buyer/quoting.py"},
+    "torch": {
+        "fl_client",
+        "datahub/buyer/sdk.py",
+        "datahub/buyer/quoting.py",
+        "datahub/buyer/trained.py",
+    },
     "opacus": {"fl_client"},
     "fastapi": {"datahub"},
     "sqlmodel": {"datahub"},
@@ -46,8 +52,11 @@ PURE = [
     "datatokens/wire.py",
     "fl_client/privacy/plan.py",
     "fl_client/node/policy.py",
+    "fl_client/node/purposes.py",
+    "fl_client/office/drawing.py",
     "fl_client/node/attestation.py",
     "fl_client/privacy/evaluation.py",
+    "fl_client/privacy/looks.py",
     "fl_client/privacy/defaults.py",
     "fl_server/aggregation.py",
     "fl_server/report.py",
@@ -74,6 +83,8 @@ ENVIRONMENT_READERS = {
     "datahub/demo/stack.py",
     "datahub/demo/walk.py",  # sets where the demo's buyer keeps its network and jobs
     "datahub/buyer/networks.py",
+    "fl_client/worker/workers.py",  # hands on four names to its workers, and no others
+    "fl_client/worker/zygote.py",  # sets where a worker may write
 }
 
 
@@ -164,10 +175,10 @@ OWN_JSON = {
     "fl_client/data/album.py",
     "fl_client/data/survey.py",
     "fl_client/model/graph.py",
+    "fl_client/node/audit_log.py",
     "fl_client/node/entries.py",
     "fl_client/node/job_folder.py",
     "fl_client/privacy/counter.py",
-    "fl_client/protocol.py",
     "fl_server/run_folder.py",
     "fl_server/superlink.py",
 }
@@ -274,3 +285,16 @@ def test_nothing_unpickles_or_evaluates() -> None:
                     f"{name_of(path)}: {ast.unparse(node)}"
                 )
         assert not {"pickle", "dill", "cloudpickle", "marshal"} & imports(path), name_of(path)
+
+
+def test_no_test_moves_the_clock_of_the_whole_process() -> None:
+    """Threads of other tests would run on it, and move it: tests/clocks.py gives one module its
+    own.
+    """
+    pattern = re.compile(r'setattr\(\s*(\w+\.)?time\s*,\s*["\']')
+    found = [
+        f"{path.relative_to(ROOT)}: {found.group()}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for found in pattern.finditer(path.read_text())
+    ]
+    assert not found, found

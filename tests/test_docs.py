@@ -87,12 +87,22 @@ def test_every_custom_error_of_our_interfaces_has_a_sentence() -> None:
     assert set(re.findall(r"^\s+error (\w+)\(", text, re.MULTILINE)) <= set(SENTENCES)
 
 
-ATTACKS = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "datahub" / "SECURITY.md").read_text())
+ATTACKS = [
+    found
+    for page in (ROOT / "datahub" / "SECURITY.md", ROOT / "fl_client" / "THREATS.md")
+    for found in re.findall(r"`([\w/]+\.py)::(\w+|\*)`", page.read_text())
+]
 
 
 @pytest.mark.parametrize(("file", "name"), ATTACKS, ids=str)
 def test_every_attack_in_the_table_has_its_test(file: str, name: str) -> None:
-    assert f"def {name}(" in (ROOT / "tests" / file).read_text()
+    assert f"def {name}(" in (ROOT / "tests" / file).read_text() or name == "*"
+
+
+def test_every_command_in_the_operators_guide_exists() -> None:
+    guide = (ROOT / "fl_client" / "OPERATING.md").read_text()
+    asked = {" ".join(found) for found in re.findall(r"datahub (node|owner) ([a-z-]+)", guide)}
+    assert len(asked) > 20 and asked <= set(names())
 
 
 def test_the_table_of_attacks__names_forty_or_more() -> None:

@@ -7,6 +7,7 @@ from the buyer's own disk or from the wallet's key and the chain alone. Decides 
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,15 +17,17 @@ from rich.table import Table
 
 from datahub.errors import HubError, OrderRefused
 from datatokens.errors import BankError
-from datatokens.terminal import Terminal
+from datatokens.terminal import Terminal, visible
+from datatokens.terms import USUAL_DEADLINE_S
 from datatokens.wire import parse
 from fl_client.errors import NodeError
 from fl_server.errors import TheatreError
 
 if TYPE_CHECKING:
+    from datahub.buyer.jobs import Job
     from datahub.buyer.networks import Network
-    from datahub.buyer.sdk import Buyer, Job, Quote
-    from fl_server.results import Result
+    from datahub.buyer.results import Result
+from datahub.buyer.sdk import Market, Quote
 
 buyer_commands = typer.Typer()
 network_commands = typer.Typer(
@@ -42,6 +45,13 @@ KeyFile = Annotated[Path, typer.Option(help="File with your wallet's private key
 JobId = Annotated[str, typer.Argument(help="Job id, or its first digits.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path, typer.Option(help="Folder for the model and the report.")]
+DatasetIds = Annotated[list[int], typer.Option(help="Dataset id; repeat for each.")]
+Delta = Annotated[float | None, typer.Option(help="Delta; default min(1e-5, 1/(10 patients)).")]
+RewardUnits = Annotated[int, typer.Option(help="Reward pool, base units, split by patients.")]
+MaxFeeUnits = Annotated[
+    int | None, typer.Option(help="The most that the hub may take, base units.")
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Pay without asking.")]
 MUCH = 0.9  # an interval this wide says nothing
 
 
@@ -58,6 +68,7 @@ def network_add(
         int | None, typer.Option(help="The most that the hub may take, of 10000.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="The addresses were compared.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check the contracts over your own chain connection and pin them: from then on no hub can name
     others.
@@ -86,6 +97,9 @@ def network_add(
     if not (yes or (registry and market)):
         typer.confirm("Are these the contracts that you mean to pay into?", abort=True, err=True)
     file = networks.pin(networks.Network(name, hub.rstrip("/"), chain, fee, found))
+    if as_json:
+        typer.echo(json.dumps({"name": name, "file": str(file), **vars(found)}))
+        return
     console.print(
         f"{name} is pinned in {file}: code and constructor values are those of this "
         "version of datahub"
@@ -122,7 +136,14 @@ def datasets(hub_url: HubUrl, as_json: Json = False) -> None:
         typer.echo(json.dumps(rows))
         return
     table = Table(
-        "id", "name", "hospital", "patients (noised)", "price", "lifetime epsilon", "node"
+        "id",
+        "name",
+        "hospital",
+        "patients (noised)",
+        "price",
+        "lifetime epsilon",
+        "schema",
+        "node",
     )
     for row in rows:
         manifest = row["manifest"] or {}
@@ -133,6 +154,7 @@ def datasets(hub_url: HubUrl, as_json: Json = False) -> None:
             str(manifest.get("persons", "")),
             money(row["price_units"]),
             f"{manifest.get('lifetime_epsilon', '')}",
+            str(row["schema_hash"] or "")[:12],
             "online" if row["online"] else "offline",
         )
     console.print(table)
@@ -150,32 +172,45 @@ def dataset(
         typer.echo(json.dumps(row))
         return
     from datahub.money import money
+    from fl_client.data import words
     from fl_client.data.manifests import Manifest
 
     manifest = Manifest.from_dict(row["manifest"])
-    schema = manifest.schema
+    schema, lacking = manifest.schema, ""
+    if manifest.left_out is not None:
+        lacking = f"; about {manifest.left_out} more (noised) lack a value that it needs"
     console.print(f"{manifest.name}\n{manifest.hospital}: {manifest.description}", soft_wrap=True)
     console.print(
         f"about {manifest.persons} {manifest.unit}s (noised), never fewer than "
-        f"{manifest.minimum_persons}; {money(row['price_units'])} a job; lifetime epsilon "
+        f"{manifest.minimum_persons}{lacking}; {money(row['price_units'])} a job; lifetime epsilon "
         f"{manifest.lifetime_epsilon:g} at delta {manifest.delta:g} for each {manifest.unit}",
         soft_wrap=True,
         highlight=False,
     )
-    above = schema.target.positive_above
-    outcome = "yes or no" if above is None else f"1 where it is above {above:g}, else 0"
-    console.print(f"to be learned: {schema.target.name}, {outcome}", highlight=False)
+    if (privacy := row["privacy"]) is not None:
+        console.print(
+            f"spent: epsilon {privacy['epsilon_spent']:.3f}, as its node has attested for "
+            f"{privacy['jobs_attested']} jobs",
+            highlight=False,
+        )
+    if row["offer"]:
+        console.print(
+            f"left: at most epsilon {row['offer']['epsilon_left']:.3g} for one more job, as its "
+            "node says",
+            highlight=False,
+        )
+    console.print(
+        f"to be learned: {schema.target.name}, {schema.target.words}",
+        highlight=False,
+        soft_wrap=True,
+    )
     if schema.picture is not None:
         console.print(f"pictures: model inputs of shape {schema.picture.shape}", highlight=False)
         return
-    table = Table("column", "unit", "a model's inputs", "scaled", "missing")
-    for feature in schema.features:
-        missing = feature.missing if not feature.stands else f"counts as {feature.missing}"
-        scaled = f"(x - {feature.centre:g}) / {feature.scale:g}"
-        levels = feature.labels if feature.kind != "number" else ()
-        table.add_row(
-            feature.name, feature.unit, ", ".join(levels) or "the number", scaled, str(missing)
-        )
+    table = Table("column", "values", "unit", "as inputs", "if missing")
+    for one in map(words.column, schema.features):
+        levels = f": {', '.join(one.levels)}" * bool(one.levels)
+        table.add_row(one.name, one.kind + levels, one.unit, one.inputs, one.missing)
     console.print(table)
     console.print(f"{schema.width} inputs; schema {schema.hash}", highlight=False, soft_wrap=True)
 
@@ -186,17 +221,21 @@ def synthetic(
     hub_url: HubUrl,
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
     records: Annotated[int, typer.Option(help="How many.")] = 500,
+    as_json: Json = False,
 ) -> None:
     """Made-up records in a dataset's format, from its schema alone, to try a model on at home."""
     import csv
 
-    from datahub.buyer.synthetic import made_up
+    from datahub.synthetic import made_up
     from fl_client.data.manifests import Manifest
 
     manifest = Manifest.from_dict(_listed(hub_url, dataset_id)["manifest"])
     rows = list(made_up(manifest.schema, records))
     with out.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
+    if as_json:
+        typer.echo(json.dumps({"dataset_id": dataset_id, "file": str(out), "records": records}))
+        return
     console.print(
         f"{records} made-up records in {out}: nothing in them is a patient's", soft_wrap=True
     )
@@ -205,44 +244,55 @@ def synthetic(
 def _listed(hub_url: str, dataset_id: int) -> dict[str, Any]:
     from datahub.buyer.hub_client import Hub
 
-    for row in Hub(hub_url).get("/api/datasets"):
-        if row["dataset_id"] == dataset_id and row["manifest"]:
-            return dict(row)
-    raise HubError(f"dataset_id={dataset_id} is not offered by {hub_url}; see datahub datasets")
+    row: dict[str, Any] = Hub(hub_url).get(f"/api/datasets/{dataset_id}")
+    if row["manifest"] is None:
+        raise HubError(f"dataset {dataset_id}: its hospital has not sent the manifest to {hub_url}")
+    return row
 
 
 @buyer_commands.command()
 def buy(
     key_file: KeyFile,
-    dataset: Annotated[list[int], typer.Option(help="Dataset id; repeat for each.")],
+    dataset: DatasetIds,
     epsilon: Annotated[
         float, typer.Option(help="Most that the job may cost a patient of each hospital.")
     ],
     purpose: Annotated[str, typer.Option(help="What the model is for.")],
     network: NetworkName = "",
     out: Out = Path("result"),
-    delta: Annotated[
-        float | None, typer.Option(help="Delta; default min(1e-5, 1/(10 patients)).")
-    ] = None,
+    delta: Delta = None,
     model: Annotated[str, typer.Option(help="A built-in model.")] = "logistic_regression",
     rounds: Annotated[
         int | None, typer.Option(help="Rounds; default 20 to 60, by patients and epsilon.")
     ] = None,
-    reward_units: Annotated[
-        int, typer.Option(help="Reward pool, base units, split by patients.")
-    ] = 0,
+    reward_units: RewardUnits = 0,
     deadline_s: Annotated[
-        int, typer.Option(help="Seconds until the money comes back if nothing was settled.")
-    ] = 3600,
-    max_fee_units: Annotated[
-        int | None, typer.Option(help="The most that the hub may take, base units.")
+        int,
+        typer.Option(
+            help="Seconds until the money comes back if nothing was settled: 172800 are two days."
+        ),
+    ] = USUAL_DEADLINE_S,
+    answer_s: Annotated[
+        int | None,
+        typer.Option(
+            help="Seconds that people at hospitals have for a yes or no; three quarters of "
+            "--deadline-s if left out. Then the job goes on with those who have said yes."
+        ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Pay without asking.")] = False,
+    purpose_code: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What it is for as a code of the Data Use Ontology, like DUO:0000006, for "
+            "hospitals that compare them; may be given several times."
+        ),
+    ] = None,
+    max_fee_units: MaxFeeUnits = None,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Order one training job, wait, and save the model."""
-    buyer = _buyer(network, key_file)
-    quote = buyer.quote(
+    market = _market(network, key_file)
+    quote = market.quote(
         dataset,
         epsilon=epsilon,
         delta=delta,
@@ -252,16 +302,64 @@ def buy(
         reward_units=reward_units,
         deadline_s=deadline_s,
         max_fee_units=max_fee_units,
+        purpose_codes=purpose_code or (),
+        answer_s=answer_s,
     )
+    _pay(quote, yes, out, as_json)
+
+
+def _pay(quote: Quote, yes: bool, out: Path, as_json: bool) -> None:
     for line in described(quote):
         complaints.print(line)
     if not yes:
         typer.confirm("Pay?", abort=True, err=True)
-    job = buyer.keep(quote)
+    job = quote.keep()
     complaints.print(
         f"job {job.id} is written down; whatever happens from here on: datahub resume {job.id[:12]}"
     )
     _finish(job, out, as_json)
+
+
+@buyer_commands.command()
+def ask(
+    question: Annotated[
+        str,
+        typer.Argument(
+            help='"count by sex, age at 40 60", "histogram of chol from 100 to 400", "mean of chol '
+            'from 100 to 400 by sex", "quantiles of chol", "survival by sex": names as the schema '
+            "has them (datahub dataset ID)."
+        ),
+    ],
+    key_file: KeyFile,
+    dataset: DatasetIds,
+    epsilon: Annotated[
+        float, typer.Option(help="Most that the answer may cost a patient of each hospital.")
+    ],
+    purpose: Annotated[str, typer.Option(help="What the figures are for.")],
+    network: NetworkName = "",
+    out: Out = Path("result"),
+    delta: Delta = None,
+    reward_units: RewardUnits = 0,
+    max_fee_units: MaxFeeUnits = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Ask many hospitals for private figures: count, histogram, mean, quantiles, survival."""
+    market = _market(network, key_file)
+    quote = market.ask(
+        dataset,
+        question,
+        epsilon=epsilon,
+        delta=delta,
+        purpose=purpose,
+        reward_units=reward_units,
+        max_fee_units=max_fee_units,
+    )
+    _pay(quote, yes, out, as_json)
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def described(quote: Quote) -> list[str]:
@@ -274,10 +372,14 @@ def described(quote: Quote) -> list[str]:
         f"{money(sum(d.price_units for d in terms.datasets))}, compute up to "
         f"{money(sum(d.compute_cap_units for d in terms.datasets))}, reward "
         f"{money(terms.reward_units)}, the hub's fee {money(terms.fee_units)}",
-        f"{quote.spec.rounds} rounds over {len(terms.datasets)} hospitals, "
+        f"{_many(quote.spec.rounds, 'round')} over {_many(len(terms.datasets), 'hospital')}, "
         f"{terms.quorum} of which must finish; epsilon {quote.epsilon:.3f} at delta "
         f"{quote.spec.plan.delta:g} for each patient",
     ]
+    if quote.question:
+        noise = quote.spec.plan.noise_multiplier * quote.spec.plan.clip_norm
+        wide = 1.96 * noise * math.sqrt(len(terms.datasets))
+        lines.append(f"the count of every cell will be known to about ± {wide:.1f} patients")
     for name, wide in quote.interval95.items():
         lines.append(
             f"with so few patients or so little epsilon the report's {name} will be more noise "
@@ -291,7 +393,7 @@ def described(quote: Quote) -> list[str]:
 @buyer_commands.command()
 def jobs(key_file: KeyFile, network: NetworkName = "", as_json: Json = False) -> None:
     """Your jobs: those on this disk, and those that your wallet has paid according to the chain."""
-    rows = _buyer(network, key_file).jobs()
+    rows = _market(network, key_file).jobs()
     if as_json:
         typer.echo(json.dumps(rows))
         return
@@ -318,7 +420,7 @@ def resume(
     """
     from datatokens.bindings.escrow import Status
 
-    job = _buyer(network, key_file).job(job_id)
+    job = _market(network, key_file).job(job_id)
     if job.on_chain is Status.NONE and not yes:
         typer.confirm("It was never paid: nothing was taken. Pay now?", abort=True, err=True)
     _finish(job, out, as_json)
@@ -333,8 +435,117 @@ def result(
     as_json: Json = False,
 ) -> None:
     """Save the model and the report of a settled job, again and again."""
-    job = _buyer(network, key_file).job(job_id)
+    job = _market(network, key_file).job(job_id)
     _save(job, job.result(), out, as_json)
+
+
+@buyer_commands.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="A saved result (datahub buy --out).")],
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV, Parquet, Excel or JSON lines, with the model's original columns by name, as "
+            "they were measured; others are not looked at."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="CSV file to write; default the terminal.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a saved model says of each record of a table: chances, or numbers in their own unit."""
+    import csv
+    import io
+    import warnings
+
+    from datahub.buyer.frames import Doubt
+    from datahub.buyer.results import Result
+
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Doubt)
+        answers = Result.load(folder).predict(table)
+    for doubt in doubts:
+        complaints.print(str(doubt.message), style="yellow", soft_wrap=True)
+    rows = list(zip(*(values.tolist() for values in answers.values()), strict=True))
+    if out is not None or not as_json:
+        written = io.StringIO(newline="")
+        lines = csv.writer(written, lineterminator="\n")
+        lines.writerow(map(visible, answers))
+        lines.writerows([f"{x:.6g}" if math.isfinite(x) else "" for x in row] for row in rows)
+        if out is None:
+            for line in written.getvalue().splitlines():
+                typer.echo(visible(line))
+            return
+        out.write_text(written.getvalue(), encoding="utf-8")
+    if as_json:
+        said: dict[str, Any] = {"records": len(rows)}
+        if out is None:
+            said["answers"] = {
+                name: [x if math.isfinite(x) else None for x in values.tolist()]
+                for name, values in answers.items()
+            }
+        typer.echo(json.dumps(said | ({"file": str(out)} if out else {})))
+        return
+    console.print(f"{len(rows)} records, {', '.join(answers)}: {out}", soft_wrap=True)
+
+
+@buyer_commands.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A saved result, from whomever it came.")],
+    network: NetworkName = "",
+    as_json: Json = False,
+) -> None:
+    """Whether a saved model is the one that hospitals signed for on the chain. Needs no key and no
+    hub: files and the chain decide.
+    """
+    from datahub.buyer.results import Result
+    from datatokens import deploy
+    from datatokens.bindings.escrow import Escrow
+    from datatokens.chain.connection import connect
+    from datatokens.terms import JobTerms
+    from fl_client.model.weights import model_hash
+    from fl_client.protocol import sha256_hex
+
+    kept, where = Result.load(folder), _network(network)
+    terms = JobTerms.from_json(kept.terms)
+    chain = connect(where.chain)
+    deploy.check(chain, where.deployment)
+    if (terms.chain_id, terms.market) != (chain.chain_id, where.deployment.market):
+        raise OrderRefused(
+            f"{folder} is of market {terms.market} on chain {terms.chain_id}, and {where.name} is "
+            f"market {where.deployment.market} on chain {chain.chain_id}: name another --network"
+        )
+    settled = Escrow(chain, terms.market).settlement(terms.job_id)
+    if settled is None:
+        raise OrderRefused(f"job {terms.job_id.hex()[:12]} is not settled on the chain")
+    said, report = settled.attestation, parse(kept.report)
+    for what, signed, found in (
+        ("model", said.model_hash.hex(), model_hash(kept.arrays).hex()),
+        ("report", said.report_hash.hex(), sha256_hex(kept.report)),
+    ):
+        if signed != found:
+            raise OrderRefused(
+                f"{folder}: the {what} is not the one that was signed for: its hash is "
+                f"{found[:12]}, hospitals signed {signed[:12]}"
+            )
+    worked = [one for one in report["hospitals"] if one["worked"]]
+    facts = {
+        "job_id": terms.job_id.hex(),
+        "model_hash": said.model_hash.hex(),
+        "datasets": [one["dataset_id"] for one in worked],
+        "epsilon": max(one["epsilon_job"] for one in worked),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    console.print(
+        f"the model in {folder} is the one that {_many(len(worked), 'hospital')} signed for in job "
+        f"{facts['job_id'][:12]}: SHA-256 {facts['model_hash']}; it cost each patient at most "
+        f"epsilon {facts['epsilon']:.3f}",
+        soft_wrap=True,
+    )
 
 
 @buyer_commands.command()
@@ -346,7 +557,7 @@ def refund(
     """
     from datatokens.bindings.escrow import Status
 
-    job = _buyer(network, key_file).job(job_id)
+    job = _market(network, key_file).job(job_id)
     if job.on_chain is not Status.REFUNDED:  # else it was taken back before: saying so is enough
         job.refund()
     _refunded(job, as_json)
@@ -370,18 +581,23 @@ def job(
 
 
 @buyer_commands.command()
-def dispute(job_id: JobId, key_file: KeyFile, network: NetworkName = "") -> None:
+def dispute(
+    job_id: JobId, key_file: KeyFile, network: NetworkName = "", as_json: Json = False
+) -> None:
     """The buyer or a node of a job with an arbiter: ask it to look at the attested result. Costs
     the bond in the terms.
     """
-    from datahub.buyer.sdk import Job
+    from datahub.buyer.jobs import Job
 
-    buyer = _buyer(network, key_file)
+    market = _market(network, key_file)
     # a node disputes too, and it has paid no job: its whole id is needed
-    job = Job(buyer, job_id) if len(job_id) == 64 else buyer.job(job_id)
+    job = Job(market, job_id) if len(job_id) == 64 else market.job(job_id)
     job.dispute()
     terms = job.terms
     bond = terms.dispute.bond_units if terms.dispute else 0
+    if as_json:
+        typer.echo(json.dumps({"job_id": job.id, "state": "disputed", "bond_units": bond}))
+        return
     console.print(
         f"job {job.id[:12]} is disputed; the bond of {bond} base units is in escrow until the "
         "arbiter rules"
@@ -395,6 +611,7 @@ def withdraw(
     to: Annotated[
         str, typer.Option(help="Where the money goes; default the key's own address.")
     ] = "",
+    as_json: Json = False,
 ) -> None:
     """Take out what waits as credit: the hub's fees, or change whose transfer failed."""
     from datahub.money import money
@@ -408,6 +625,9 @@ def withdraw(
     escrow = Escrow(chain, pinned.deployment.market)
     units = escrow.credit_units(str(chain.address))
     escrow.withdraw_credit(to or str(chain.address))
+    if as_json:
+        typer.echo(json.dumps({"to": to or str(chain.address), "units": units}))
+        return
     console.print(f"{money(units)} went to {to or chain.address}")
 
 
@@ -440,12 +660,12 @@ def _network(name: str) -> Network:
     return networks.by_name(name)
 
 
-def _buyer(name: str, key_file: Path) -> Buyer:
-    from datahub.buyer.sdk import Buyer
+def _market(name: str, key_file: Path) -> Market:
+    from datahub.buyer.sdk import Market
 
     pinned = _network(name)
     key = key_file.read_text().strip()
-    return Buyer(pinned.hub, chain=pinned.chain, key=key, network=pinned)
+    return Market(pinned.hub, chain=pinned.chain, key=key, network=pinned)
 
 
 def _finish(job: Job, out: Path, as_json: bool) -> None:
@@ -456,7 +676,7 @@ def _finish(job: Job, out: Path, as_json: bool) -> None:
     try:
         job.pay()
         status = job.on_chain
-        if status is Status.FUNDED and job.buyer.chain.now() > job.deadline:
+        if status is Status.FUNDED and job.market.chain.now() > job.deadline:
             job.refund()
             return _refunded(job, as_json)
         if status is Status.REFUNDED:
@@ -476,23 +696,26 @@ def _refunded(job: Job, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"job_id": job.id, "state": "refunded", "folder": None}))
     else:
-        console.print(f"job {job.id[:12]} is refunded: every unit is back in {job.buyer.address}")
+        console.print(f"job {job.id[:12]} is refunded: every unit is back in {job.market.address}")
 
 
 def _save(job: Job, result: Result, out: Path, as_json: bool) -> None:
     from datahub.buyer.waiting import evaluation_line
-    from fl_client.model.weights import to_safetensors
     from fl_client.node.job_folder import write_whole
 
-    files: dict[str, Any] = {
-        "model.safetensors": to_safetensors(result.arrays),
-        "graph.json": result.graph,
-        "report.json": result.report,
-    }
-    for name, content in files.items():
-        write_whole(out / name, content)
+    files = result.save(out)
+    answer = job.answer() if job.question else None
+    if answer:
+        write_whole(out / "answer.json", json.dumps(answer).encode())
+        files.append("answer.json")
     if as_json:
-        typer.echo(json.dumps({"job_id": job.id, "state": "settled", "folder": str(out)}))
+        said = {"job_id": job.id, "state": "settled", "folder": str(out)}
+        typer.echo(json.dumps(said | ({"answer": answer} if answer else {})))
+    elif answer:
+        from datahub.buyer.answers import table
+
+        console.print(table(answer))
+        console.print(f"settled; {', '.join(files)} are in {out}")
     else:
         console.print(evaluation_line(parse(result.report)["evaluation"]))
         console.print(f"settled; {', '.join(files)} are in {out}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from datahub.errors import HubError
+from datahub.errors import HubError, NotFound
 
 
 class Hub:
@@ -30,7 +30,7 @@ class Hub:
                 sentence = answer.json()["error"]
             except (ValueError, KeyError, TypeError):
                 sentence = answer.text[:200]
-            raise HubError(sentence)
+            raise (NotFound if answer.status_code == NotFound.status else HubError)(sentence)
         return answer
 
     def get(self, path: str) -> Any:

@@ -1,4 +1,5 @@
-"""What a buyer keeps of a job on the own disk, from before it is paid: terms, graph, weights.
+"""What a buyer keeps of a job on the own disk, from before it is paid: terms, graph, weights,
+schema.
 
 The escrow pays or refunds only against the terms, so they are never in memory alone. The terms are
 written last: a folder that has them has everything, and one whose terms are not those of its name
@@ -23,6 +24,8 @@ from fl_client.node.job_folder import private_folder, write_whole
 
 PAYING_S = 300.0  # how long one payment of a wallet waits for another; a send waits 180 s at most
 TERMS, GRAPH, WEIGHTS = "terms.json", "graph.json", "weights.safetensors"
+SCHEMA = "schema.json"
+QUESTION = "question.txt"  # of a job that asks for figures; its graph says the same
 SHORTEST_NAME = 6  # digits of a job id that are enough, if they are of one job only
 
 
@@ -47,18 +50,35 @@ class KeptJob:
         """(graph, weights) as they were exported."""
         return (self.path / GRAPH).read_bytes(), (self.path / WEIGHTS).read_bytes()
 
+    @property
+    def schema(self) -> bytes:
+        """The schema's canonical JSON; nothing where the job was kept before schemas were."""
+        path = self.path / SCHEMA
+        return path.read_bytes() if path.exists() else b""
+
+    @property
+    def question(self) -> str:
+        """What the job asks; nothing for one that trains."""
+        path = self.path / QUESTION
+        return path.read_text("utf-8") if path.exists() else ""
+
 
 def jobs_folder() -> Path:
     """Where jobs are kept."""
     return home() / "jobs"
 
 
-def keep(terms: JobTerms, graph: bytes, weights: bytes) -> KeptJob:
+def keep(
+    terms: JobTerms, graph: bytes, weights: bytes, schema: bytes, question: str = ""
+) -> KeptJob:
     """Write a job down, readable by this user only, on the disk when this returns."""
     kept = KeptJob(jobs_folder() / terms.job_id.hex())
     for folder in (home(), jobs_folder(), kept.path):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name, content in ((GRAPH, graph), (WEIGHTS, weights), (TERMS, terms.to_json())):
+    files = {GRAPH: graph, WEIGHTS: weights, SCHEMA: schema, TERMS: terms.to_json()}
+    if question:
+        files = {QUESTION: question.encode(), **files}
+    for name, content in files.items():
         write_whole(kept.path / name, content)
     return kept
 

@@ -16,6 +16,7 @@ from datatokens.bindings.registry import Registry, State
 from datatokens.errors import TermsError, TransactionRefused
 from datatokens.terms import JobTerms
 from fl_client.data.manifests import Manifest
+from fl_client.data.schemas import Schema
 from fl_client.errors import GraphRefused, NodeError
 from fl_client.protocol import JobSpec
 
@@ -68,25 +69,27 @@ def listed(
 def model_files(
     model: str | nn.Module,
     example: Tensor | None,
-    shape: tuple[int, ...],
+    schema: Schema,
     loss: str,
     server_rates: Mapping[str, float] | None = None,
 ) -> tuple[bytes, bytes]:
-    """(graph, weights) of a built-in name or a torch module, if every hospital would take them for
-    inputs of `shape` and `loss`, and `server_rates` name its parameters. Raises OrderRefused or
+    """(graph, weights) of a built-in name or a torch module, if every hospital with this `schema`
+    would take them for `loss`, and `server_rates` name its parameters. Raises OrderRefused or
     GraphRefused.
     """
     from torch import nn, zeros
 
     from fl_client.model.export import export_model
     from fl_client.model.families import FAMILIES, build
-    from fl_client.model.fit import check_loss
+    from fl_client.model.fit import check_loss, check_outputs
     from fl_client.model.graph import load_model, parameters
 
     if not isinstance(loss, str):
         raise OrderRefused(f"loss={str(loss)[:60]} must be the name of a loss, as text")
+    shape, outputs = schema.inputs(loss), schema.losses.get(loss, 1)
+    many = {"outputs": outputs} if outputs > 1 else {}
     try:
-        module = build(model, math.prod(shape)) if isinstance(model, str) else model
+        module = build(model, math.prod(shape), **many) if isinstance(model, str) else model
     except GraphRefused as error:
         if model not in FAMILIES:
             raise
@@ -110,6 +113,7 @@ def model_files(
         ) from error
     loaded = load_model(graph, weights)
     check_loss(loaded, loss)
+    check_outputs(loaded, loss, schema.losses)
     if tuple(loaded.input_shape) != shape:
         raise OrderRefused(
             f"the model takes inputs of shape {tuple(loaded.input_shape)}; the dataset has "

@@ -5,6 +5,7 @@ for logs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.progress import (
@@ -16,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from datahub.buyer.sdk import Job
+from datahub.buyer.jobs import Job
 from datatokens.terminal import Terminal, visible
 
 
@@ -26,6 +27,15 @@ def _epsilons(spent: dict[str, float]) -> str:
     if len(shown) == 1:
         return f"{shown.pop()} at each of {len(spent)} hospitals"
     return ", ".join(f"{name} {value:.2f}" for name, value in sorted(spent.items()))
+
+
+# of a report's evaluation (fl_client.privacy.looks) -> its name for people
+FIGURES = {
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "rmse": "root mean squared error, in parts of the range,",
+    "r2": "R²",
+}
 
 
 def evaluation_line(evaluation: Mapping[str, Any] | None) -> str:
@@ -40,8 +50,10 @@ def evaluation_line(evaluation: Mapping[str, Any] | None) -> str:
             else "{value:.3f} ({low:.3f} to {high:.3f})".format(**figure)
         )
 
-    accuracy, auc = shown(evaluation["accuracy"]), shown(evaluation["auc"])
-    return f"accuracy {accuracy}, AUC {auc} (noised, 95 % interval)"
+    figures = [
+        f"{name} {shown(evaluation[key])}" for key, name in FIGURES.items() if key in evaluation
+    ]
+    return f"{', '.join(figures)} (noised, 95 % interval)"
 
 
 def follow(job: Job, console: Terminal, names: dict[int, str] | None = None) -> dict[str, Any]:
@@ -57,15 +69,21 @@ def follow(job: Job, console: Terminal, names: dict[int, str] | None = None) -> 
         TextColumn("rounds"),
         TimeElapsedColumn(),
     )
-    shown, refusals = 0, set()
+    shown, refusals, waits = 0, set(), set()
     status: dict[str, Any] = {}
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("paid", total=None)
         for status in job.watch():
             for line in status["datasets"]:
+                who = names.get(line["dataset_id"], f"dataset {line['dataset_id']}")
+                if line.get("waiting_until") and line["dataset_id"] not in waits:
+                    waits.add(line["dataset_id"])
+                    until = f"{datetime.fromtimestamp(line['waiting_until'], UTC):%Y-%m-%d %H:%M}"
+                    progress.console.print(
+                        f"  {who}: waiting for the hospital, a person decides until {until} UTC"
+                    )
                 if line["accepted"] is False and line["dataset_id"] not in refusals:
                     refusals.add(line["dataset_id"])
-                    who = names.get(line["dataset_id"], f"dataset {line['dataset_id']}")
                     progress.console.print(f"  {who} refuses: {line['reason']}")
             for one in status["rounds"][shown:]:
                 spent = _epsilons(
@@ -74,10 +92,10 @@ def follow(job: Job, console: Terminal, names: dict[int, str] | None = None) -> 
                         for d, value in one["epsilon"].items()
                     }
                 )
+                loss = f"loss {one['loss']:6.3f} ± {one['loss_interval95']:.3f} (noised), "
                 progress.console.print(
-                    f"  round {one['number']:>2}/{one['rounds']}: loss {one['loss']:6.3f} ± "
-                    f"{one['loss_interval95']:.3f}"
-                    f" (noised), epsilon {spent}; {one['seconds']:.2f} s"
+                    f"  round {one['number']:>2}/{one['rounds']}: "
+                    f"{'' if job.question else loss}epsilon {spent}; {one['seconds']:.2f} s"
                 )
             shown = len(status["rounds"])
             progress.update(

@@ -28,9 +28,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 from datahub.errors import BadRequest
-from fl_client.data.schemas import Feature, Schema, Target
+from fl_client.data.features import Feature
+from fl_client.data.schemas import Schema
 from fl_client.data.sources import plain
 from fl_client.data.tables import load
+from fl_client.data.targets import Target
 
 UCI_ARCHIVE = "https://archive.ics.uci.edu/static/public/45/heart+disease.zip"
 HEART_SHA256 = {
@@ -54,13 +56,13 @@ HEART_COLUMNS = (
 # cholesterol of 200, ...).
 HEART_SCHEMA = Schema(
     features=(
-        Feature("age", 55, 10),
-        Feature("sex", 0.5, 0.5),
-        Feature("trestbps", 130, 20),
-        Feature("chol", 200, 100),
-        Feature("fbs", 0.25, 0.5),
-        Feature("thalach", 140, 25),
-        Feature("exang", 0.5, 0.5),
+        Feature("age", 55, 10, unit="a"),
+        Feature("sex", 0.5, 0.5, kind="yes/no"),  # yes is male
+        Feature("trestbps", 130, 20, unit="mm[Hg]"),
+        Feature("chol", 200, 100, unit="mg/dL"),
+        Feature("fbs", 0.25, 0.5, kind="yes/no"),
+        Feature("thalach", 140, 25, unit="/min"),
+        Feature("exang", 0.5, 0.5, kind="yes/no"),
         Feature("oldpeak", 1, 1),
         Feature("cp", 0.25, 0.5, (1, 2, 3, 4)),
         Feature("restecg", 0.25, 0.5, (0, 1, 2)),

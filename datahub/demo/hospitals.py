@@ -14,11 +14,22 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from datahub.demo import data as demo_data
-from datahub.demo.stack import FIRST_CONTRIBUTOR, FIRST_HOSPITAL, TUSD, Stack
+from datahub.demo.stack import BUYER, FIRST_CONTRIBUTOR, FIRST_HOSPITAL, TUSD, Stack
 from fl_client.data.sources import plain
 from fl_client.node import config
 from fl_client.node.listing import Listing, list_dataset
 
+# the demo's buyer is known to most of its hospitals, so that nobody has to be asked there
+RULE = """
+[[rules]]
+name = "the demo's buyer"
+datasets = ["*"]
+buyers = ["{buyer}"]
+purposes = ["*"]
+models = ["*"]
+max_epsilon = 4.5
+jobs_per_week = 1000
+"""
 PRICES = (40, 30, 20, 10)
 CONTRIBUTORS = 1000
 LIFETIME_EPSILON, SMALL_LIFETIME_EPSILON = 12.0, 5.0
@@ -53,13 +64,19 @@ def join(
     index: int,
     network: dict[str, Any],
     lifetimes: Sequence[float] = LIFETIMES,
+    asks: bool = False,
 ) -> Hospital:
-    """One hospital: make its node, list its dataset, post its contributors, start its process."""
+    """One hospital: make its node, list its dataset, post its contributors, start its process. One
+    that `asks` has a person decide about every job; the others know the demo's buyer.
+    """
     site = data.sites[index]
     folder = stack.folder / "nodes" / site.key
     made = config.create(
         folder, name=site.hospital, hub=stack.hub_url, chain=stack.chain_url, network=network
     )
+    if not asks:
+        with (folder / "node.toml").open("a") as toml:
+            toml.write(RULE.format(buyer=stack.accounts[BUYER][0]))
     listing = Listing(
         name=f"{data.title}: {site.hospital}",
         description=data.origin,

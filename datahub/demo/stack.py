@@ -95,7 +95,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for(
-    what: str, ready: Callable[[], object], processes: Processes, timeout_s: float = 90
+    what: str, ready: Callable[[], object], processes: Processes, timeout_s: float = 300
 ) -> None:
     """Until `ready()` is true; raises HubError when a process has died or the time is over."""
     end = time.monotonic() + timeout_s

@@ -14,7 +14,8 @@ import httpx
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from datahub.buyer.sdk import Job
+from datahub.buyer.jobs import Job
+from datahub.buyer.results import Result
 from datahub.demo import charts
 from datahub.demo import data as demo_data
 from datahub.demo.hospitals import Hospital
@@ -22,11 +23,8 @@ from datahub.demo.stack import BUYER, TUSD, Stack
 from datatokens.bindings.registry import Token
 from fl_client.data.sources import plain
 from fl_client.data.tables import load
-from fl_client.model.graph import load_model, predict, with_parameters
-from fl_client.model.weights import to_safetensors
 from fl_client.node import config
 from fl_client.privacy.ledger import Ledger
-from fl_server.results import Result
 
 
 def summary_of(
@@ -39,7 +37,7 @@ def summary_of(
 ) -> dict[str, Any]:
     """A job in the form of summary.json; `before` is the buyer's balance before paying."""
     buyer = stack.accounts[BUYER][0]
-    after = Token(job.buyer.chain, stack.deployment.payment_token).balance_units(buyer)
+    after = Token(job.market.chain, stack.deployment.payment_token).balance_units(buyer)
     names = {h.dataset_id: h.name for h in hospitals}
     settled = status["state"] == "settled"
     report = (
@@ -85,8 +83,7 @@ def summary_of(
 def test_auc(result: Result, data: demo_data.DemoData) -> float:
     """Pooled AUC of a result on the buyer's test table."""
     test = load(plain(data.test), data.schema)
-    model = with_parameters(load_model(result.graph, to_safetensors(result.arrays)), result.arrays)
-    return float(roc_auc_score(test.targets, np.ravel(predict(model, test.features[:]))))
+    return float(roc_auc_score(test.targets, np.ravel(result.outputs(test.features[:]))))
 
 
 def write(
@@ -97,14 +94,10 @@ def write(
     hospitals: list[Hospital],
     status: Mapping[str, Any],
     result: Result,
-    job: Job,
     seconds: dict[str, float],
 ) -> None:
     """Everything that the demo leaves in `out`, the charts included."""
-    (out / "model.safetensors").write_bytes(to_safetensors(result.arrays))
-    (out / "graph.json").write_bytes(result.graph)
-    (out / "report.json").write_bytes(result.report)
-    (out / "terms.json").write_bytes(job.terms.to_json())
+    result.save(out)
     charts.learning_curve(status["rounds"], out / "learning_curve.png")
     meter = {}
     for h in hospitals:

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from datahub.buyer import networks
 from datahub.buyer.contributor import claim_all
-from datahub.buyer.sdk import Buyer, Quote
+from datahub.buyer.sdk import Market, Quote
 from datahub.buyer.waiting import evaluation_line, follow
 from datahub.demo import data as demo_data
 from datahub.demo.hospitals import CONTRIBUTORS, SMALL_LIFETIME_EPSILON, Hospital, join
@@ -40,7 +41,11 @@ from datatokens.bindings.registry import Token
 from datatokens.bindings.revenue import Revenue
 from datatokens.terminal import Terminal, marked
 from datatokens.wire import parse
+from fl_client.node import config as node_config
+from fl_client.node import inbox
+from fl_client.office.brief import brief
 
+ASKS = 0  # the hospital where a person decides
 EPSILON, ROUNDS = 4.0, 10
 SECOND_EPSILON, SECOND_ROUNDS = 3.0, 3
 REWARD = 50
@@ -85,19 +90,36 @@ def run(name: str, data_dir: Path | None, out: Path, keep: bool) -> None:
         ):
             network = stack.network
             with ThreadPoolExecutor(4) as pool:
-                hospitals = list(pool.map(lambda i: join(stack, data, i, network), range(4)))
+                hospitals = list(
+                    pool.map(lambda i: join(stack, data, i, network, asks=i == ASKS), range(4))
+                )
         with stage("four nodes are connected (TLS, authenticated, no open port)", seconds, "nodes"):
             wait_for("every node", lambda: stack.online(4), stack.processes)
         _walk(stack, data, hospitals, out, seconds)
         if keep:
-            console.print(
-                f"Everything keeps running; look at {stack.hub_url} and press Ctrl-C to end. The "
-                f"buyer's commands: DATAHUB_HOME={networks.home()} datahub jobs --key-file KEY"
-            )
+            _keep_running(stack, hospitals)
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
     finally:
         stack.processes.stop()
+
+
+def _keep_running(stack: Stack, hospitals: list[Hospital]) -> None:
+    """What a visitor can do now."""
+    asks = hospitals[ASKS]
+    facts = (
+        ("order a model in the browser, with the demo wallet", f"{stack.hub_url}/order"),
+        (f"say yes for {asks.name}, which asks a person", f"datahub node page {asks.folder}"),
+        ("take what contributors have earned", f"{stack.hub_url}/claims"),
+        ("the buyer's commands", f"DATAHUB_HOME={networks.home()} datahub jobs --key-file KEY"),
+        ("the chain (31337), for a wallet of your own", stack.chain_url),
+        ("test account of the buyer", " ".join(stack.accounts[BUYER])),
+        ("... of a contributor", " ".join(stack.accounts[FIRST_CONTRIBUTOR])),
+    )
+    table = Table(title="The market keeps running; Ctrl-C ends it", show_header=False, box=None)
+    for what, how in facts:
+        table.add_row(what, how)
+    console.print(table)
 
 
 def _walk(
@@ -107,13 +129,14 @@ def _walk(
     out: Path,
     seconds: dict[str, float],
 ) -> None:
-    buyer = Buyer(stack.hub_url, chain=stack.chain_url, key=stack.accounts[BUYER][1])
+    buyer = Market(stack.hub_url, chain=stack.chain_url, key=stack.accounts[BUYER][1])
     names = {h.dataset_id: h.name for h in hospitals}
     wallet = Token(buyer.chain, stack.deployment.payment_token)
     console.print(
         marked(
             ("\nJob 1", "bold"),
-            f": a buyer with {money(wallet.balance_units(buyer.address))} orders a model.",
+            f": a buyer with {money(wallet.balance_units(buyer.address))} (test dollars) "
+            "orders a model.",
         )
     )
     before = wallet.balance_units(buyer.address)
@@ -135,9 +158,11 @@ def _walk(
     later = buyer.quote(
         ids, epsilon=SECOND_EPSILON, delta=data.delta, purpose=PURPOSE, rounds=SECOND_ROUNDS
     )
-    job = buyer.pay(quote)
+    job = quote.order()
     paid_at = time.time()
     console.print(f"paid into escrow: job {job.id[:12]}, watch it at {stack.hub_url}/jobs/{job.id}")
+    person = threading.Thread(target=_person, args=(hospitals[ASKS], job.id), daemon=True)
+    person.start()
     status = follow(job, console, names)
     if status["state"] != "settled":
         raise HubError(f"job 1 ended as {status['state']}: {status['reason']}")
@@ -164,11 +189,28 @@ def _walk(
     claims = _claim(stack)
     _money_table(stack, first, claims, hospitals)
     second = _second_job(stack, buyer, hospitals, later, names, wallet)
-    write(out, data, [first, second], claims, hospitals, status, result, job, seconds)
+    write(out, data, [first, second], claims, hospitals, status, result, seconds)
     console.print(
-        f"\n{out}/ holds model.safetensors, graph.json, report.json, terms.json, summary.json and "
-        "three charts (learning_curve.png, epsilon_meter.png, payouts.png)."
+        f"\n{out}/ holds model.safetensors, graph.json, report.json, terms.json, schema.json, "
+        "summary.json and three charts (learning_curve.png, epsilon_meter.png, payouts.png)."
     )
+
+
+def _person(hospital: Hospital, job_id: str) -> None:
+    """Stands in for the person at the one hospital that asks: reads the brief, says yes."""
+    config = node_config.read(hospital.folder)
+    while not (held := [one for one in inbox.waiting(hospital.folder) if one.job_id == job_id]):
+        time.sleep(0.1)
+    facts = brief(config, held[0])
+    privacy, numbers = facts["privacy"], facts["leaves"][0]["numbers"]
+    console.print(
+        f"  {hospital.name} is asked: a buyer for {facts['purpose']!r}; lifetime epsilon "
+        f"{privacy['lifetime_before']:.2f} -> {privacy['lifetime_after']:.2f} of "
+        f"{privacy['lifetime']:g} for any one patient; {numbers} noised numbers leave "
+        "after each round. The demo says yes for the person, who has it in a browser by: datahub "
+        f"node page {os.path.relpath(hospital.folder)}"
+    )
+    inbox.decide(hospital.folder, config.policy_of, job_id, "the demo", True)
 
 
 def _claim(stack: Stack) -> list[dict[str, Any]]:
@@ -234,7 +276,7 @@ def _money_table(
 
 def _second_job(
     stack: Stack,
-    buyer: Buyer,
+    buyer: Market,
     hospitals: list[Hospital],
     quote: Quote,
     names: dict[int, str],
@@ -245,7 +287,7 @@ def _second_job(
         f"{hospitals[-1].name} has a lifetime budget of {SMALL_LIFETIME_EPSILON:g}."
     )
     before = wallet.balance_units(buyer.address)
-    job = buyer.pay(quote)
+    job = quote.order()
     paid_at = time.time()
     console.print(f"paid {money(job.terms.amount_units)} into escrow")
     status = follow(job, console, names)

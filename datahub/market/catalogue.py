@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -18,9 +19,10 @@ from datahub.errors import BadRequest, Conflict, NotFound
 from datahub.market import offers
 from datahub.market.desk import Desk
 from datahub.market.following import Logs
-from datahub.market.tables import DatasetRow, NodeRow
+from datahub.market.tables import DatasetRow, NodeRow, SchemaRow
 from datatokens.bindings.registry import Dataset
 from datatokens.errors import BankError, TermsError, TransactionRefused
+from datatokens.public_ledger import History
 from datatokens.terms import canonical_json
 from datatokens.wire import parse
 from fl_client.data.manifests import Manifest
@@ -53,6 +55,7 @@ def fresh(desk: Desk) -> None:
 
 def _changed(desk: Desk, logs: Logs | None) -> list[Dataset]:
     if logs is None:
+        _know_schemas(desk)
         return desk.registry.datasets()
     # dataset ids are small numbers and stand in a topic; accounts and hashes are never that small
     count = desk.registry.count()
@@ -131,7 +134,77 @@ def put_manifest(desk: Desk, dataset_id: int, document: Mapping[str, Any]) -> No
     row.manifest = raw.decode()
     with desk.session() as session:
         session.add(row)
+        session.merge(_schema_of(row))
         session.commit()
+
+
+def _schema_of(row: DatasetRow) -> SchemaRow:
+    found = hashlib.sha256(_schema_in(row)).hexdigest()
+    return SchemaRow(manifest_hash=row.manifest_hash, schema_hash=found)
+
+
+def _schema_in(row: DatasetRow) -> bytes:
+    """The schema's canonical JSON: a part of the manifest's, which was checked when it was kept."""
+    assert row.manifest is not None
+    return canonical_json(parse(row.manifest.encode())["schema"])
+
+
+def _know_schemas(desk: Desk) -> None:
+    """Of manifests that were kept before schemas were known by their hash."""
+    with desk.session() as session:
+        known = select(SchemaRow.manifest_hash)
+        kept = select(DatasetRow).where(col(DatasetRow.manifest).is_not(None))
+        for row in session.exec(kept.where(col(DatasetRow.manifest_hash).not_in(known))):
+            session.merge(_schema_of(row))
+        with suppress(IntegrityError):  # another worker has started at the same moment
+            session.commit()
+
+
+def schema(desk: Desk, schema_hash: str) -> bytes:
+    """The canonical JSON whose SHA-256 is `schema_hash`, of any dataset here. Raises NotFound."""
+    if not (ids := sharing(desk, schema_hash)):
+        raise NotFound(f"schema {schema_hash[:80]} is of no dataset here")
+    return schema_of(desk, ids[0])
+
+
+def schema_of(desk: Desk, dataset_id: int) -> bytes:
+    """The canonical JSON of a dataset's schema. Raises NotFound."""
+    with desk.session() as session:
+        row = session.get(DatasetRow, dataset_id)
+    if row is None or row.manifest is None:
+        raise NotFound(f"dataset_id={dataset_id} is not listed here with a manifest")
+    return _schema_in(row)
+
+
+def sharing(desk: Desk, schema_hash: str) -> list[int]:
+    """The datasets that have this schema, which one order can be over."""
+    with desk.session() as session:
+        wanted = (
+            select(DatasetRow.dataset_id)
+            .join(SchemaRow, col(SchemaRow.manifest_hash) == col(DatasetRow.manifest_hash))
+            .where(SchemaRow.schema_hash == schema_hash, col(DatasetRow.manifest).is_not(None))
+        )
+        return sorted(session.exec(wanted).all())
+
+
+def dataset(desk: Desk, dataset_id: int) -> dict[str, Any]:
+    """One line of `listing`, with what the chain has seen of its privacy: the highest lifetime
+    epsilon that its node has attested, and for how many jobs; None where the chain does not answer.
+    Raises NotFound.
+    """
+    found = listing(desk, [dataset_id])
+    if not found:
+        raise NotFound(f"dataset_id={dataset_id} is not listed")
+    privacy: dict[str, Any] | None = None
+    try:
+        history = desk.spent().get(dataset_id, History((), ()))
+        privacy = {
+            "epsilon_spent": history.epsilon_micro / 10**6,
+            "jobs_attested": len(history.attested),
+        }
+    except BankError as error:
+        log.warning("what was spent is not known: %s", error)
+    return found[0] | {"privacy": privacy}
 
 
 def listing(desk: Desk, only: Collection[int] | None = None) -> list[dict[str, Any]]:
@@ -148,6 +221,8 @@ def listing(desk: Desk, only: Collection[int] | None = None) -> list[dict[str, A
         wanted = wanted.where(col(DatasetRow.dataset_id).in_(only))
     with desk.session() as session:
         nodes = {row.node: int(row.supernode_id) for row in session.exec(select(NodeRow)).all()}
+        known = session.exec(select(SchemaRow)).all()
+        schemas = {row.manifest_hash: row.schema_hash for row in known}
         rows = session.exec(wanted).all()
     return [
         {
@@ -159,6 +234,7 @@ def listing(desk: Desk, only: Collection[int] | None = None) -> list[dict[str, A
             "contributor_bps": row.contributor_bps,
             "manifest_hash": row.manifest_hash,
             "manifest": parse(row.manifest.encode()) if row.manifest else None,
+            "schema_hash": schemas.get(row.manifest_hash) if row.manifest else None,
             "offer": offered.get(row.dataset_id),
             "online": nodes.get(row.node) in online if row.node in nodes else False,
         }

@@ -18,10 +18,12 @@ from datatokens.bindings.escrow import Escrow, Settlement
 from datatokens.bindings.registry import Registry
 from datatokens.bindings.revenue import Revenue
 from datatokens.chain.connection import Chain, connect
+from datatokens.public_ledger import History, Watch
 from fl_server.runs import SuperLink
 from fl_server.superlink import operator_token
 
 ONLINE_S = 1.0  # how old an answer about who is connected may be
+SPENT_S = 2.0  # and one about what was attested
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Desk:
     listings: Follower = field(init=False)  # of the registry
     payments: Follower = field(init=False)  # of the market
     online: Seldom[set[int]] = field(init=False)  # the SuperLink's ids of connected nodes
+    spent: Seldom[dict[int, History]] = field(init=False)  # by dataset id, of all time
     settlements: dict[str, Settlement] = field(init=False, default_factory=dict)  # by job id
     # held while model files are written, or those of nobody deleted
     models: threading.Lock = field(init=False, default_factory=threading.Lock)
@@ -46,6 +49,7 @@ class Desk:
         made = {
             "listings": Follower(self.chain, self.config.registry),
             "payments": Follower(self.chain, self.config.market),
+            "spent": Seldom(Watch(self.chain, self.config.market).look, SPENT_S),
             "online": Seldom(lambda: self.superlink.online_nodes(), ONLINE_S),
         }
         for name, value in made.items():

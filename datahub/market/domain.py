@@ -8,8 +8,8 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """quoted -> funded -> accepted -> running -> attested -> settled; refunded from any of them; or
-    disputed first.
+    """quoted -> funded -> (waiting, for people at hospitals ->) accepted -> running -> attested ->
+    settled; refunded from any of them; or disputed first.
 
     The chain is the truth for funded, settled and refunded; the others are what the run has said so
     far.
@@ -17,6 +17,7 @@ class JobState(StrEnum):
 
     QUOTED = "quoted"
     FUNDED = "funded"
+    WAITING = "waiting"
     ACCEPTED = "accepted"
     RUNNING = "running"
     ATTESTED = "attested"

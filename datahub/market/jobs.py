@@ -6,10 +6,11 @@ Knows nothing of HTTP, and takes no step for a job: reconcile.py does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, select
 
 from datahub.errors import BadRequest, Conflict, NotFound
 from datahub.market import model_files
@@ -125,6 +126,29 @@ def run_folder(desk: Desk, row: JobRow) -> RunFolder:
     return RunFolder(desk.config.jobs_folder / row.job_id)
 
 
+def undecided(lines: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    """Dataset id -> until when, of those where the newest run waits for a person's answer."""
+    found: dict[int, int] = {}
+    for line in lines:
+        if line["event"] == "started":
+            found = {}
+        elif line["event"] == "waiting":
+            found[int(line["dataset_id"])] = int(line["until"])
+        elif line["event"] in ("admission", "attestation"):
+            found.pop(int(line["dataset_id"]), None)
+    return found
+
+
+def waits_for(undecided: Mapping[int, int]) -> str:
+    """The same as a sentence; "" for nobody."""
+    each = [
+        f"the hospital of dataset {dataset_id} (until "
+        f"{datetime.fromtimestamp(end, UTC):%Y-%m-%d %H:%M} UTC)"
+        for dataset_id, end in sorted(undecided.items())
+    ]
+    return f"waiting for {', '.join(each)}" if each else ""
+
+
 def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
     """A job as the API and the page show it."""
     terms = JobTerms.from_json(row.terms.encode())
@@ -139,6 +163,7 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
         for line in lines
         if line["event"] == "admission" and "dataset_id" in line
     }
+    waits = {} if JobState(row.state) in FINAL else undecided(lines)
     settled = _settlement(desk, row)
     # only what was attested is shown; hospitals may have settled among themselves, without this hub
     ours = settled is not None and _is_ours(folder, settled.attestation.report_hash)
@@ -153,6 +178,7 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
         "amount_units": terms.amount_units,
         "deadline": terms.deadline,
         "rounds_planned": spec.rounds,
+        "loss": spec.loss,
         "loss_clip": spec.plan.metric_clip,
         "delta": spec.plan.delta,
         "epsilon_pld": _figure(desk, row.job_id),
@@ -166,6 +192,8 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
                 "accepted": None
                 if admissions.get(line.dataset_id, {}).get("silent")
                 else admissions.get(line.dataset_id, {}).get("accepted"),
+                # until when a person there decides (unix seconds)
+                "waiting_until": waits.get(line.dataset_id),
                 "reason": admissions.get(line.dataset_id, {}).get("reason", ""),
                 "attested": {
                     name: attested[line.dataset_id][name]
@@ -233,6 +261,12 @@ def recent(desk: Desk, limit: int = 100) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def counts(desk: Desk) -> dict[str, int]:
+    """How many jobs are in each state."""
+    with desk.session() as session:
+        return dict(session.exec(select(JobRow.state, func.count()).group_by(JobRow.state)).all())
 
 
 def _settlement(desk: Desk, row: JobRow) -> Settlement | None:

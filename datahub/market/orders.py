@@ -8,14 +8,21 @@ nothing that differs.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from datahub.errors import Conflict
+from datahub.errors import BadRequest, Conflict
 from datahub.market import catalogue, offers, quotes
 from datahub.market.desk import Desk
 from datahub.market.tables import NodeRow
 from datahub.order import Listed, Order, Venue, epsilon_of, terms_of
 from datatokens.terms import JobTerms
+from fl_client.errors import GraphRefused
+from fl_client.node.policy import BUILT_IN
+from fl_client.privacy.evaluation import expected_intervals
+from fl_client.privacy.looks import is_one_yes_no
+from fl_client.protocol import JobSpec
 
 
 def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
@@ -25,6 +32,7 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
     paid. Raises BadRequest, NotFound or Conflict.
     """
     listed = [_listed(desk, dataset_id) for dataset_id in order.datasets]
+    order = _with_model(order, listed)
     config = desk.config
     terms = terms_of(
         order,
@@ -38,6 +46,29 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
     return terms, epsilon_of(terms)
 
 
+def _with_model(order: Order, listed: Sequence[Listed]) -> Order:
+    """The order with the files of a built-in model that is only named. Raises BadRequest."""
+    if not listed:
+        return order
+    schema = listed[0].manifest.schema
+    loss = order.loss or next(iter(schema.losses))
+    if order.graph or order.weights:
+        return replace(order, loss=loss)
+    from fl_client.model.families import files  # loads torch, which nothing else here needs
+
+    inputs = schema.inputs(loss) if loss in schema.losses else (0, 0)
+    try:
+        if len(inputs) != 1 or order.model not in BUILT_IN:
+            raise GraphRefused(
+                f"model={order.model!r}: without a graph it must be one of {', '.join(BUILT_IN)}, "
+                "over tables; give the graph and weights of another one"
+            )
+        graph, weights = files(order.model, inputs[0], schema.losses[loss])
+    except GraphRefused as error:
+        raise BadRequest(str(error)) from error
+    return replace(order, loss=loss, graph=graph, weights=weights)
+
+
 def _listed(desk: Desk, dataset_id: int) -> Listed:
     row = catalogue.dataset_row(desk, dataset_id)
     manifest = catalogue.manifest_of(row)
@@ -48,7 +79,16 @@ def _listed(desk: Desk, dataset_id: int) -> Listed:
 
 
 def as_json(terms: JobTerms, epsilon: float) -> dict[str, Any]:
-    """A quote as the API answers it: the exact terms document (text), and what it adds up to."""
+    """A quote as the API answers it: the exact terms document (text), and what it adds up to;
+    `interval95` is how wide the report's intervals must be expected to be (nearly 1: more noise
+    than signal), {} where that is not known.
+    """
+    spec = JobSpec.from_dict(terms.spec)
+    wide = {}
+    if is_one_yes_no(spec.loss, spec.outputs):
+        counts = list(spec.persons.values())
+        expected = expected_intervals(counts, spec.plan.score_noise_multiplier).values()
+        wide = {name: max(one[name] for one in expected) for name in ("accuracy", "auc")}
     return {
         "terms": terms.to_json().decode(),
         "job_id": terms.job_id.hex(),
@@ -59,4 +99,7 @@ def as_json(terms: JobTerms, epsilon: float) -> dict[str, Any]:
         "fee_units": terms.fee_units,
         "epsilon": epsilon,
         "deadline": terms.deadline,
+        "rounds": spec.rounds,
+        "answer_by": spec.answer_by,
+        "interval95": wide,
     }

@@ -210,11 +210,17 @@ def _start_run(
 
 
 def _watch_run(desk: Desk, row: JobRow, folder: RunFolder) -> None:
-    events = {line["event"] for line in folder.events()}
-    if "round" in events:
-        row.state = advance(JobState(row.state), JobState.RUNNING)
-    elif "admission" in events:
-        row.state = advance(JobState(row.state), JobState.ACCEPTED)
+    events = folder.events()
+    kinds = {line["event"] for line in events}
+    waits = jobs.waits_for(jobs.undecided(events))
+    if "round" in kinds:
+        state = JobState.RUNNING
+    elif waits:
+        state = JobState.WAITING
+    else:
+        state = JobState.ACCEPTED if "admission" in kinds else JobState(row.state)
+    if kinds & {"round", "admission", "waiting"}:
+        row.state, row.reason = advance(JobState(row.state), state), waits
     if folder.has_outcome_of(row.runs_started):  # set aside, and then the hub was killed
         _another_run(row, "the last run failed")
         return

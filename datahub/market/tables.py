@@ -26,6 +26,14 @@ class DatasetRow(SQLModel, table=True):
     manifest: str | None = None
 
 
+class SchemaRow(SQLModel, table=True):
+    """Which schema a kept manifest has: 64 hexadecimal digits each."""
+
+    __tablename__ = "dataset_schema"
+    manifest_hash: str = Field(primary_key=True)
+    schema_hash: str = Field(index=True)
+
+
 class OfferRow(SQLModel, table=True):
     """The newest offer of a dataset (fl_client/node/offer.py) and the node key's signature."""
 

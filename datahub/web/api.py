@@ -11,12 +11,12 @@ import binascii
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Path, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from starlette.exceptions import HTTPException
@@ -31,16 +31,17 @@ from datahub.market import (
     offers,
     orders,
     reconcile,
+    wallets,
 )
 from datahub.market.desk import Desk
 from datahub.order import Order
-from datahub.web import pages
+from datahub.web import live, pages
 from datahub.web.bounds import Bounds
+from datahub.web.pages import DatasetId
 from datatokens.errors import BankError, TermsError
-from datatokens.terms import DisputeTerms
+from datatokens.terms import USUAL_DEADLINE_S, DisputeTerms
+from fl_client.protocol import MAX_CODES
 from fl_server.errors import TheatreError
-
-DatasetId = Annotated[int, Path(ge=1, le=2**32 - 1)]
 
 
 def _desk(request: Request) -> Desk:
@@ -117,7 +118,8 @@ class DisputeIn(Body):
 class OrderIn(Body):
     """What a buyer wants. Graph and weights are base64 (fl_client.model.export.export_model makes
     them). `model` names the built-in model that the graph is; what is left out of rounds, steps and
-    momentum then follows from it (fl_client.privacy.defaults).
+    momentum then follows from it (fl_client.privacy.defaults). Without a graph the hub makes that
+    model's, and without a loss the first that fits the target.
     """
 
     buyer: str
@@ -126,9 +128,9 @@ class OrderIn(Body):
     vouchers: list[int] = []
     compute_minutes: int = Field(default=10, ge=1, le=10_000)
     dispute: DisputeIn | None = None
-    graph: str
-    weights: str
-    loss: str = "binary_cross_entropy"
+    graph: str = ""
+    weights: str = ""
+    loss: str = ""
     epsilon: float = Field(gt=0, le=100)
     delta: float = Field(gt=0, le=0.01)
     model: str | None = None
@@ -140,8 +142,23 @@ class OrderIn(Body):
     server_rates: dict[str, float] | None = None
     reward_units: int = 0
     purpose: str
-    deadline_s: int = 3600
+    purpose_codes: list[str] = Field(default=[], max_length=MAX_CODES)
+    deadline_s: int = USUAL_DEADLINE_S
+    answer_s: int | None = None
     quorum: int | None = None
+
+
+class TermsIn(Body):
+    """The exact terms document of a quote."""
+
+    terms: str
+
+
+class ClaimIn(Body):
+    """Who claims, and where to (left out: to themselves)."""
+
+    account: str
+    to: str = ""
 
 
 class JobIn(Body):
@@ -201,7 +218,10 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.desk = desk
-    app.mount("/static", StaticFiles(directory=FilePath(__file__).parent / "static"), name="static")
+    # the embedded chain's test accounts sign on the chain itself (demo_wallet.js)
+    elsewhere = f"; connect-src 'self' {desk.config.chain}" if pages.demo_chain(desk) else ""
+    policy = f"default-src 'self'; frame-ancestors 'none'; form-action 'self'{elsewhere}"
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     app.include_router(pages.router)
 
     @app.exception_handler(HubError)
@@ -214,19 +234,19 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         return _say(request, str(error), 503)
 
     @app.exception_handler(RequestValidationError)
-    async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def _validation(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "body"
         given = first.get("input")
         shown = "" if isinstance(given, dict | list) else f"={str(given)[:80]!r}"
-        return JSONResponse({"error": f"{where}{shown}: {first['msg']}"}, status_code=422)
+        return _say(request, f"{where}{shown}: {first['msg']}", 422)
 
     @app.middleware("http")
     async def _headers(request: Request, call_next: Any) -> Response:
         response: Response = await call_next(request)
         response.headers["x-content-type-options"] = "nosniff"
         response.headers["referrer-policy"] = "no-referrer"
-        response.headers["content-security-policy"] = "default-src 'self'; frame-ancestors 'none'"
+        response.headers["content-security-policy"] = policy
         return response
 
     app.add_middleware(Bounds)
@@ -262,6 +282,12 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         catalogue.fresh(desk)
         return catalogue.listing(desk)
 
+    @app.get("/api/datasets/{dataset_id}")
+    def dataset(dataset_id: DatasetId, desk: DeskDep) -> dict[str, Any]:
+        """One dataset, with what of its lifetime epsilon its node has attested as spent."""
+        catalogue.fresh(desk)
+        return catalogue.dataset(desk, dataset_id)
+
     @app.put("/api/datasets/{dataset_id}/manifest")
     def put_manifest(
         dataset_id: DatasetId, document: dict[str, Any], desk: DeskDep
@@ -281,6 +307,13 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         offers.put_offer(desk, dataset_id, body.offer, body.signature)
         return {"dataset_id": dataset_id}
 
+    @app.get("/api/schemas/{schema_hash}")
+    def schema(schema_hash: str, desk: DeskDep) -> Response:
+        """The canonical JSON whose SHA-256 this is: what another hospital lists its table by, so
+        that both fit one order.
+        """
+        return Response(catalogue.schema(desk, schema_hash), media_type="application/json")
+
     @app.get("/api/hospitals/{node}")
     def hospital(node: str, desk: DeskDep) -> dict[str, Any]:
         return hospitals.hospital(desk, node)
@@ -295,11 +328,26 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         given = body.model_dump() | {
             "datasets": tuple(body.datasets),
             "vouchers": tuple(body.vouchers),
+            "purpose_codes": tuple(body.purpose_codes),
             "dispute": _dispute(body.dispute),
             "graph": _base64("graph", body.graph),
             "weights": _base64("weights", body.weights),
         }
         return orders.as_json(*orders.quote(desk, Order(**given)))
+
+    @app.get(
+        "/api/jobs/{job_id}/events",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/event-stream": {"schema": live.EVENT}}}},
+    )
+    def events(job_id: str, desk: DeskDep) -> StreamingResponse:
+        """The job whenever it changes, as server-sent events, until it has ended."""
+        jobs.job_row(desk, job_id)
+        return StreamingResponse(
+            live.changes(desk, job_id),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store"},
+        )
 
     @app.post("/api/jobs", status_code=201)
     def submit(body: JobIn, desk: DeskDep) -> dict[str, Any]:
@@ -311,6 +359,21 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
                 (_base64("graph", body.graph), _base64("weights", body.weights)),
             ),
         )
+
+    @app.post("/api/transactions/payment")
+    def payment(body: TermsIn, desk: DeskDep) -> dict[str, Any]:
+        """What a buyer's own wallet signs to pay for quoted terms."""
+        return wallets.payment(desk, body.terms.encode())
+
+    @app.post("/api/transactions/claim")
+    def claim(body: ClaimIn, desk: DeskDep) -> dict[str, Any]:
+        """What a contributor's own wallet signs to be paid everything at once."""
+        return wallets.claim(desk, body.account, body.to)
+
+    @app.post("/api/transactions/refund/{job_id}")
+    def refund(job_id: str, desk: DeskDep) -> dict[str, Any]:
+        """What anybody's wallet signs to give an unsettled job's money back after its deadline."""
+        return wallets.refund(desk, job_id)
 
     @app.get("/api/jobs")
     def list_jobs(desk: DeskDep) -> list[dict[str, Any]]:

@@ -1,37 +1,71 @@
-"""The hub's pages: catalogue, jobs, one job live, claims. Server-rendered; the browser needs no
-wallet to look.
+"""The hub's pages: what this is, catalogue, one dataset, an order, jobs, one job live, a hospital,
+earnings, words. Server-rendered; the browser needs no wallet to look.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import csv
+import io
+import ipaddress
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.templating import Jinja2Templates
 
-from datahub.errors import HubError
-from datahub.market import catalogue, jobs
+from datahub.errors import BadRequest, Conflict, HubError
+from datahub.market import catalogue, hospitals, jobs
 from datahub.market.claims import claims_of
 from datahub.market.desk import Desk
+from datahub.market.domain import FINAL, JobState
 from datahub.money import money
+from datahub.synthetic import made_up
+from datahub.web import charts, glossary
+from datatokens.wire import parse
+from fl_client.data import words
+from fl_client.data.cells import as_number
+from fl_client.data.schemas import Schema
+from fl_client.errors import DatasetError
+from fl_client.node.policy import BUILT_IN
+from fl_client.node.purposes import INTENTS
+from fl_server.results import KEY_MESSAGE
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
-templates = Jinja2Templates(directory=Path(__file__).parent / "templates")
+templates = Jinja2Templates(directory=FilePath(__file__).parent / "templates")
 
 templates.env.filters["money"] = money
+templates.env.filters["utc"] = lambda at: f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
+
+DatasetId = Annotated[int, Path(ge=1, le=2**32 - 1)]
+EXAMPLES = 3  # made-up records on a dataset's page
+SHOWN = 8  # columns of them
+RECORDS = 500  # in the table that can be downloaded,
+MOST_INPUTS = 100_000  # or fewer where a record is wide: part of a second's work
+TEST_CHAIN = 31337  # of the embedded chain
+SORTS = {
+    "name": lambda row: (row["manifest"] or {}).get("name", "~").casefold(),
+    "price": lambda row: row["price_units"],
+    "size": lambda row: -_persons(row),
+    "epsilon": lambda row: -_epsilon_left(row),
+    "newest": lambda row: -row["dataset_id"],
+}
 
 
 def _page(request: Request, name: str, **facts: Any) -> HTMLResponse:
-    return templates.TemplateResponse(request, name, facts)
+    return templates.TemplateResponse(
+        request, name, {"demo_chain": demo_chain(_desk(request)), **facts}
+    )
 
 
 def error(request: Request, sentence: str, status: int) -> HTMLResponse:
     """A page that says what went wrong."""
-    return templates.TemplateResponse(
-        request, "error.html", {"sentence": sentence}, status_code=status
-    )
+    facts = {"sentence": sentence, "demo_chain": ""}
+    return templates.TemplateResponse(request, "error.html", facts, status_code=status)
 
 
 def _desk(request: Request) -> Desk:
@@ -39,11 +73,191 @@ def _desk(request: Request) -> Desk:
     return desk
 
 
+def demo_chain(desk: Desk) -> str:
+    """The chain's URL where it is the embedded one on this machine, whose test accounts sign for
+    anybody; else "".
+    """
+    host = urlsplit(desk.config.chain).hostname or ""
+    try:
+        here = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = False
+    return desk.config.chain if here and desk.config.chain_id == TEST_CHAIN else ""
+
+
 @router.get("/")
-def catalogue_page(request: Request) -> HTMLResponse:
+def home_page(request: Request) -> HTMLResponse:
     desk = _desk(request)
     catalogue.fresh(desk)
-    return _page(request, "catalogue.html", datasets=catalogue.listing(desk))
+    rows = [row for row in catalogue.listing(desk) if row["manifest"]]
+    states = jobs.counts(desk)
+    return _page(
+        request,
+        "home.html",
+        datasets=len(rows),
+        online=sum(bool(row["online"]) for row in rows),
+        hospitals=len({row["manifest"]["hospital"] for row in rows}),
+        persons=sum(row["manifest"]["persons"] for row in rows),
+        settled=states.get(JobState.SETTLED, 0),
+        open_jobs=sum(n for state, n in states.items() if state not in FINAL),
+        hub=str(request.base_url).rstrip("/"),
+    )
+
+
+@router.get("/datasets")
+def catalogue_page(
+    request: Request,
+    schema: str = "",
+    q: str = "",
+    kind: str = "",
+    unit: str = "",
+    online: bool = False,
+    most: str = "",
+    patients: str = "",
+    epsilon: str = "",
+    sort: str = "name",
+) -> HTMLResponse:
+    desk = _desk(request)
+    catalogue.fresh(desk)
+    rows = catalogue.listing(desk)
+    sharing = Counter(row["schema_hash"] for row in rows)
+    shown = [
+        row
+        for row in rows
+        if schema in ("", row["schema_hash"])
+        and _matches(row, q, kind, unit)
+        and (not online or row["online"])
+        and (not most or row["price_units"] <= 10**6 * _amount("most", most) + 0.5)
+        and (not patients or _persons(row) >= _amount("patients", patients))
+        and (not epsilon or _epsilon_left(row) >= _amount("epsilon", epsilon))
+    ]
+    shown.sort(key=SORTS.get(sort, SORTS["name"]))
+    asked = {"q": q[:200], "kind": kind, "unit": unit, "online": online, "most": most[:20]}
+    asked |= {"patients": patients[:20], "epsilon": epsilon[:20]}
+    return _page(
+        request,
+        "catalogue.html",
+        datasets=shown,
+        sharing=sharing,
+        schema_hash=schema[:64],
+        asked=asked | {"sort": sort if sort in SORTS else "name"},
+        sorts=[*SORTS],
+        filtered=any(asked.values()) or bool(schema),
+    )
+
+
+def _amount(name: str, text: str) -> float:
+    """What somebody has typed. Raises BadRequest."""
+    found = as_number(text.strip())
+    if found is None:
+        raise BadRequest(f"{name}={text[:40]!r} must be a number like 2.5")
+    return found
+
+
+def _persons(row: dict[str, Any]) -> int:
+    return int(row["manifest"]["persons"]) if row["manifest"] else 0
+
+
+def _epsilon_left(row: dict[str, Any]) -> float:
+    """What one more job may cost, as the node says; the lifetime where it has not said."""
+    if row["offer"]:
+        return float(row["offer"]["epsilon_left"]) if row["offer"]["state"] == "open" else 0.0
+    return float(row["manifest"]["lifetime_epsilon"]) if row["manifest"] else 0.0
+
+
+def _matches(row: dict[str, Any], q: str, kind: str, unit: str) -> bool:
+    """Whether each word of a search is somewhere in what is public of a dataset."""
+    manifest = row["manifest"]
+    if manifest is None:
+        return not (q or kind or unit)
+    schema = manifest["schema"]
+    said = (manifest["name"], manifest["hospital"], manifest["description"])
+    names = (one["name"] for one in (*schema["features"], schema["target"]))
+    text = " ".join((*said, *names)).casefold()
+    pictures = schema.get("picture") is not None
+    return (
+        all(word in text for word in q.casefold().split())
+        and kind in ("", "pictures" if pictures else "table")
+        and unit in ("", manifest["unit"])
+    )
+
+
+@router.get("/datasets/{dataset_id}")
+def dataset_page(request: Request, dataset_id: DatasetId) -> HTMLResponse:
+    desk = _desk(request)
+    catalogue.fresh(desk)
+    row = catalogue.dataset(desk, dataset_id)
+    facts: dict[str, Any] = {"sharing": [], "columns": [], "example": []}
+    if row["manifest"] is not None:
+        schema = Schema.from_dict(row["manifest"]["schema"])
+        facts = {
+            "sharing": catalogue.sharing(desk, row["schema_hash"]),
+            "columns": list(map(words.column, schema.features)),
+            "outcome": schema.target.words,
+            "names": schema.names,
+            "inputs": schema.width,
+            "example": [_cut(row) for row in made_up(schema, EXAMPLES)] if schema.features else [],
+        }
+    return _page(request, "dataset.html", d=row, hub=str(request.base_url).rstrip("/"), **facts)
+
+
+@router.get("/datasets/{dataset_id}/made-up.csv")
+def made_up_table(request: Request, dataset_id: DatasetId) -> Response:
+    """Made-up records by the dataset's schema, as many as are quickly made."""
+    schema = Schema.from_dict(parse(catalogue.schema_of(_desk(request), dataset_id)))
+    text = io.StringIO()
+    try:
+        rows = made_up(schema, max(1, min(RECORDS, MOST_INPUTS // schema.width)))
+        csv.writer(text).writerows(rows)
+    except DatasetError as error:
+        raise Conflict(str(error)) from error
+    name = f"made-up-{dataset_id}.csv"
+    return Response(
+        text.getvalue(),
+        media_type="text/csv; charset=utf-8",
+        headers={"content-disposition": f'attachment; filename="{name}"'},
+    )
+
+
+def _cut(row: list[str]) -> list[str]:
+    """The first columns and the last, and their first digits: more does not fit a page."""
+    shown = row if len(row) <= SHOWN else [*row[: SHOWN - 1], row[-1]]
+    return [f"{number:.4g}" if (number := as_number(one)) is not None else one for one in shown]
+
+
+@router.get("/order")
+def order_page(
+    request: Request, dataset: Annotated[list[int] | None, Query(max_length=64)] = None
+) -> HTMLResponse:
+    """One order, from what to train on to a signature. Without a dataset: those that can be
+    ordered, by schema.
+    """
+    desk = _desk(request)
+    catalogue.fresh(desk)
+    rows = [row for row in catalogue.listing(desk) if row["manifest"]]
+    if not dataset:
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            groups.setdefault(row["schema_hash"], []).append(row)
+        return _page(request, "order_what.html", groups=[*groups.values()])
+    first = next((row for row in rows if row["dataset_id"] == dataset[0]), None)
+    if first is None:
+        raise BadRequest(f"dataset={dataset[0]} is not listed here with a manifest")
+    schema = Schema.from_dict(first["manifest"]["schema"])
+    return _page(
+        request,
+        "order.html",
+        rows=[row for row in rows if row["schema_hash"] == first["schema_hash"]],
+        chosen=set(dataset),
+        target=schema.target,
+        losses=list(schema.losses),
+        models=list(BUILT_IN) if first["manifest"]["schema"].get("picture") is None else [],
+        inputs=schema.inputs(next(iter(schema.losses))),
+        delta=min(row["manifest"]["delta"] for row in rows),
+        codes=INTENTS,
+        network=desk.config,
+        message=KEY_MESSAGE,
+    )
 
 
 @router.get("/jobs")
@@ -52,20 +266,70 @@ def jobs_page(request: Request) -> HTMLResponse:
 
 
 @router.get("/jobs/{job_id}")
-def job_page(request: Request, job_id: str) -> HTMLResponse:
+def job_page(request: Request, job_id: str, part: bool = False) -> HTMLResponse:
+    """One job; with `part` what changes of it alone, for job.js."""
     desk = _desk(request)
-    job = jobs.describe(desk, jobs.job_row(desk, job_id))
+    row = jobs.job_row(desk, job_id)
+    job = jobs.describe(desk, row)
     ordered = [line["dataset_id"] for line in job["datasets"]]
     names = {row["dataset_id"]: row for row in catalogue.listing(desk, ordered)}
-    return _page(request, "job.html", job=job, datasets=names)
+    return _page(
+        request,
+        "job_part.html" if part else "job.html",
+        job=job,
+        datasets=names,
+        curve=charts.loss_curve(job["rounds"]) if job["loss"] != "output" else None,
+        box=(charts.WIDTH, charts.HEIGHT),
+        money_bar=charts.bar(_where_it_went(job)),
+        final=JobState(row.state) in FINAL,
+        due=JobState(row.state) not in FINAL and time.time() > job["deadline"],
+        message=KEY_MESSAGE,
+    )
+
+
+def _where_it_went(job: dict[str, Any]) -> list[tuple[str, int]]:
+    if job["settlement"] is None:
+        return []
+    paid, change = job["settlement"]["paid_units"], job["settlement"]["change_units"]
+    rest = job["amount_units"] - paid - change
+    return [("hospitals and contributors", paid), ("the hub's fee", rest), ("back", change)]
+
+
+@router.get("/hospitals/{node}")
+def hospital_page(request: Request, node: str) -> HTMLResponse:
+    """A hospital by the key that its node signs with."""
+    desk = _desk(request)
+    catalogue.fresh(desk)
+    card = hospitals.hospital(desk, node)
+    rows = [row for row in catalogue.listing(desk) if row["node"] == card["node"]]
+    return _page(request, "hospital.html", card=card, rows=rows)
 
 
 @router.get("/claims")
 def claims_page(request: Request, account: str = "") -> HTMLResponse:
-    claims, sentence = [], ""
+    desk, claims, sentence = _desk(request), [], ""
     if account:
         try:
-            claims = claims_of(_desk(request), account.strip())
+            claims = claims_of(desk, account.strip())
         except HubError as refused:
             sentence = str(refused)
-    return _page(request, "claims.html", account=account, claims=claims, error=sentence)
+    names = {
+        row["dataset_id"]: row["manifest"]["name"]
+        for row in catalogue.listing(desk, [claim.dataset_id for claim in claims])
+        if row["manifest"]
+    }
+    return _page(
+        request,
+        "claims.html",
+        account=account.strip(),
+        claims=claims,
+        names=names,
+        error=sentence,
+        claimable=sum(claim.claimable_units for claim in claims),
+        claimed=sum(claim.claimed_units for claim in claims),
+    )
+
+
+@router.get("/words")
+def words_page(request: Request) -> HTMLResponse:
+    return _page(request, "words.html", words=glossary.WORDS)

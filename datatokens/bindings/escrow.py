@@ -82,6 +82,14 @@ class Escrow:
         account = self.chain.address
         if account is None:
             raise BankError("paying for a job needs the buyer's key; this connection has none")
+        self._send_approved(
+            self.spent(terms, account), self.contract.functions.createJob(terms.to_struct())
+        )
+
+    def spent(self, terms: JobTerms, account: str) -> list[tuple[Token, int]]:
+        """What `account` has to let the market take for these terms, and has. Raises BankError
+        naming what is short.
+        """
         payment = self._payment_token()
         have = payment.balance_units(account)
         if have < terms.amount_units:
@@ -90,10 +98,7 @@ class Escrow:
                 f"{terms.amount_units}: send {terms.amount_units - have} more to that address"
             )
         vouchers = [(self._datatoken(account, d), ONE_JOB) for d in terms.datasets if d.voucher]
-        self._send_approved(
-            [(payment, terms.amount_units), *vouchers],
-            self.contract.functions.createJob(terms.to_struct()),
-        )
+        return [(payment, terms.amount_units), *vouchers]
 
     def _datatoken(self, account: str, line: DatasetTerm) -> Token:
         """The datatoken of the line's own tier, of which `account` must hold one."""

@@ -59,6 +59,7 @@ class Chain:
         self.url, fragment = urldefrag(url)
         settings = _settings(fragment)
         self.confirmations, self.log_range = settings["confirmations"], settings["log_range"]
+        self.answered_at = 0.0  # unix seconds of the last answer that was no error
         self._key = key
         session = requests.Session()
         # a node's chain connection must not go through a proxy by accident
@@ -83,7 +84,7 @@ class Chain:
         errors.
         """
         try:
-            return question()
+            answer = question()
         except (ContractCustomError, ContractLogicError) as error:
             data = error.data
             raise decode_revert(
@@ -109,6 +110,8 @@ class Chain:
             raise ChainUnreachable(
                 f"no chain answers at {self.url}: {type(error).__name__}"
             ) from error
+        self.answered_at = time.time()
+        return answer
 
     def contract(self, name: str, address: str) -> Contract:
         """The contract `name` (an artifact) at `address`."""

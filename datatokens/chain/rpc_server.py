@@ -28,8 +28,10 @@ from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from datatokens.chain.devchain import CHAIN_ID, MNEMONIC, DevChain, RpcError, accounts
+from datatokens.chain.test_wallet import TestWallet
 from datatokens.errors import TermsError
 from datatokens.wire import parse
 
@@ -51,17 +53,36 @@ ANVIL = (
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    chain: DevChain
+    wallet: TestWallet
+
+    def do_OPTIONS(self) -> None:
+        """May this page ask? Pages of this machine may."""
+        self._reply(None, status=204 if self._origin else 403)
+
+    @property
+    def _origin(self) -> str | None:
+        """The page that asks, where it is one of this machine; "" where no page does."""
+        origin = self.headers.get("origin", "")
+        if not origin:
+            return ""
+        host = urlsplit(origin).hostname or ""
+        try:
+            ours = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            ours = False
+        return origin if ours else None
 
     def do_POST(self) -> None:
         """One JSON-RPC request, or a batch of them."""
+        if self._origin is None:
+            self._refuse("pages of other machines are not answered here")
+            return
         length = self.headers.get("content-length", "")
         if not re.fullmatch("[0-9]{1,9}", length) or int(length) > MAX_BODY_BYTES:
             self._refuse(f"a request needs a content-length of at most {MAX_BODY_BYTES}")
             return
         if self.headers.get_content_type() != "application/json":
-            # a web page may send anything to loopback, but JSON only after a question that is not
-            # answered here
+            # a web page may send anything to loopback, but JSON only after a question (do_OPTIONS)
             self._refuse("a request needs the content-type application/json")
             return
         try:
@@ -88,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             return {
                 "jsonrpc": "2.0",
                 "id": item.get("id"),
-                "result": self.chain.request(item["method"], params),
+                "result": self.wallet.request(item["method"], params),
             }
         except RpcError as error:
             return _error(item.get("id"), error.code, str(error), error.data)
@@ -97,9 +118,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True  # the body is still unread
         self._reply(_error(None, -32600, why))
 
-    def _reply(self, answer: Any) -> None:
-        raw = json.dumps(answer).encode()
-        self.send_response(200)
+    def _reply(self, answer: Any, status: int = 200) -> None:
+        raw = b"" if answer is None else json.dumps(answer).encode()
+        self.send_response(status)
+        if origin := self._origin:
+            self.send_header("access-control-allow-origin", origin)
+            self.send_header("access-control-allow-headers", "content-type")
+            self.send_header("vary", "origin")
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(raw)))
         if self.close_connection:
@@ -128,7 +153,9 @@ def serve(chain: DevChain, host: str, port: int) -> ThreadingHTTPServer:
         raise ValueError(
             f"host={host} must be a loopback address: the funded keys of this chain are public"
         )
-    server = ThreadingHTTPServer((host, port), type("Handler", (_Handler,), {"chain": chain}))
+    server = ThreadingHTTPServer(
+        (host, port), type("Handler", (_Handler,), {"wallet": TestWallet(chain)})
+    )
     server.daemon_threads = True
 
     def tick() -> None:

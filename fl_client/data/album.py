@@ -24,7 +24,7 @@ from fl_client.data.schemas import PICTURE
 from fl_client.data.shards import Shards, write_shards
 from fl_client.data.sources import DICOM_ID, Source
 from fl_client.data.survey import survey
-from fl_client.errors import DatasetError
+from fl_client.errors import DatasetError, SourceAway
 
 log = logging.getLogger("datahub.node")
 
@@ -42,7 +42,7 @@ class Album:
         """Read what is not kept yet, in `store` or for this process alone. Raises DatasetError."""
         self._source, self._column = source, source.column(PICTURE).column
         self._absent = frozenset(("", *source.missing))
-        paths = self._paths()
+        paths = _paths(source)
         if store is None:
             self._own = tempfile.TemporaryDirectory(prefix="pictures-")  # gone with the album
             store = Path(self._own.name)
@@ -87,10 +87,23 @@ class Album:
         """Where in `shards` the picture is that a row of `rows` names; None for none."""
         return self._at.get(cell)
 
-    def _paths(self) -> list[Path]:
-        named = (row.get(self._column, "") for _, row in rows(self._source))
-        seen = dict.fromkeys(cell for cell in named if cell not in self._absent)
-        return list(dict.fromkeys(self._source.picture(cell) for cell in seen))
+
+def stamp(source: Source, rules: PictureRules) -> str:
+    """What the pictures' files look like: other where one was touched. Raises SourceAway where none
+    of them is there.
+    """
+    paths = _paths(source)
+    if not any(path.exists() for path in paths):
+        raise SourceAway(f"none of the {len(paths)} pictures of {source.where} is there")
+    return _key(source, rules, paths)
+
+
+def _paths(source: Source) -> list[Path]:
+    absent = frozenset(("", *source.missing))
+    column = source.column(PICTURE).column
+    named = (row.get(column, "") for _, row in rows(source))
+    seen = dict.fromkeys(cell for cell in named if cell not in absent)
+    return list(dict.fromkeys(source.picture(cell) for cell in seen))
 
 
 def _key(source: Source, rules: PictureRules, paths: list[Path]) -> str:

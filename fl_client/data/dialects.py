@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,14 @@ def _encoding(file: Path) -> tuple[str, bool]:
 
 
 def _separator(lines: list[str]) -> str:
-    """The one that stands in every line equally often, and most often."""
+    """The one that stands in every line equally often outside of quotes, and most often."""
     if lines and lines[0].startswith("sep=") and len(lines[0]) == 5:
         return lines[0][4]
 
+    bare = [re.sub(r'"[^"]*"', "", line) for line in lines]
+
     def fit(separator: str) -> tuple[bool, int]:
-        times = [line.count(separator) for line in lines]
+        times = [line.count(separator) for line in bare]
         return len(set(times)) == 1, min(times, default=0)
 
     return max(SEPARATORS, key=fit)

@@ -1,9 +1,10 @@
 """A first draft of a schema for a table, and what a table becomes under one: for its owner's eyes.
 Knows nothing of jobs or ledgers.
 
-A draft takes names and types from the table and no number: centre and scale come from the short
-list below of common clinical variables, whose ranges are textbook ones, or are left for people to
-fill in from public knowledge. What was measured on the table must not become public unpaid.
+A draft takes names and types from the table and no number: centre, scale and unit come from the
+dictionary of common clinical variables (variables.toml), or are left for people to fill in from
+public knowledge. What was measured on the table must not become public unpaid: that values look
+like another unit is said in a note to the owner, and the draft is the same.
 """
 
 from __future__ import annotations
@@ -12,37 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from fl_client.data.cells import WORDS, as_number
+from fl_client.data.features import SCALED_LIMIT
+from fl_client.data.fields import show
 from fl_client.data.readers import rows
-from fl_client.data.schemas import SCALED_LIMIT, Schema
+from fl_client.data.schemas import Schema
 from fl_client.data.sources import Source
-from fl_client.data.tables import WORDS, Records, as_number
+from fl_client.data.tables import Records
+from fl_client.data.targets import Target
+from fl_client.data.variables import known
 from fl_client.errors import DatasetError
 
-# names (in lower case, as tables have them) -> centre, scale, unit. Reference and usual ranges for
-# adults in round numbers: MedlinePlus (US National Library of Medicine), "Vital signs" and "Blood
-# tests"; the scale is about half the range seen in wards. None was measured on patients here.
-COMMON: dict[tuple[str, ...], tuple[float, float, str]] = {
-    ("age", "alter", "age_years"): (55, 15, "a"),
-    ("height", "height_cm", "groesse"): (170, 10, "cm"),
-    ("weight", "weight_kg", "gewicht"): (75, 15, "kg"),
-    ("bmi",): (26, 5, "kg/m2"),
-    ("sbp", "trestbps", "rsbp", "systolic", "systolic_bp"): (130, 20, "mm[Hg]"),
-    ("dbp", "diastolic", "diastolic_bp"): (80, 12, "mm[Hg]"),
-    ("heart_rate", "hr", "pulse", "puls"): (75, 15, "/min"),
-    ("resp_rate", "rr", "respiratory_rate"): (16, 5, "/min"),
-    ("temperature", "temp", "temp_c"): (37, 1, "Cel"),
-    ("spo2", "o2sat", "sao2"): (96, 4, "%"),
-    ("chol", "cholesterol"): (200, 50, "mg/dL"),
-    ("glucose", "bg", "blutzucker"): (110, 40, "mg/dL"),
-    ("hba1c",): (6, 1.5, "%"),
-    ("creatinine", "kreatinin"): (1, 0.5, "mg/dL"),
-    ("sodium", "na"): (140, 5, "mmol/L"),
-    ("potassium", "k"): (4.2, 0.6, "mmol/L"),
-    ("hemoglobin", "hb", "haemoglobin"): (13.5, 2, "g/dL"),
-    ("wbc", "leukocytes"): (8, 4, "10*3/uL"),
-    ("platelets", "plt"): (250, 80, "10*3/uL"),
-    ("crp",): (10, 30, "mg/L"),
-}
 LOOKED_AT = 5000  # rows
 MOST_LEVELS = 20  # of what may be a category
 
@@ -82,21 +63,61 @@ def draft(source: Source, target: str) -> tuple[dict[str, Any], list[str]]:
 
 def _feature(name: str, cells: list[str], source: Source) -> tuple[dict[str, Any] | None, str]:
     words = sorted(set(cells))
+    usual = known(name)
     if not cells:
         return None, "left out: every value that was looked at is missing"
     if all(word.casefold() in WORDS for word in words):
-        return {"name": name, "kind": "yes/no"}, ""
-    if all(as_number(c, source.decimal, source.thousands) is not None for c in words):
-        for names, (centre, scale, unit) in COMMON.items():
-            if name.lower() in names:
-                made = {"name": name, "centre": centre, "scale": scale, "unit": unit}
-                return made, f"taken to be in {unit}: check the unit"
+        return {"name": name, "kind": "yes/no"}, "say what yes means" if usual else ""
+    if usual and usual.levels and len(words) <= MOST_LEVELS:
+        strange = ", ".join(word for word in words if word not in usual.levels)
+        note = f"levels of {usual.source}"
+        if strange:
+            note += f"; say in the source's file which of them is {strange}"
+        return {"name": name, "categories": list(usual.levels)}, note
+    numbers = [as_number(c, source.decimal, source.thousands) for c in cells]
+    if all(one is not None for one in numbers):
+        if usual and usual.unit:
+            made = {"name": name, "centre": usual.centre, "scale": usual.scale, "unit": usual.unit}
+            doubts = usual.doubts([one for one in numbers if one is not None])
+            note = f"taken to be in {usual.unit} ({usual.source}): check the unit"
+            return made, f"{note}; {doubts}" if doubts else note
         made = {"name": name, "centre": "FILL IN", "scale": "FILL IN"}
-        return made, "centre and scale must come from public knowledge, never from this table"
+        return made, (
+            "centre and scale must come from public knowledge, never from this table, unless they "
+            "are paid for: datahub node measure"
+        )
     if len(words) <= MOST_LEVELS:
         note = "these levels become public: they must be those of the form, not those seen here"
         return {"name": name, "categories": words}, note
-    return None, f"left out: {len(words)} different words; neither numbers nor a category"
+    return None, (
+        f"left out: {len(words)} different words; neither numbers nor a category. Of free text say "
+        "kind text and a public vocabulary, never one that was taken from this table"
+    )
+
+
+def _outcomes(numbers: np.ndarray, target: Target) -> list[dict[str, Any]]:
+    """What the target becomes, line by line: how many records, or what a number is like."""
+    if target.kind == "number":
+        unit = target.high - target.low
+        span = {"mean": 0.0, "low": 0.0, "high": 0.0, "clipped": 0.0}
+        if len(numbers):
+            shown = target.low + unit * numbers.astype(np.float64)
+            at_end = (numbers <= 0) | (numbers >= 1)
+            span = {
+                "mean": float(shown.mean()),
+                "low": float(shown.min()),
+                "high": float(shown.max()),
+                "clipped": float(at_end.mean()),
+            }
+        return [{"what": target.name, **span}]
+    if target.kind == "classes":
+        counts = np.bincount(numbers.astype(np.int64), minlength=len(target.levels))
+        pairs = zip(target.levels, counts, strict=True)
+        return [{"what": f"{target.name} is {show(x)}", "records": int(n)} for x, n in pairs]
+    sums = numbers.reshape(len(numbers), -1).sum(0)
+    return [
+        {"what": label, "records": int(n)} for label, n in zip(target.labels, sums, strict=True)
+    ]
 
 
 def becomes(records: Records, schema: Schema) -> dict[str, Any]:
@@ -119,6 +140,6 @@ def becomes(records: Records, schema: Schema) -> dict[str, Any]:
         "by_patient": records.patients is not None,
         "dropped": records.dropped,
         "lacking": dict(records.lacking),
-        "positive": int(records.targets.sum()),
+        "target": _outcomes(records.targets, schema.target),
         "inputs": lines,
     }

@@ -59,17 +59,38 @@ class Members:
     units   keys, each once: of patients where a patient column is named, else of records
     held    [units] whether the version holds it: not who has withdrawn or lacks a value
     rows    (key of a record, index of the unit that it belongs to); empty where records are units
+    lacking  keys of the units that the table names without one complete record; records that are
+             units of their own are among `units` only where they are complete
     """
 
     units: Sequence[bytes]
     held: np.ndarray
     rows: Sequence[tuple[bytes, int]] = ()
+    lacking: Sequence[bytes] = ()
 
     @cached_property
     def who(self) -> str:
         """A fingerprint of the units that are held, in any order."""
         there = sorted(self.units[int(i)] for i in np.flatnonzero(self.held))
         return hashlib.sha256(b"".join(there)).hexdigest()
+
+    @cached_property
+    def who_apart(self) -> str:
+        """A fingerprint of the units that are held and, apart from them, of those that lack."""
+        lacking = b"".join(sorted(self.lacking))
+        return hashlib.sha256(self.who.encode() + b"|" + lacking).hexdigest()
+
+    @property
+    def counted(self) -> Members:
+        """Those who are held and those who lack, as members alike."""
+        kept = dict.fromkeys([self.units[int(i)] for i in np.flatnonzero(self.held)])
+        index = {key: i for i, key in enumerate(kept | dict.fromkeys(self.lacking))}
+        rows = [(key, self.units[unit]) for key, unit in self.rows]
+        return Members(
+            list(index),
+            np.ones(len(index), dtype=bool),
+            [(key, index[unit]) for key, unit in rows if unit in index],
+        )
 
     @cached_property
     def content(self) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 from datatokens.errors import TermsError
 from datatokens.terms import canonical_json, whole
-from fl_client.data.schemas import Schema, number, text
+from fl_client.data.fields import number, text
+from fl_client.data.schemas import Schema
 from fl_client.errors import DatasetError
 
 PLATFORM_MINIMUM_PERSONS = 10  # an owner can raise it, never lower it
@@ -28,7 +29,8 @@ MAX_MANIFEST_BYTES = 128 * 1024
 @dataclass(frozen=True)
 class Manifest:
     """What the world may know of a dataset. Its hash is on-chain; `persons` is noised (see README,
-    guarantees).
+    guarantees), and so is `left_out`: how many more the source names without one record that has
+    every value; None, and not in the document, where that was not counted.
 
     `records_per_patient` is how many records of one patient count, the first ones of the file: a
     constant, so that nothing depends on how many somebody has. 1 where the unit is a record.
@@ -49,6 +51,7 @@ class Manifest:
     unit: str = "record"  # what privacy protects: a patient with all records, or one record
     records_per_patient: int = 1
     version: int = 2
+    left_out: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("lifetime_epsilon", "delta"):
@@ -63,6 +66,7 @@ class Manifest:
     def as_dict(self) -> dict[str, Any]:
         """The public document."""
         later = {} if self.version == 1 else {"records_per_patient": self.records_per_patient}
+        later |= {} if self.left_out is None else {"left_out": self.left_out}
         return later | {
             "version": self.version,
             "hospital": self.hospital,
@@ -88,6 +92,7 @@ class Manifest:
                     f"{', '.join(UNITS)}"
                 )
             usual = USUAL_RECORDS if unit == "patient" else 1
+            left_out = value.get("left_out")
             return cls(
                 text("hospital", value["hospital"]),
                 text("name", value["name"]),
@@ -101,6 +106,7 @@ class Manifest:
                 unit,
                 usual if version == 1 else value["records_per_patient"],
                 version,
+                None if left_out is None else whole("left_out", left_out, 0, 10**9),
             )
         except (KeyError, TypeError) as error:
             raise DatasetError(f"manifest: look at {error}") from error

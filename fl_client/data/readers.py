@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,12 +26,14 @@ import numpy as np
 from datatokens.errors import TermsError
 from datatokens.wire import parse
 from fl_client.data.sources import FOLDER, SQL, Source
-from fl_client.errors import DatasetError
+from fl_client.errors import DatasetError, SourceAway
 
 Row = Mapping[str, str]
 MAX_ROWS = 10_000_000
 MOST_COLUMNS = 10_000
 AT_ONCE = 10_000
+CONNECT_S = 10  # for a database that says nothing; the driver's own wait is minutes, or for ever
+QUERY_S = 900  # for one that waits for a lock: a node's start must not wait for ever
 # kind -> what a row's number counts
 COUNTS = {"csv": "line", "json-lines": "line", "excel": "row", SQL: "row"}
 
@@ -65,7 +68,9 @@ def rows(source: Source) -> Iterator[tuple[str, Row]]:
     except Exception as error:  # a reader's own, of many kinds: a hospital's file is anything
         said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         kind = {"csv": "CSV"}.get(source.kind, source.kind)
-        raise DatasetError(
+        # a share that fails says nothing of what is on it; a damaged .gz has no number of an error
+        away = isinstance(error, OSError) and error.errno is not None
+        raise (SourceAway if away else DatasetError)(
             f"{source.file or source.where}: cannot be read as a {kind} file: {said}"
         ) from error
 
@@ -118,7 +123,10 @@ def check_header(names: Sequence[str], where: str) -> list[str]:
         raise DatasetError(f"{where}: {len(found)} columns; {MOST_COLUMNS} are the most")
     twice = [name for name, times in Counter(found).items() if times > 1]
     if twice:
-        raise DatasetError(f"{where}: the column {twice[0]!r} is there twice; rename one")
+        raise DatasetError(
+            f"{where}: the column {twice[0]!r} is there twice; rename one, or, if this "
+            "is no row of names, say names = [...] under [source] of a source file"
+        )
     return found
 
 
@@ -183,7 +191,10 @@ def _lines(source: Source, file: TextIO) -> Numbered:
 def _excel(source: Source) -> Numbered:
     from openpyxl import load_workbook
 
-    book = load_workbook(_file(source), read_only=True, data_only=True, keep_links=False)
+    book, written = (
+        load_workbook(_file(source), read_only=True, data_only=values, keep_links=False)
+        for values in (True, False)
+    )
     try:
         if not source.sheet and len(book.sheetnames) != 1:
             raise DatasetError(
@@ -194,19 +205,32 @@ def _excel(source: Source) -> Numbered:
                 f"{source.where} has no sheet {source.sheet!r}; there are "
                 f"{', '.join(book.sheetnames)}"
             )
-        sheet = book[source.sheet or book.sheetnames[0]]
+        name = source.sheet or book.sheetnames[0]
         names: list[str] | None = None
-        for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
+        both = zip(*(one[name].iter_rows(values_only=True) for one in (book, written)), strict=True)
+        for number, (cells, formulas) in enumerate(both, 1):
+            # what a program wrote and no spreadsheet has worked out yet must not count as missing
+            for cell, formula in zip(cells, formulas, strict=True):
+                if cell is None and isinstance(formula, str) and formula.startswith("="):
+                    raise DatasetError(
+                        f"{source.where} row {number}: the formula {formula[:80]!r} has no value "
+                        "yet: open the file in a spreadsheet program and save it"
+                    )
             if all(cell is None for cell in cells):
                 continue
             if names is None:
                 names = check_header([str(c or "") for c in cells], f"{source.where} row {number}")
-            else:
-                yield number, zip(names, cells, strict=True)
+            elif any(cell is not None for cell in cells[len(names) :]):
+                raise DatasetError(
+                    f"{source.where} row {number}: {len(cells)} cells, the header has {len(names)}"
+                )
+            else:  # a row may end where its last filled cell does
+                yield number, zip_longest(names, cells[: len(names)])
         if names is None:
             raise DatasetError(f"{source.where}: there is no header row")
     finally:
         book.close()
+        written.close()
 
 
 def _npz(source: Source) -> Numbered:
@@ -265,19 +289,24 @@ def _objects(source: Source) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _parquet(source: Source) -> Numbered:
-    import duckdb
-
-    # no extension is fetched from anywhere
-    quiet: dict[str, Any] = {
-        f"auto{what}_known_extensions": "false" for what in ("install", "load")
-    }
-    with duckdb.connect(":memory:", config=quiet) as connection:
-        found = connection.execute("SELECT * FROM read_parquet(?)", [_literal(_file(source))])
+    _file(source).open("rb").close()  # DuckDB does not say whether a file is away or is none
+    with quiet_duckdb() as connection:
+        found = connection.execute("SELECT * FROM read_parquet(?)", [literal(_file(source))])
         names = check_header([column[0] for column in found.description], source.where)
         yield from _numbered(names, found.fetchmany)
 
 
-def _literal(file: Path) -> str:
+def quiet_duckdb() -> Any:
+    """A DuckDB in memory that fetches no extension from anywhere."""
+    import duckdb
+
+    quiet: dict[str, Any] = {
+        f"auto{what}_known_extensions": "false" for what in ("install", "load")
+    }
+    return duckdb.connect(":memory:", config=quiet)
+
+
+def literal(file: Path) -> str:
     """A file's name as DuckDB takes it for that file alone: it reads *, ? and [ as patterns."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in str(file))
 
@@ -303,7 +332,13 @@ def _sql(source: Source) -> Numbered:
         )
     if source.password_file:
         url = url.set(password=source.password_file.read_text().strip())
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
+    patience: dict[str, Any] = {}
+    if url.get_backend_name() == "postgresql":
+        limit = f"-c statement_timeout={1000 * QUERY_S}"
+        patience = {"connect_timeout": CONNECT_S, "options": limit}
+    engine = sqlalchemy.create_engine(
+        url, poolclass=sqlalchemy.pool.NullPool, connect_args=patience
+    )
     try:
         with engine.connect() as connection:
             if url.get_backend_name() == "postgresql":
@@ -315,6 +350,6 @@ def _sql(source: Source) -> Numbered:
             connection.rollback()
     except sqlalchemy.exc.SQLAlchemyError as error:
         said = str(getattr(error, "orig", None) or error).splitlines()[0][:300]
-        raise DatasetError(f"the database answers the query: {said}") from error
+        raise SourceAway(f"the database answers the query: {said}") from error
     finally:
         engine.dispose()

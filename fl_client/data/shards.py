@@ -104,9 +104,7 @@ class Shards:
                     place = self._offsets[shard] + (int(rows[at]) - start) * size
                     if os.preadv(file.fileno(), [pixels.data], place) != size:
                         raise DatasetError(f"{path}: is shorter than it was")
-                    # (x / 255 - .5) / .5: exactly -1 and 1 at the ends
-                    np.divide(pixels, np.float32(127.5), out=out[at])
-                    out[at] -= 1
+                    to_inputs(pixels, out[at])
 
     def check(self) -> None:
         """Raise DatasetError naming the first shard whose pixels are not those that were
@@ -130,26 +128,34 @@ class Chosen:
     """Some of the pictures, in some order, as `Shards` gives all of them."""
 
     def __init__(self, shards: Shards, rows: np.ndarray):
-        self._shards, self._rows = shards, rows
+        self.shards, self.rows = shards, rows
         self.shape: tuple[int, ...] = (len(rows), *shards.shape[1:])
         self.ndim, self.dtype = shards.ndim, shards.dtype
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        return self._shards[self._rows[rows]]
+        return self.shards[self.rows[rows]]
 
     def look(self) -> None:
         """As that of all."""
-        self._shards.look()
+        self.shards.look()
 
     def only(self, rows: np.ndarray) -> Chosen:
         """Fewer of them."""
-        return Chosen(self._shards, self._rows[rows])
+        return Chosen(self.shards, self.rows[rows])
 
 
 Pictures = Shards | Chosen
+
+
+def to_inputs(pixels: np.ndarray, out: np.ndarray) -> None:
+    """Write a model's inputs of uint8 `pixels` to the float32 array `out`: (x / 255 - .5) / .5,
+    exactly -1 and 1 at the ends.
+    """
+    np.divide(pixels, np.float32(127.5), out=out)
+    out -= 1
 
 
 def write_shards(folder: Path, pictures: Iterable[np.ndarray], rules: PictureRules) -> Shards:
@@ -164,9 +170,9 @@ def write_shards(folder: Path, pictures: Iterable[np.ndarray], rules: PictureRul
         _sweep(folder)
         beside.mkdir(mode=0o700)
         _write(beside, pictures, rules)
-        _synced(beside)
+        synced(beside)
         beside.rename(folder)
-        _synced(folder.parent)
+        synced(folder.parent)
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -244,10 +250,11 @@ def _new(path: Path) -> Iterator[IO[bytes]]:
         os.fsync(file.fileno())
 
 
-def _synced(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def synced(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk; before, the power may take them."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)  # else the new names may be lost with the power
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

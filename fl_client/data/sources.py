@@ -21,13 +21,15 @@ Nothing in it is guessed: dialects.py proposes one for people to read first.
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fl_client.data.schemas import refuse_unknown, text
+from datatokens.terms import canonical_json
+from fl_client.data.fields import refuse_unknown, text
 from fl_client.errors import DatasetError
 
 KINDS = {
@@ -44,6 +46,7 @@ KINDS = {
 SQL, FOLDER = "sql", "folder"
 DICOM_ID = "dicom:PatientID"
 PATHS = ("file", "password_file", "pictures")
+PLACES = ("url", *PATHS)
 MISSING = ("", "?", "NA", "NaN", "nan")
 MOST_TEXT = 64 * 1024  # of a query
 
@@ -132,6 +135,13 @@ class Source:
             "patients": {"columns": list(self.patients), "identifier": self.identifier},
             "columns": {name: column.as_dict() for name, column in self.columns.items()},
         }
+
+    @property
+    def reading(self) -> str:
+        """SHA-256 of what is read and how, the query included, wherever it lies."""
+        said = self.as_dict()
+        said["source"] = {name: said["source"][name] for name in said["source"].keys() - PLACES}
+        return hashlib.sha256(canonical_json(said)).hexdigest()
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], folder: Path = Path()) -> Source:

@@ -12,34 +12,30 @@ import hashlib
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from datetime import date, datetime
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from fl_client.data.album import UNREADABLE, Album
+from fl_client.data.cells import Cell
+from fl_client.data.fields import Level
 from fl_client.data.identity import Members, canonical_row, patient_key, record_key
 from fl_client.data.readers import Row, rows
-from fl_client.data.schemas import DROP, NO, PICTURE, YES, Feature, Level, Schema
+from fl_client.data.schemas import OUTPUT, PICTURE, Schema
 from fl_client.data.shards import Pictures
-from fl_client.data.sources import Column, Source
+from fl_client.data.sources import Source
 from fl_client.errors import DatasetError
 
 NO_PATIENT = "(who it is)"  # a record that names nobody
-WORDS = {
-    **dict.fromkeys(("yes", "y", "true", "t", "1"), YES),
-    **dict.fromkeys(("no", "n", "false", "f", "0"), NO),
-}
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 SHOWN = 3  # cells that are wrong are named at once, before one gives up
 
 
 @dataclass(frozen=True)
 class Records:
-    """features [n, width] float32, or pictures that are read when they are asked for; targets [n]
-    float32 in {0, 1}; `dropped` rows had a missing value.
+    """features [n, width] float32, or pictures that are read when they are asked for; targets
+    [n, *schema.target.shape] float32; `dropped` rows had a missing value.
 
     patients [n]: whose record each is, numbers from 0 without gaps in the order of the file; None
     where the owner declares that records are patients (no patient column).
@@ -67,16 +63,27 @@ class Records:
         table = np.column_stack([self.features[:], self.targets]).astype("<f4")
         return hashlib.sha256(b"".join(sorted(row.tobytes() for row in table))).hexdigest()
 
+    def inputs(self, loss: str) -> tuple[np.ndarray | Pictures, np.ndarray]:
+        """A model's inputs, of `Schema.inputs(loss)`, and the targets of that loss."""
+        if loss != OUTPUT:
+            return self.features, self.targets
+        count = len(self.targets)
+        numbers = self.targets.reshape(count, -1)
+        if isinstance(self.features, np.ndarray):
+            numbers = np.concatenate([self.features, numbers], axis=1)
+        return numbers, np.zeros(count, np.float32)
+
     def without(self, withdrawn: Collection[bytes]) -> Records:
-        """The records of everybody but those whose keys are in `withdrawn`."""
+        """The records of everybody but those whose keys are in `withdrawn`; again is the same."""
         if self.members is None or not withdrawn:
             return self
         gone = np.array([key in withdrawn for key in self.members.units], dtype=bool)
+        there = ~gone[self.members.held]  # whose records are here, in their order
         if self.patients is None:
-            stay = ~gone
+            stay = there
             patients = None
         else:
-            stay = ~gone[self.patients]
+            stay = there[self.patients]
             patients = np.unique(self.patients[stay], return_inverse=True)[1]
         kept = self.features
         return Records(
@@ -84,7 +91,10 @@ class Records:
             self.targets[stay],
             self.dropped,
             patients,
-            self.members.without(gone),
+            replace(
+                self.members.without(gone),
+                lacking=[key for key in self.members.lacking if key not in withdrawn],
+            ),
             self.lacking,
         )
 
@@ -102,21 +112,22 @@ def load(
     features, targets, whose, shown = array("f"), array("f"), array("q"), array("q")
     album = None if schema.picture is None else Album(source, schema.picture, store)
     picture = source.column(PICTURE).column
-    cells = [_Cell(f, source.column(f.name), source) for f in schema.features]
-    outcome = _Cell(_outcome(schema), source.column(schema.target.name), source)
-    above = schema.target.positive_above
+    cells = [Cell(f, source.column(f.name), source) for f in schema.features]
+    outcomes = [Cell(f, source.column(f.name), source) for f in schema.target.reads]
     identifiers = _Identifiers(source)
     patients: dict[str, int] = {}
     seen = None if secret is None else _Seen(secret, bool(source.patients))
     lacking: Counter[str] = Counter()
     problems: list[str] = []
+    count = 0
     for where, row in rows(source) if album is None else album.rows():
-        if not targets and not lacking:
+        if not count and not lacking:
             _check_columns(source, schema, row)
         whom = identifiers.of(row, where)
         try:
             found = [cell.inputs(row, where) for cell in cells]
-            known = outcome.value(row, where)
+            known = [cell.value(row, where) for cell in outcomes]
+            numbers = _numbers(schema, known, where)
         except DatasetError as error:
             problems.append(str(error))
             if len(problems) >= SHOWN:
@@ -125,8 +136,8 @@ def load(
         lacks = NO_PATIENT if source.patients and whom is None else ""
         if album is not None and (place := album.at(row[picture])) is None:
             lacks = lacks or (UNREADABLE if row[picture] == UNREADABLE else PICTURE)
-        missing = (c.feature.name for c, x in zip(cells, found, strict=True) if x is None)
-        lacks = lacks or next(missing, "") or (schema.target.name if known is None else "")
+        every = zip([*cells, *outcomes], [*found, *known], strict=True)
+        lacks = lacks or next((cell.feature.name for cell, x in every if x is None), "")
         if seen is not None:
             seen.add(row, whom, complete=not lacks)
         if lacks:
@@ -138,16 +149,17 @@ def load(
             shown.append(place)
         for one in found:
             features.extend(one or ())
-        targets.append(known == YES if above is None else float(known or 0) > above)
+        targets.extend(numbers)
+        count += 1
     if problems:
         raise DatasetError("; ".join(problems))
     if album is not None:
         inputs: np.ndarray | Pictures = album.shards.only(np.array(shown, dtype=np.int64))
     else:
-        inputs = np.array(features, dtype=np.float32).reshape(len(targets), schema.width)
+        inputs = np.array(features, dtype=np.float32).reshape(count, schema.width)
     return Records(
         inputs,
-        np.array(targets, dtype=np.float32),
+        np.array(targets, dtype=np.float32).reshape(count, *schema.target.shape),
         lacking.total(),
         np.array(whose, dtype=np.int64) if source.patients else None,
         None if seen is None else seen.members(),
@@ -155,10 +167,15 @@ def load(
     )
 
 
-def _outcome(schema: Schema) -> Feature:
-    """The target read as a column is: yes/no, or a number."""
-    target = schema.target
-    return Feature(target.name, kind="yes/no" if target.positive_above is None else "number")
+def _numbers(schema: Schema, known: Sequence[Level | None], where: str) -> list[float]:
+    """The target's numbers; none where a value is missing. Raises DatasetError."""
+    given = [value for value in known if value is not None]
+    if len(given) < len(known):
+        return []
+    try:
+        return schema.target.numbers(given)
+    except DatasetError as error:
+        raise DatasetError(f"{where}: {error}") from None
 
 
 def _check_columns(source: Source, schema: Schema, row: Row) -> None:
@@ -173,113 +190,6 @@ def _check_columns(source: Source, schema: Schema, row: Row) -> None:
             f"{source.where}: the header lacks the column(s) {', '.join(missing)}; it has "
             f"{', '.join(list(row)[:40])}"
         )
-
-
-class _Cell:
-    """Reads one of the schema's columns."""
-
-    def __init__(self, feature: Feature, column: Column, source: Source):
-        self.feature, self.column, self.source = feature, column, source
-        self._absent = frozenset(("", *source.missing, *column.missing))
-        kinds: dict[str, Callable[[str], Level]] = {
-            "number": self._number,
-            "date": self._days,
-            "yes/no": self._yes_no,
-            "category": self._level,
-        }
-        self._read = kinds[feature.kind]
-        texts = [x for x in feature.categories if isinstance(x, str)]
-        self._texts = {**{x: x for x in texts}, **column.levels}
-        # 1 and 1.0 are one level where nothing says otherwise
-        numbers = {x: _plain(x) for x in self._texts if _plain(x) is not None}
-        once = Counter(numbers.values())
-        self._numbers = {n: self._texts[x] for x, n in numbers.items() if once[n] == 1}
-        self._numeric = bool(feature.categories) and not texts
-        self._reference = date.fromisoformat(feature.reference) if feature.reference else None
-
-    def value(self, row: Row, where: str) -> Level | None:
-        """What the schema takes; None where it is missing. Raises DatasetError."""
-        said = row[self.column.column]
-        if said in self._absent:
-            if self.feature.missing != DROP and not self.feature.stands:
-                raise DatasetError(f"{where}: {self.column.column} is missing")
-            return None
-        try:
-            return self._read(said)
-        except ValueError as error:
-            shown = said if len(said) <= 80 else said[:80] + "..."
-            raise DatasetError(f"{where}: {self.column.column}={shown!r} {error}") from None
-
-    def inputs(self, row: Row, where: str) -> list[float] | None:
-        """The model inputs; None where the record has to be dropped. Raises DatasetError."""
-        value = self.value(row, where)
-        if value is None and not self.feature.stands:
-            return None
-        try:
-            return self.feature.inputs(value)
-        except DatasetError as error:
-            raise DatasetError(f"{where}: {error}") from None
-
-    def _number(self, said: str) -> float:
-        said = self.column.levels.get(said, said)
-        number = as_number(said, self.source.decimal, self.source.thousands)
-        if number is None:
-            raise ValueError("is not a number")
-        return number
-
-    def _days(self, said: str) -> float:
-        try:
-            if self.column.format:
-                day = datetime.strptime(said, self.column.format).date()
-            else:
-                day = datetime.fromisoformat(said).date()
-        except ValueError:
-            form = self.column.format or "YYYY-MM-DD"
-            raise ValueError(f"is not a date of the form {form}") from None
-        assert self._reference is not None
-        return float((day - self._reference).days)
-
-    def _yes_no(self, said: str) -> str:
-        found = self.column.levels.get(said)
-        if found is None and not self.column.levels:
-            number = _plain(said)
-            found = WORDS.get(said.casefold() if number is None else f"{number:g}")
-        if found not in (YES, NO):
-            raise ValueError("is not yes or no")
-        return found
-
-    def _level(self, said: str) -> Level:
-        if self._numeric:
-            return self._number(said)
-        found = self._texts.get(said)
-        if found is None and (number := _plain(said)) is not None:
-            found = self._numbers.get(number)
-        return said if found is None else found
-
-
-def as_number(said: str, decimal: str = ".", thousands: str = "") -> float | None:
-    """A cell as a finite number; None for anything else: no words, no hexadecimal, and thousands
-    in groups of three or not at all.
-    """
-    if thousands and thousands in said:
-        whole, _, part = said.partition(decimal)
-        if thousands in part or not re.fullmatch(
-            rf"[+-]?\d{{1,3}}({re.escape(thousands)}\d{{3}})+", whole, re.ASCII
-        ):
-            return None
-        said = said.replace(thousands, "")
-    if decimal != ".":
-        if "." in said:
-            return None
-        said = said.replace(decimal, ".")
-    return _plain(said)
-
-
-def _plain(said: str) -> float | None:
-    if not _NUMBER.fullmatch(said):
-        return None
-    number = float(said)
-    return number if abs(number) < float("inf") else None
 
 
 class _Identifiers:
@@ -323,6 +233,7 @@ class _Seen:
         self.secret, self.by_patient = secret, by_patient
         self.equal: Counter[bytes] = Counter()
         self.complete: dict[bytes, None] = {}
+        self.lacking: dict[bytes, None] = {}
         self.rows: list[tuple[bytes, bytes]] = []
 
     def add(self, row: Row, whom: str | None, complete: bool) -> None:
@@ -336,11 +247,15 @@ class _Seen:
             self.rows.append((record, unit))
         else:
             unit = record
-        if complete:
-            self.complete.setdefault(unit)
+        (self.complete if complete else self.lacking).setdefault(unit)
 
     def members(self) -> Members:
         units = dict.fromkeys([*self.complete, *(unit for _, unit in self.rows)])
         index = {key: i for i, key in enumerate(units)}
         held = np.arange(len(index)) < len(self.complete)
-        return Members(list(index), held, [(record, index[unit]) for record, unit in self.rows])
+        return Members(
+            list(index),
+            held,
+            [(record, index[unit]) for record, unit in self.rows],
+            [unit for unit in self.lacking if unit not in self.complete],
+        )

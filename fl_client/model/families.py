@@ -8,8 +8,11 @@ would mix patients.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import threading
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,19 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_client.errors import GraphRefused
+from fl_client.model.export import export_model
 
 
-def logistic_regression(features: int) -> nn.Module:
-    """One logit from [n, features]; starts at zero."""
+def logistic_regression(features: int, *, outputs: int = 1) -> nn.Module:
+    """So many logits from [n, features]; starts at zero."""
     with torch.random.fork_rng(devices=[]):  # Linear draws before it is zeroed
-        layer = nn.Linear(features, 1)
+        layer = nn.Linear(features, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
-def mlp(features: int, hidden: tuple[int, ...] = (32,)) -> nn.Module:
-    """One logit from [n, features] through hidden layers of these widths, tanh between them;
+def mlp(features: int, hidden: tuple[int, ...] = (32,), *, outputs: int = 1) -> nn.Module:
+    """So many logits from [n, features] through hidden layers of these widths, tanh between them;
     seeded.
 
     Tanh, not ReLU: bounded activations lose less under clipping (Papernot et al. 2021, 2007.14191).
@@ -39,7 +43,7 @@ def mlp(features: int, hidden: tuple[int, ...] = (32,)) -> nn.Module:
         layers: list[nn.Module] = []
         for width_in, width_out in zip((features, *hidden), hidden, strict=False):
             layers += [nn.Linear(width_in, width_out), nn.Tanh()]
-        return nn.Sequential(*layers, nn.Linear((features, *hidden)[-1], 1))
+        return nn.Sequential(*layers, nn.Linear((features, *hidden)[-1], outputs))
 
 
 def cnn(channels: int, size: int, classes: int) -> nn.Module:
@@ -168,6 +172,24 @@ FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
     "cnn": cnn,
     "scattering": scattering,
 }
+
+
+_EXPORTING = threading.Lock()  # torch.export keeps its state beside the thread that calls it
+
+
+@lru_cache(maxsize=16)
+def files(name: str, inputs: int, outputs: int) -> tuple[bytes, bytes]:
+    """(graph, weights) of a family that its name and these sizes say all of, as a buyer's exporter
+    writes them. Raises GraphRefused for another family.
+    """
+    more = {"outputs": outputs} if outputs > 1 else {}
+    with _EXPORTING:
+        return export_model(build(name, inputs, **more), torch.zeros(1, inputs))
+
+
+def graph_hash(name: str, inputs: int, outputs: int) -> str:
+    """SHA-256 of such a graph."""
+    return hashlib.sha256(files(name, inputs, outputs)[0]).hexdigest()
 
 
 def build(name: str, *sizes: int, **more: Any) -> nn.Module:

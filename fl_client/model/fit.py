@@ -4,23 +4,13 @@ the buyer before a quote and by every node at admission. Knows nothing of privac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from fl_client.errors import GraphRefused
 from fl_client.model.graph import GraphModel, Node, parse_graph
-
-Shape = tuple[int, ...]
-ONE_NUMBER: Callable[[Shape], bool] = lambda outputs: outputs in ((), (1,))  # noqa: E731
-# loss -> whether it takes a model's output of this shape for one sample, and what it wants
-OUTPUTS: Mapping[str, tuple[Callable[[Shape], bool], str]] = {
-    "binary_cross_entropy": (ONE_NUMBER, "one number"),
-    "cross_entropy": (
-        lambda outputs: len(outputs) == 1 and outputs[0] >= 2,
-        "(classes,), 2 or more,",
-    ),
-    "squared_error": (ONE_NUMBER, "one number"),
-}
+from fl_client.model.losses import LOSSES, Shape
 
 # these only move numbers about, so that what stands before them is still a model's last step
 _MOVES = frozenset(
@@ -28,23 +18,6 @@ _MOVES = frozenset(
     "contiguous.default permute.default transpose.int unsqueeze.default squeeze.dim "
     "expand.default select.int slice.Tensor".split()
 )
-_PROBABILITY = "the loss applies it itself, so the model would be trained wrongly"
-_NEVER_NEGATIVE = "its numbers are never below 0, which the loss reads as never under 50 %"
-# loss -> operation that a model must not end in -> why
-_ENDINGS: Mapping[str, Mapping[str, str]] = {
-    "binary_cross_entropy": {
-        "sigmoid.default": _PROBABILITY,
-        "softmax.int": _PROBABILITY,
-        "log_softmax.int": _PROBABILITY,
-        **dict.fromkeys(
-            ("relu.default", "softplus.default", "exp.default", "abs.default", "sqrt.default"),
-            _NEVER_NEGATIVE,
-        ),
-    },
-    # log_softmax of log_softmax is log_softmax: a model that ends in it is trained as it should be
-    "cross_entropy": {"sigmoid.default": _PROBABILITY, "softmax.int": _PROBABILITY},
-    "squared_error": {},
-}
 _BOUNDED = ("clamp.default", "hardtanh.default")  # a hardsigmoid, written out, ends in one
 
 
@@ -63,12 +36,13 @@ def ending_problem(graph: bytes | GraphModel, loss: str) -> str | None:
     node = _last_step({node.name: node for node in nodes}, last)
     if node is None:
         return None
-    why = _ENDINGS.get(loss, {}).get(node.operation)
-    if why is None and node.operation in _BOUNDED and loss != "squared_error":
+    known = LOSSES.get(loss)
+    why = known.endings.get(node.operation) if known else None
+    if known and node.operation in _BOUNDED:
         low = node.arguments[1] if len(node.arguments) > 1 else -1.0
         if isinstance(low, int | float) and low >= 0:
-            why = _NEVER_NEGATIVE if loss == "binary_cross_entropy" else _PROBABILITY
-    if why is None:
+            why = why or known.bounded
+    if not why:
         return None
     what = node.operation.split(".")[0]
     return (
@@ -87,15 +61,15 @@ def _last_step(nodes: Mapping[str, Node], name: str) -> Node | None:
 
 
 def check_loss(model: GraphModel, loss: str) -> None:
-    """Raises GraphRefused unless `loss` is in OUTPUTS, fits the model's output and what the model
+    """Raises GraphRefused unless `loss` is in LOSSES, fits the model's output and what the model
     ends in.
     """
-    if loss not in OUTPUTS:
-        raise GraphRefused(f"loss={loss[:80]!r} must be one of {', '.join(OUTPUTS)}")
-    takes, wanted = OUTPUTS[loss]
-    if not takes(model.output_shape):
+    if loss not in LOSSES:
+        raise GraphRefused(f"loss={loss[:80]!r} must be one of {', '.join(LOSSES)}")
+    if not LOSSES[loss].takes(model.output_shape):
         raise GraphRefused(
-            f"the model's output of shape {model.output_shape} must be {wanted} for {loss}"
+            f"the model's output of shape {model.output_shape} must be {LOSSES[loss].wanted} for "
+            f"{loss}"
         )
     if problem := ending_problem(model, loss):
         raise GraphRefused(problem)
@@ -115,7 +89,23 @@ def check_inputs(model: GraphModel, shape: Shape) -> None:
     )
 
 
-def check_fit(model: GraphModel, loss: str, shape: Shape) -> None:
+def check_outputs(model: GraphModel, loss: str, losses: Mapping[str, int]) -> None:
+    """Raises GraphRefused unless `loss` is one that the dataset's target can be learned by, and the
+    model has as many outputs as it takes: `losses` is loss -> outputs.
+    """
+    if loss not in losses:
+        raise GraphRefused(
+            f"loss={loss[:80]!r} does not fit the dataset's target: {' or '.join(losses)} does"
+        )
+    if math.prod(model.output_shape) != losses[loss]:
+        raise GraphRefused(
+            f"the model has {math.prod(model.output_shape)} outputs, the dataset's target takes "
+            f"{losses[loss]} for {loss}"
+        )
+
+
+def check_fit(model: GraphModel, loss: str, shape: Shape, losses: Mapping[str, int]) -> None:
     """Everything in this file. Raises GraphRefused with one sentence."""
     check_loss(model, loss)
     check_inputs(model, shape)
+    check_outputs(model, loss, losses)

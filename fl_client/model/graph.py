@@ -37,7 +37,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fl_client.errors import GraphRefused
-from fl_client.model.clock import tick
 from fl_client.model.weights import from_safetensors
 
 # a refusal is one sentence: torch would write a stack trace into the node's log for every shape
@@ -175,13 +174,12 @@ class GraphModel(nn.Module):
     def walk(self, values: Mapping[str, Tensor], visit: Visit | None = None) -> Tensor:
         """The output, from the input and every parameter by node, node by node: the interpreter.
 
-        `visit` sees every node and gives what the later ones work on; before each one the work may
-        be stopped (clock.py). Dropout is at work only in training mode (`train()`, `eval()`).
-        Raises whatever torch raises where a node does not fit.
+        `visit` sees every node and gives what the later ones work on. Dropout is at work only in
+        training mode (`train()`, `eval()`). Raises whatever torch raises where a node does not
+        fit.
         """
         every: dict[str, Any] = dict(values)
         for node in self.nodes:
-            tick()
             given = [_resolve(argument, every) for argument in node.arguments]
             if not self.training:
                 given = without_dropout(node.operation, given)

@@ -1,1 +1,1 @@
-"""The node: configuration, policy, admission, rounds, attestation, Flower's side, commands."""
+"""The node: configuration, policy, admission, rounds, attestation, Flower's side."""

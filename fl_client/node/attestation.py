@@ -27,7 +27,7 @@ from datatokens.terms import (
     sign,
 )
 from fl_client.errors import ProtocolError
-from fl_client.privacy.evaluation import CELLS, figures
+from fl_client.privacy.looks import cells, figures
 from fl_client.protocol import JobSpec
 
 TOLERANCE = {
@@ -63,6 +63,8 @@ class OwnFigures:
     rounds_answered: int
     unit: str
     scores: Sequence[float] | None = None
+    log_head: str = ""
+    no_walls: str = ""
 
 
 def rewards(terms: JobTerms, spec: JobSpec, worked: int) -> tuple[int, ...]:
@@ -162,6 +164,12 @@ def check_and_sign(
             raise ProtocolError(f"report: {name}={given!r} of this node must be {known:.6g}")
     if mine["unit"] != own.unit:
         raise ProtocolError(f"report: unit={mine['unit']!r} of this node must be {own.unit}")
+    for name in ("log_head", "no_walls"):
+        if mine.get(name, "") != getattr(own, name):
+            raise ProtocolError(
+                f"report: {name}={mine.get(name)!r:.120} of this node must be "
+                f"{getattr(own, name)!r}"
+            )
     if mine["scores"] != own.scores:
         raise ProtocolError("report: scores of this node are not the table that it released")
     if report.get("evaluation") != evaluation_of(lines, spec):
@@ -183,16 +191,20 @@ def evaluation_of(lines: Sequence[Mapping[str, Any]], spec: JobSpec) -> dict[str
     so that every machine
     comes to the same text. Raises ProtocolError for a table that is none."""
     tables = [line["scores"] for line in lines if line["scores"] is not None]
+    wanted = cells(spec.loss, spec.outputs)
     for scores in tables:
         if (
             not isinstance(scores, list)
-            or len(scores) != CELLS
+            or len(scores) != wanted
             or not all(
                 type(n) in (int, float) and math.isfinite(n) and abs(n) < 1e12 for n in scores
             )
         ):
-            raise ProtocolError(f"report: scores must be {CELLS} numbers")
-    return _rounded(figures(tables, spec.plan.score_noise_multiplier)) if tables else None
+            raise ProtocolError(f"report: scores must be {wanted} numbers")
+    if not tables or not wanted:
+        return None
+    found = figures(spec.loss, spec.outputs, tables, spec.plan.score_noise_multiplier)
+    return {name: _rounded(figure) for name, figure in found.items()}
 
 
 def _rounded(value: Any) -> Any:

@@ -13,8 +13,8 @@ import json
 import os
 import secrets
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,27 @@ from fl_client.errors import ConfigError
 from fl_client.node import entries
 from fl_client.node.entries import DatasetEntry
 from fl_client.node.job_folder import private_folder, write_whole
-from fl_client.node.policy import Policy
+from fl_client.node.policy import (
+    ANYONE,
+    BUILT_IN,
+    PERSON,
+    RULE_FIELDS,
+    TWO_PERSONS,
+    Policy,
+    Rule,
+    span,
+)
+from fl_client.node.purposes import DISEASE, INTENTS, MODIFIERS, PERMISSIONS, problem
+
+
+@dataclass(frozen=True)
+class Notify:
+    """Who is told that a job waits: a URL, and a mail server (host:port) with addresses."""
+
+    webhook: str = ""
+    smtp: str = ""
+    mail_from: str = ""
+    mail_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,9 @@ class NodeConfig:
     superlink: str
     engine: str
     policy: Policy
+    policies: Mapping[int, Policy]  # of the datasets that have one of their own
+    rules: tuple[Rule, ...]
+    notify: Notify
     datasets: tuple[DatasetEntry, ...]
     unusable: Mapping[str, str]  # file of a dataset -> why it cannot be used
 
@@ -92,14 +115,18 @@ class NodeConfig:
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
 
+    def policy_of(self, dataset_id: int) -> Policy:
+        """The rules of a dataset."""
+        return self.policies.get(dataset_id, self.policy)
+
     def dataset(self, dataset_id: int) -> DatasetEntry | None:
         """The dataset with this id, if this node serves it."""
         return next((entry for entry in self.datasets if entry.dataset_id == dataset_id), None)
 
 
 TEMPLATE = """\
-# The node of one hospital. Everything here can be read and changed by the hospital;
-# restart the node after a change.
+# The node of one hospital. Everything here can be read and changed by the hospital. A change of
+# policy, rules or notify is taken in by a running node; for anything else, restart it.
 name = {name}
 hub = {hub}                # where datasets are shown; its word counts for nothing
 chain = {chain}            # your own chain connection: payment is checked here
@@ -115,11 +142,43 @@ buyers = ["*"]                     # addresses that may buy, or "*"
 purposes = ["*"]                   # allowed purposes, or "*"
 max_epsilon_per_job = 4.5          # the most one job may cost
 minimum_persons = {minimum}  # refuse while a dataset has fewer patients (at least {minimum})
-longest_deadline_s = 86400         # refuse jobs that would hold their reservation longer
+longest_deadline_s = 1209600       # refuse jobs whose end is farther off (14 days)
 reservations_per_buyer = 3         # how many jobs of one buyer may hold one at a time
 max_job_minutes = 240              # refuse jobs that would train longer on a machine like this
 max_memory_gb = 4                  # refuse jobs that need more memory
 arbiters = []  # addresses trusted to rule on disputes; others' dispute windows are refused
+approval = "person"                # who says yes where no rule below does; or "two persons"
+permits = []                       # what the data may be used for: DUO codes, like "DUO:0000006"
+max_epsilon_per_month = 0          # the most that all jobs of any 30 days may cost; 0: no limit
+losses = ["*"]                     # losses that may be trained by, or "*"
+models = ["*"]                     # SHA-256 of graphs that may be trained, "mlp", ..., or "*"
+partners = ["*"]                   # ids of datasets that are trained together with, or "*"
+least_price_units = 0              # what a job must pay at least, in base units
+begin = []                         # when jobs may begin, like "mon-fri 20:00-06:00"; []: always
+threads = 0                        # how many a job may use; 0: as many as there are processors
+gpu = true                         # whether jobs may use a graphics processor
+hold_results = false               # true: a person lets each final result go
+
+# For one dataset alone, what differs from the above:
+# [dataset.7]
+# purposes = ["cardiology"]
+
+# Jobs that are taken without asking anybody. Every line must be there.
+# [[rules]]
+# name = "our partners"
+# datasets = ["*"]
+# buyers = ["0x..."]
+# purposes = ["DUO:0000006"]
+# models = ["*"]
+# max_epsilon = 1.0
+# jobs_per_week = 3
+
+# Who is told that a job waits (never anything about data):
+# [notify]
+# webhook = "https://..."
+# smtp = "mail.example.org:587"
+# mail_from = "node@example.org"
+# mail_to = ["it@example.org"]
 """
 
 
@@ -162,7 +221,17 @@ def create(folder: Path, *, name: str, hub: str, chain: str, network: dict[str, 
     return read(folder)
 
 
-OWN = ("keys", "datasets", "jobs", "ledger.*", "node.toml", "superlink-ca.crt")
+OWN = (
+    "keys",
+    "datasets",
+    "snapshots",
+    "pictures",
+    "jobs",
+    "ledger.*",
+    "node.toml",
+    "compliance.toml",
+    "superlink-ca.crt",
+)
 
 
 def tighten(folder: Path) -> None:
@@ -208,9 +277,8 @@ def read(folder: Path) -> NodeConfig:
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{folder}/node.toml is not TOML: {error}") from error
-    known = [
-        *(name for name in NodeConfig.__dataclass_fields__ if name not in ("folder", "datasets"))
-    ]
+    not_here = ("folder", "datasets", "unusable", "policies")
+    known = [n for n in NodeConfig.__dataclass_fields__ if n not in not_here] + ["dataset"]
     problems = unknown("", raw, known)
 
     def field(name: str, check: Any) -> Any:
@@ -226,11 +294,56 @@ def read(folder: Path) -> NodeConfig:
     raw.setdefault("engine", "book-keeping")
     values["engine"] = field("engine", _engine)
     values["chain_id"] = field("chain_id", lambda n, v: whole(n, v, 1, 2**64 - 1))
-    policy = field("policy", lambda _, value: _policy(value))
-    if problems:
+    given = {name: raw.get(name, {}) for name in ("policy", "dataset", "notify")}
+    for name, value in given.items():
+        if not isinstance(value, dict):
+            problems.append(f"{name} must be a table")
+            given[name] = {}
+    if "policy" not in raw:
+        problems.append("policy is missing")
+    own = _policy("policy.", given["policy"], None, problems)
+    of_datasets = {}
+    for number, value in given["dataset"].items():
+        if not (number.isascii() and number.isdigit()) or not isinstance(value, dict):
+            problems.append(f"dataset.{number} must be a table named by a dataset's id")
+        elif own is not None:
+            of_datasets[int(number)] = _policy(f"dataset.{number}.", value, own, problems) or own
+    rules = _rules(raw.get("rules", []), problems)
+    notify = _notify(given["notify"], problems)
+    if problems or own is None:
         raise ConfigError(f"{folder}/node.toml: " + "; ".join(problems))
     datasets, unusable = entries.read(folder)
-    return NodeConfig(folder=folder, policy=policy, datasets=datasets, unusable=unusable, **values)
+    return NodeConfig(
+        folder=folder,
+        policy=own,
+        policies=of_datasets,
+        rules=rules,
+        notify=notify,
+        datasets=datasets,
+        unusable=unusable,
+        **values,
+    )
+
+
+def changed(old: NodeConfig, new: NodeConfig) -> list[str]:
+    """What differs in policy, rules and notices, one clause each: what, before, after."""
+    before, after = _flat(old), _flat(new)
+    return [
+        f"{name}: {before.get(name, 'not there')} -> {after.get(name, 'not there')}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flat(config: NodeConfig) -> dict[str, str]:
+    tables: dict[str, Any] = {"policy": config.policy, "notify": config.notify}
+    tables |= {f"dataset.{number}": policy for number, policy in config.policies.items()}
+    tables |= {f"rules.{rule.name}": rule for rule in config.rules}
+    return {
+        f"{table}.{name}": repr(value)
+        for table, made in tables.items()
+        for name, value in vars(made).items()
+    }
 
 
 def _text(name: str, value: object) -> str:
@@ -255,28 +368,197 @@ def unknown(where: str, given: Mapping[str, Any], known: Sequence[str]) -> list[
     return found
 
 
-def _policy(value: Any) -> Policy:
-    try:
-        if problems := unknown("policy.", value, [*Policy.__dataclass_fields__]):
-            raise ConfigError("; ".join(problems))
-        buyers = tuple(b if b == "*" else address("policy.buyers", b) for b in value["buyers"])
-        purposes = tuple(_text("policy.purposes", p) for p in value["purposes"])
-        epsilon = value["max_epsilon_per_job"]
-        minimum = whole(
-            "policy.minimum_persons", value["minimum_persons"], PLATFORM_MINIMUM_PERSONS, 10**9
+# -- policy, rules, notify -------------------------------------------------------------------------
+
+
+def _many(one: Callable[[str, Any], str]) -> Callable[[str, Any], tuple[str, ...]]:
+    def read(name: str, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            raise ConfigError(f"{name}={value!r} must be a list")
+        return tuple(one(name, each) for each in value)
+
+    return read
+
+
+def _account(name: str, value: Any) -> str:
+    return ANYONE if value == ANYONE else address(name, value)
+
+
+def _number_or_any(name: str, value: Any) -> str:
+    """A dataset's id, written as a number or as text."""
+    text = str(value)
+    if text != ANYONE and (isinstance(value, bool) or not text.isascii() or not text.isdigit()):
+        raise ConfigError(f'{name}: {value!r} must be a dataset id, or "*"')
+    return text
+
+
+def _graph(name: str, value: Any) -> str:
+    if value in (ANYONE, *BUILT_IN):
+        return str(value)
+    text = value.removeprefix("0x") if isinstance(value, str) else ""
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise ConfigError(
+            f'{name}: {value!r} must be the SHA-256 of a graph, {", ".join(BUILT_IN)}, or "*"'
         )
-        arbiters = tuple(address("policy.arbiters", a) for a in value.get("arbiters", []))
-        holds = [
-            whole(f"policy.{name}", value.get(name, getattr(Policy, name)), low, high)
-            for name, low, high in (
-                ("longest_deadline_s", 600, 365 * 24 * 3600),
-                ("reservations_per_buyer", 1, 1000),
-                ("max_job_minutes", 1, 31 * 24 * 60),
-                ("max_memory_gb", 1, 10_000),
+    return text
+
+
+def _epsilon(least: float) -> Callable[[str, Any], float]:
+    def read(name: str, value: Any) -> float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not least <= value < 1000 or (not least and value < 0):
+            what = "a number above 0" if least else "a number from 0, which is no limit,"
+            raise ConfigError(f"{name}={value!r} must be {what} and below 1000")
+        return float(value)
+
+    return read
+
+
+def _between(low: int, high: int) -> Callable[[str, Any], int]:
+    return lambda name, value: whole(name, value, low, high)
+
+
+def _one_of(*allowed: Any) -> Callable[[str, Any], Any]:
+    def read(name: str, value: Any) -> Any:
+        if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
+            words = " or ".join(
+                str(one).lower() if one in (True, False) else one for one in allowed
             )
-        ]
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"policy: look at {error}") from error
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1000:
-        raise ConfigError(f"policy.max_epsilon_per_job={epsilon!r} must be a number above 0")
-    return Policy(buyers, purposes, float(epsilon), minimum, arbiters, *holds)
+            raise ConfigError(f"{name}={value!r} must be {words}")
+        return value
+
+    return read
+
+
+def _codes(name: str, value: Any) -> tuple[str, ...]:
+    found = _many(_text)(name, value)
+    if wrong := problem(found, [*PERMISSIONS, *MODIFIERS]):
+        raise ConfigError(f"{name}: {wrong}")
+    return found
+
+
+def _spans(name: str, value: Any) -> tuple[str, ...]:
+    found = _many(_text)(name, value)
+    for text in found:
+        try:
+            span(text)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    return found
+
+
+OF_POLICY: Mapping[str, Callable[[str, Any], Any]] = {
+    "buyers": _many(_account),
+    "purposes": _many(_text),
+    "max_epsilon_per_job": _epsilon(1e-6),
+    "minimum_persons": _between(PLATFORM_MINIMUM_PERSONS, 10**9),
+    "arbiters": _many(address),
+    "longest_deadline_s": _between(600, 365 * 24 * 3600),
+    "reservations_per_buyer": _between(1, 1000),
+    "max_job_minutes": _between(1, 31 * 24 * 60),
+    "max_memory_gb": _between(1, 10_000),
+    "threads": _between(0, 1024),
+    "gpu": _one_of(True, False),
+    "approval": _one_of(PERSON, TWO_PERSONS),
+    "permits": _codes,
+    "max_epsilon_per_month": _epsilon(0),
+    "max_epsilon_lifetime": _epsilon(0),
+    "losses": _many(_text),
+    "models": _many(_graph),
+    "partners": _many(_number_or_any),
+    "least_price_units": _between(0, 10**30),
+    "begin": _spans,
+    "hold_results": _one_of(True, False),
+}
+OF_RULES: Mapping[str, Callable[[str, Any], Any]] = {
+    "name": lambda name, value: _text(name, value),
+    "datasets": _many(_number_or_any),
+    "buyers": _many(_account),
+    "purposes": _many(_text),
+    "models": _many(_graph),
+    "max_epsilon": _epsilon(1e-6),
+    "jobs_per_week": _between(1, 10_000),
+}
+ALWAYS = ("buyers", "purposes", "max_epsilon_per_job", "minimum_persons")
+
+
+def _table(
+    where: str,
+    given: Mapping[str, Any],
+    readers: Mapping[str, Callable[[str, Any], Any]],
+    problems: list[str],
+) -> dict[str, Any]:
+    """The values of a table of node.toml; what is wrong with it is added to `problems`."""
+    problems += unknown(where, given, [*readers])
+    found = {}
+    for name, value in given.items():
+        if name in readers:
+            try:
+                found[name] = readers[name](f"{where}{name}", value)
+            except (TermsError, ConfigError) as error:
+                problems.append(str(error))
+    return found
+
+
+def _policy(
+    where: str, given: Mapping[str, Any], base: Policy | None, problems: list[str]
+) -> Policy | None:
+    """The policy in a table; what `base` says where the table says nothing. None where one cannot
+    be made.
+    """
+    before = len(problems)
+    found = _table(where, given, OF_POLICY, problems)
+    if base is not None:
+        return replace(base, **found)
+    problems += [f"{where}{name} is missing" for name in ALWAYS if name not in given]
+    return None if len(problems) > before else Policy(**found)
+
+
+def _rules(given: Any, problems: list[str]) -> tuple[Rule, ...]:
+    if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+        problems.append("rules must be tables: [[rules]]")
+        return ()
+    made: list[Rule] = []
+    for number, one in enumerate(given, 1):
+        where, before = f"rules {number}: ", len(problems)
+        found = _table(where, one, OF_RULES, problems)
+        for name in RULE_FIELDS:
+            if name not in one:
+                problems.append(f'{where}{name} is missing; a rule says everything, "*" included')
+            elif found.get(name) == ():
+                problems.append(f"{where}{name} is empty, so the rule would take nothing")
+        for code in found.get("purposes", ()):
+            shape = code.upper().startswith(("DUO:", "MONDO:"))
+            if shape and code not in INTENTS and not DISEASE.fullmatch(code):
+                problems.append(f"{where}purposes: {code!r} is not a code that a job can declare")
+        if len(problems) == before:
+            made.append(Rule(**found))
+    names = [rule.name for rule in made]
+    problems += [
+        f"rules: two are called {n!r}" for n in sorted({n for n in names if names.count(n) > 1})
+    ]
+    return tuple(made)
+
+
+def _notify(given: Mapping[str, Any], problems: list[str]) -> Notify:
+    def mail_server(name: str, value: Any) -> str:
+        host, _, port = _text(name, value).rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigError(f"{name}={value!r} must look like mail.example.org:587")
+        return str(value)
+
+    def web(name: str, value: Any) -> str:
+        if not _text(name, value).startswith(("https://", "http://127.0.0.1", "http://localhost")):
+            raise ConfigError(f"{name}={value!r} must begin with https://")
+        return str(value)
+
+    readers: dict[str, Callable[[str, Any], Any]] = {
+        "webhook": web,
+        "smtp": mail_server,
+        "mail_from": _text,
+        "mail_to": _many(_text),
+    }
+    found = _table("notify.", given, readers, problems)
+    if bool(found.get("smtp")) != bool(found.get("mail_to") and found.get("mail_from")):
+        problems.append("notify: smtp, mail_from and mail_to go together")
+    return Notify(**found)

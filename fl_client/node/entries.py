@@ -28,8 +28,11 @@ class DatasetEntry:
     name         what the ledger calls it
     content      fingerprint of its table (Members.content); "" before the table was first read by
                  a version that knows patients
-    stamp        size and time of the table's file when it was last read: while they are equal it is
-                 not read again just to say that all is well
+    stamp        what its files looked like when they were last found unchanged (served.stamp_of):
+                 while that is equal they are not read again just to say that all is well
+    snapshot     SHA-256 of the frozen table that jobs see, and its file's name; with `reading` the
+                 cohort's version. Neither leaves the node: who guesses a table could try it out
+    reading      SHA-256 of how its table was read then, a query's text included (Source.reading)
     withdrawn    keys of patients who are in the table and take no part any more, hexadecimal
     since        no job of it is in blocks of the chain before this one
     patient_set  what an older ledger called those who are in it; "" where there was none
@@ -44,11 +47,8 @@ class DatasetEntry:
     withdrawn: tuple[str, ...] = ()
     patient_set: str = ""
     since: int = 0
-
-    @property
-    def stamp_now(self) -> str:
-        """The stamp of the table as it is now."""
-        return stamp_of(self.source.file) if self.source.file else ""
+    snapshot: str = ""
+    reading: str = ""
 
     @property
     def withdrawn_keys(self) -> frozenset[bytes]:
@@ -71,6 +71,8 @@ def write(folder: Path, entry: DatasetEntry) -> None:
         "withdrawn": list(entry.withdrawn),
         "patient_set": entry.patient_set,
         "since": entry.since,
+        "snapshot": entry.snapshot,
+        "reading": entry.reading,
         "manifest": entry.manifest.as_dict(),
     }
     write_whole(path_of(folder, entry.dataset_id), json.dumps(content, indent=2).encode())
@@ -153,6 +155,8 @@ def _entry(dataset_id: int, value: Mapping[str, Any]) -> DatasetEntry:
         tuple(bytes.fromhex(key).hex() for key in value.get("withdrawn", ())),
         str(value.get("patient_set", "")),
         int(value.get("since", 0)),
+        bytes.fromhex(value.get("snapshot", "")).hex(),
+        str(value.get("reading", "")),
     )
 
 

@@ -16,10 +16,10 @@ from datatokens.errors import BankError
 from fl_client import protocol
 from fl_client.errors import NodeError, Refusal
 from fl_client.model.weights import from_safetensors
-from fl_client.node import rounds
+from fl_client.node import gate, rounds
 from fl_client.node.admission import NOT_NOW, admit
 from fl_client.node.room import DataRoom
-from fl_client.protocol import Admit, Attest, Evaluate, Refused, Release, Train
+from fl_client.protocol import Admit, Ask, Attest, Evaluate, Refused, Release, Train
 
 log = logging.getLogger("datahub.node")
 Request = TypeVar("Request")
@@ -31,14 +31,20 @@ def make_app(room: DataRoom, after: Callable[[], None] = lambda: None) -> Client
 
     def answering(kind: type[Request], work: Callable[[Request], Any]) -> Any:
         def handler(message: Message, context: Context) -> Message:
+            request, said = None, None
             try:
                 request = protocol.from_record(kind, message.content.get(protocol.REQUEST))
-                reply = protocol.to_record(work(request))
+                said = work(request)
             except Refusal as error:
-                reply = protocol.to_record(Refused(str(error)[: protocol.MAX_REASON]))
-            except (NodeError, BankError) as error:
+                said = Refused(gate.sentence(room.config, error))
+            except (NodeError, BankError, OSError) as error:  # a full disk decides nothing, too
                 log.error("no answer: %s", error)
-                reply = protocol.to_record(Refused(NOT_NOW))
+                said = Refused(NOT_NOW)
+            job = room.jobs.get(getattr(request, "job", ""))
+            about = None
+            if job is not None:
+                about = gate.About(job.spec, job.entry.dataset_id, job.model.shapes)
+            reply = gate.reply(room.config, request, said, about)
             after()
             return Message(RecordDict({protocol.REPLY: ConfigRecord(reply)}), reply_to=message)
 
@@ -58,6 +64,9 @@ def make_app(room: DataRoom, after: Callable[[], None] = lambda: None) -> Client
     )
     app.train(Train.kind.removeprefix("train."))(answering(Train, on_train))
     app.evaluate(Evaluate.kind.removeprefix("evaluate."))(answering(Evaluate, on_evaluate))
+    app.query(Ask.kind.removeprefix("query."))(
+        answering(Ask, lambda asked: rounds.ask(room, asked.job))
+    )
     app.query(Attest.kind.removeprefix("query."))(answering(Attest, on_attest))
     app.query(Release.kind.removeprefix("query."))(
         answering(Release, lambda asked: rounds.release(room, asked.job))

@@ -1,6 +1,6 @@
-"""When a node's work ends: an admission after a minute, a round at its job's deadline, when the
-escrow no longer holds the job's money, and everything when the node is stopped. Knows nothing of
-what the work is.
+"""When a job's work ends before it is done: a round at its job's deadline, when the escrow no
+longer holds the job's money, and everything when the node is stopped. Knows nothing of what the
+work is, nor how it is ended (fl_client.worker.workers).
 
 All of it is public: deadlines are in the terms, a job's money is on the chain, how much there is to
 do follows from the terms (slots.py). So that a round was stopped says nothing about a record. What
@@ -9,46 +9,47 @@ was charged for it stays charged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 
 from datatokens.bindings.escrow import Status
 from datatokens.errors import BankError
 from datatokens.terms import JobTerms
-from fl_client.errors import PolicyRefusal, ProtocolError, Stopping
-from fl_client.model.clock import at_most, every, watched
+from fl_client.errors import ProtocolError, Stopping
 from fl_client.node.room import DataRoom
-from fl_client.privacy.costs import CHECK_SECONDS
+from fl_client.worker.workers import Stop, at_most
 
-LOOK_EVERY_S = 5.0  # at the escrow, between two steps
-
-
-@contextmanager
-def of_admission(room: DataRoom) -> Iterator[None]:
-    """At most CHECK_SECONDS of wall time for the block. Raises PolicyRefusal after them, Stopping
-    where the node ends.
-    """
-    late = PolicyRefusal(
-        f"checking this model took longer than the {CHECK_SECONDS} s that this hospital gives it"
-    )
-    with watched(lambda: _stopping(room)), watched(at_most(CHECK_SECONDS, late)):
-        yield
+LOOK_EVERY_S = 5.0  # at the escrow
 
 
-@contextmanager
-def of_round(room: DataRoom, terms: JobTerms) -> Iterator[None]:
-    """The block while the job may go on. Raises ProtocolError at once for one that may not, or in
-    the middle, and Stopping where the node ends.
-    """
+def of_admission(room: DataRoom) -> tuple[Stop, ...]:
+    """What ends the check of a model, besides its time."""
+    return (lambda: _stopping(room),)
+
+
+def of_round(room: DataRoom, terms: JobTerms) -> tuple[Stop, ...]:
+    """What ends a round. Raises ProtocolError at once for a job that may not go on."""
     if ended := _ended(room, terms, room.chain.now()):
         raise ended
     late = ProtocolError("the deadline of this job has passed")
-    with (
-        watched(lambda: _stopping(room)),
-        watched(at_most(terms.deadline - room.chain.now(), late)),
-        watched(every(LOOK_EVERY_S, lambda: _look(room, terms))),
-    ):
-        yield
+    return (
+        lambda: _stopping(room),
+        at_most(terms.deadline - room.chain.now(), late),
+        _every(LOOK_EVERY_S, lambda: _look(room, terms)),
+    )
+
+
+def _every(seconds: float, stop: Stop) -> Stop:
+    """`stop`, asked no more often than once in so many seconds, first after as many."""
+    again = time.monotonic() + seconds
+
+    def seldom() -> Exception | None:
+        nonlocal again
+        if time.monotonic() < again:
+            return None
+        again = time.monotonic() + seconds
+        return stop()
+
+    return seldom
 
 
 def _stopping(room: DataRoom) -> Stopping | None:

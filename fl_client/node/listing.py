@@ -2,13 +2,15 @@
 register its node.
 
 Runs on the hospital's machine with the owner's key, which is used here and not kept. Only public
-documents leave: the manifest (whose person count is noised and charged to the ledger) and the
+documents leave: the manifest (whose counts are noised and charged to the ledger) and the
 contributors' addresses and weights.
 """
 
 from __future__ import annotations
 
 import csv
+import logging
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,14 +38,25 @@ from fl_client.data.schemas import Schema
 from fl_client.data.sources import Source
 from fl_client.data.tables import Records, load
 from fl_client.errors import ConfigError, DatasetError
-from fl_client.node import entries
+from fl_client.node import entries, gate
+from fl_client.node.audit_log import AuditLog
 from fl_client.node.config import NodeConfig, next_node_key, promote_next_key
 from fl_client.node.entries import DatasetEntry
-from fl_client.node.served import PICTURES, members_of, open_ledger, say_dropped
+from fl_client.node.job_folder import of_each
+from fl_client.node.served import (
+    PICTURES,
+    freeze,
+    members_of,
+    open_ledger,
+    say_dropped,
+    stamp_of,
+)
 from fl_client.privacy.ledger import Ledger
 from fl_client.privacy.noise import SecureRandom
 from fl_client.privacy.plan import Charge
 from fl_client.privacy.slots import COUNT_NOISE
+
+log = logging.getLogger("datahub.node")
 
 
 @dataclass(frozen=True)
@@ -66,9 +79,18 @@ class Listing:
 
 
 def hub_request(hub: str, method: str, path: str, body: Any = None) -> Any:
-    """One call of the hub's API. Raises ConfigError with the hub's own sentence."""
+    """One call of the hub's API, of those that a node makes. Raises ConfigError with the hub's own
+    sentence.
+    """
+    _, content = gate.document(method, path, body)
     try:
-        answer = httpx.request(method, hub.rstrip("/") + path, json=body, timeout=60)
+        answer = httpx.request(
+            method,
+            hub.rstrip("/") + path,
+            content=content or None,
+            headers={"content-type": "application/json"} if content else None,
+            timeout=60,
+        )
     except httpx.HTTPError as error:
         raise ConfigError(f"the hub at {hub} does not answer: {error}") from error
     if answer.is_error:
@@ -80,6 +102,12 @@ def hub_request(hub: str, method: str, path: str, body: Any = None) -> Any:
     return answer.json()
 
 
+def publish(config: NodeConfig, method: str, path: str, body: Any) -> Any:
+    """A document to the hub, once the log says so. Raises NodeError."""
+    gate.released(config, method, path, body)
+    return hub_request(config.hub, method, path, body)
+
+
 def terms_from(hub: str, job_id: str) -> JobTerms | None:
     """The terms of a job as the hub has them, if they are those that the job's id is a hash of."""
     try:
@@ -88,6 +116,23 @@ def terms_from(hub: str, job_id: str) -> JobTerms | None:
     except (ConfigError, TermsError):
         return None
     return terms if terms.job_id.hex() == job_id else None
+
+
+def fetch_schema(hub: str, schema_hash: str) -> Schema:
+    """The schema of that hash as a hub has it. Raises ConfigError for a hash that is none, or
+    where the hub sends another document.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", schema_hash):
+        raise ConfigError(
+            f"schema hash {schema_hash[:80]!r} must be 64 hexadecimal digits, as a dataset's page "
+            "shows it"
+        )
+    found = Schema.from_dict(hub_request(hub, "GET", f"/api/schemas/{schema_hash}"))
+    if found.hash != schema_hash:
+        raise ConfigError(
+            f"the hub at {hub} sent another schema, whose hash is {found.hash}; nothing was written"
+        )
+    return found
 
 
 def read_contributors(path: Path) -> list[tuple[str, int]]:
@@ -130,21 +175,23 @@ def list_dataset(
     unit = "patient" if source.patients else "record"  # what privacy protects
     check_records_per_patient(listing.records_per_patient, unit)
     ledger, secret = open_ledger(config.folder)
-    stamp = entries.stamp_of(source.file) if source.file else ""
+    stamp = stamp_of(source, schema)
     records = load(source, schema, secret, config.folder / PICTURES)
     say_dropped(records, source)
     check_cohort(records.persons, listing.minimum_persons)
+    snapshot = freeze(config.folder, records)
     chain = connect(config.chain, owner_key)
     enrol(config, chain)
     # a name of the node's own: the id on the chain is known only after the count is charged
     name = secrets.token_hex(8)
     ledger.open_dataset(name, listing.lifetime_epsilon, listing.delta)
     ledger.set_members(name, members_of(records))
+    persons, left_out = released_count(ledger, name, records, listing.minimum_persons)
     manifest = Manifest(
         hospital=config.name,
         name=listing.name,
         description=listing.description,
-        persons=released_count(ledger, name, records, listing.minimum_persons),
+        persons=persons,
         minimum_persons=listing.minimum_persons,
         lifetime_epsilon=listing.lifetime_epsilon,
         delta=listing.delta,
@@ -152,6 +199,7 @@ def list_dataset(
         compute_rate_units=listing.compute_rate_units,
         unit=unit,
         records_per_patient=listing.records_per_patient,
+        left_out=left_out,
     )
     registry, since = Registry(chain, config.registry), chain.block_number()
     dataset_id = registry.list_dataset(
@@ -174,9 +222,13 @@ def list_dataset(
         members_of(records).content,
         stamp,
         since=since,
+        snapshot=snapshot,
+        reading=source.reading,
     )
     entries.write(config.folder, entry)
-    hub_request(config.hub, "PUT", f"/api/datasets/{dataset_id}/manifest", manifest.as_dict())
+    facts = {"dataset": dataset_id, "manifest_hash": manifest.hash.hex(), "persons": persons}
+    AuditLog(config.folder).note("listed", **facts, epsilon=listing.lifetime_epsilon)
+    publish(config, "PUT", f"/api/datasets/{dataset_id}/manifest", manifest.as_dict())
     post_contributors(config, owner_key, dataset_id, contributors)
     return entry
 
@@ -200,22 +252,39 @@ def post_contributors(
             f"dataset {dataset_id}: another list was posted at the same moment; post this one again"
         )
     body = {"epoch": epoch, "entries": [[account, weight] for account, weight in contributors]}
-    hub_request(config.hub, "PUT", f"/api/datasets/{dataset_id}/contributors", body)
+    publish(config, "PUT", f"/api/datasets/{dataset_id}/contributors", body)
     return epoch
 
 
-def released_count(ledger: Ledger, name: str, records: Records, minimum: int) -> int:
-    """The noised count, drawn once for exactly these patients and charged before it is drawn; the
-    same ever after.
+def released_count(
+    ledger: Ledger, name: str, records: Records, minimum: int
+) -> tuple[int, int | None]:
+    """(noised count of those held, noised count of those left out for want of one complete record),
+    drawn once for exactly these patients and charged before they are drawn; the same ever after.
+    The second is None where an older ledger drew the first alone.
+
+    Whoever is added or removed is in one of the two and changes it by 1, so that both are one
+    Gaussian mechanism of sensitivity 1, at the price of one; it is charged to those left out, too.
+    Records that name nobody are in neither count, nor are patients who have withdrawn, nor those
+    whom the source or its query leaves out itself.
     """
-    who = members_of(records).who
-    known = ledger.counted(who)
+    members = members_of(records)
+    known = ledger.counted(members)
     if known is None:
-        ledger.charge(name, Charge(COUNT_NOISE, 1.0, 1, "released count"))
-        noise = SecureRandom().normal(1, COUNT_NOISE)
-        known = round(records.persons + float(noise[0]))
-        ledger.keep_count(who, known)
-    return max(minimum, PLATFORM_MINIMUM_PERSONS, known)
+        charge = Charge(COUNT_NOISE, 1.0, 1, "released count")
+        ledger.charge(name, charge, members=members.counted if members.lacking else None)
+        noise = SecureRandom().normal(2, COUNT_NOISE)
+        held, left_out = (
+            round(many + float(one))
+            for many, one in zip((records.persons, len(members.lacking)), noise, strict=True)
+        )
+        ledger.keep_count(members, held, left_out)
+        known = held, left_out
+    persons, lacking = known
+    return (
+        max(minimum, PLATFORM_MINIMUM_PERSONS, persons),
+        None if lacking is None else max(0, lacking),
+    )
 
 
 def enrol(config: NodeConfig, owner: Chain) -> int:
@@ -279,6 +348,7 @@ def rotate_key(config: NodeConfig, owner_key: str, overlap_s: int, stolen: bool)
         nodes.rotate_key(old, new, 0 if stolen else overlap_s, consent)
     if stolen and nodes.status(old).state is not KeyState.REVOKED:
         nodes.revoke_key(old)
+    AuditLog(config.folder).note("key rotated", old=old, new=new, stolen=stolen)
     config = promote_next_key(config.folder, old)
     for entry in config.datasets:
         if registry.dataset(entry.dataset_id).node != new:
@@ -290,15 +360,19 @@ def rotate_key(config: NodeConfig, owner_key: str, overlap_s: int, stolen: bool)
 
 
 def _take_back(config: NodeConfig, chain: Chain, key: str) -> None:
-    """Take back what a revoked key has accepted and not attested yet."""
+    """Take back what a revoked key has accepted and not attested yet, and say of which jobs that
+    cannot be known here.
+    """
     escrow = Escrow(chain, config.market)
-    for path in sorted((config.folder / "jobs").glob("*/terms.json")):
-        terms = JobTerms.from_json(path.read_bytes())
+    known, damaged = of_each(config.folder, lambda one: one.terms)
+    for terms in known:
         found = escrow.job(terms.job_id)
         if found.status is Status.FUNDED and any(
             line.node == key and found.accepted >> i & 1 for i, line in enumerate(terms.datasets)
         ):
             escrow.revoke_acceptances(terms, [key])
+    for sentence in damaged.values():
+        log.error("what the stolen key has accepted is not taken back: %s", sentence)
 
 
 def register_node(config: NodeConfig) -> int:
@@ -309,4 +383,4 @@ def register_node(config: NodeConfig) -> int:
         "node": config.node_address,
         "supernode_public_key": config.supernode_public_key.decode(),
     }
-    return int(hub_request(config.hub, "POST", "/api/nodes", body)["supernode_id"])
+    return int(publish(config, "POST", "/api/nodes", body)["supernode_id"])

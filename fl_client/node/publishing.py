@@ -15,7 +15,7 @@ from datatokens.bindings.registry import State
 from datatokens.errors import BankError
 from fl_client.errors import NodeError
 from fl_client.node.entries import DatasetEntry
-from fl_client.node.listing import hub_request
+from fl_client.node.listing import publish
 from fl_client.node.offer import OPEN, PAUSED, Offer, banded, signed
 from fl_client.node.room import DataRoom
 from fl_client.privacy.training import speed
@@ -36,7 +36,7 @@ def make(room: DataRoom, entry: DatasetEntry, now: int) -> Offer | None:
     standing = room.registry.standing(entry.dataset_id)
     if standing.state is State.RETIRED:
         return None
-    policy, manifest = room.config.policy, entry.manifest
+    policy, manifest = room.config.policy_of(entry.dataset_id), entry.manifest
     lifetime = min(manifest.lifetime_epsilon, room.ledger.budget(entry.name).epsilon)
     return Offer(
         dataset_id=entry.dataset_id,
@@ -58,10 +58,17 @@ def make(room: DataRoom, entry: DatasetEntry, now: int) -> Offer | None:
 
 
 class Publisher:
-    """Keeps the hub's copies of a room's offers as they should be; `look` costs little."""
+    """Keeps the hub's copies of a room's offers as they should be; `look` costs little. `spoke` is
+    called, in another thread, whenever the hub has taken one.
+    """
 
-    def __init__(self, room: DataRoom, send: Send | None = None):
-        self.room, self.send = room, send or self._put
+    def __init__(
+        self,
+        room: DataRoom,
+        send: Send | None = None,
+        spoke: Callable[[], None] = lambda: None,
+    ):
+        self.room, self.send, self.spoke = room, send or self._put, spoke
         self._sent: dict[int, Offer] = {}
         self._next = 0.0
         self._complained = False
@@ -114,8 +121,9 @@ class Publisher:
                     log.warning("the hub does not take this node's offers: %s", error)
                 self._complained = True
                 return
+            self.spoke()
             self._sent[offer.dataset_id] = offer
             self._complained = False
 
     def _put(self, dataset_id: int, body: dict[str, str]) -> None:
-        hub_request(self.room.config.hub, "PUT", f"/api/datasets/{dataset_id}/offer", body)
+        publish(self.room.config, "PUT", f"/api/datasets/{dataset_id}/offer", body)

@@ -140,7 +140,10 @@ def _dataset(
     lacking = version - sum(charge.steps for charge in history if charge.what == COUNT)
     if lacking <= 0:
         return []
-    ledger.charge(entry.name, Charge(COUNT_NOISE, 1.0, lacking, COUNT), even_over=True)
+    count = Charge(COUNT_NOISE, 1.0, lacking, COUNT)
+    # whoever was left out was counted, too
+    counted = table and members_of(table).lacking and members_of(table).counted
+    ledger.charge(entry.name, count, even_over=True, members=counted or None)
     return [_since(ledger, entry, f"{lacking} released counts", before)]
 
 

@@ -12,18 +12,35 @@ import numpy as np
 
 from fl_client.data.tables import Records
 from fl_client.errors import ProtocolError
-from fl_client.model.graph import GraphModel, parameters
 from fl_client.model.weights import model_hash, to_safetensors
-from fl_client.node import limits
-from fl_client.node.admission import safe_model
+from fl_client.node import admission, limits
+from fl_client.node.admission import safe_model, work_of
 from fl_client.node.attestation import OwnFigures, check_and_sign
+from fl_client.node.inbox import verdict
+from fl_client.node.job_folder import RELEASES
+from fl_client.node.policy import PERSON
 from fl_client.node.room import AdmittedJob, DataRoom
 from fl_client.privacy import accounting
 from fl_client.privacy.ledger import FINAL_LOOK
+from fl_client.privacy.looks import cells
 from fl_client.privacy.plan import Charge
 from fl_client.privacy.slots import round_seconds
-from fl_client.privacy.training import score_table, train_round
-from fl_client.protocol import JobSpec, Released, Scored, Signed, Trained, pack, unpack
+from fl_client.protocol import (
+    JobSpec,
+    Refused,
+    Released,
+    Scored,
+    Signed,
+    Trained,
+    Waiting,
+    pack,
+    sha256_hex,
+    unpack,
+)
+from fl_client.worker.tasks import Data
+from fl_client.worker.workers import Facts
+
+HELD_LEAST_S = 120  # between the last moment to let a result go and the job's deadline
 
 
 def _job(room: DataRoom, job_id: str) -> AdmittedJob:
@@ -41,7 +58,9 @@ def _job(room: DataRoom, job_id: str) -> AdmittedJob:
     entry = room.dataset(room.line(terms).dataset_id)
     if entry is None:
         raise ProtocolError(f"job {job_id[:12]} is for a dataset that this node no longer serves")
-    job = AdmittedJob(terms, spec, entry, safe_model(room, spec, entry, *folder.model_files))
+    model = safe_model(room, job_id, spec, entry, *folder.model_files)
+    work = work_of(room, job_id, spec, entry, lambda: folder.model_files)
+    job = AdmittedJob(terms, spec, entry, model, work)
     room.jobs[job_id] = job
     return job
 
@@ -68,43 +87,35 @@ def train(room: DataRoom, job_id: str, number: int, arrays: Mapping[str, np.ndar
     arrays = _checked(arrays, job.model)
     input_hash = model_hash(arrays)
     _same_version(job)
-    with limits.of_round(room, job.terms):
-        records = _readable(room.records[entry.dataset_id])
-        stored = room.ledger.begin_round(
-            job_id, number, input_hash, spec.round_charges(), entry.name, records.members
-        )
-        if stored is None:
-            result = train_round(
-                job.model,
-                arrays,
-                records.features,
-                records.targets,
+    stops = limits.of_round(room, job.terms)
+    records = _readable(room.records[entry.dataset_id])
+    stored = room.ledger.begin_round(
+        job_id, number, input_hash, spec.round_charges(), entry.name, records.members
+    )
+    if stored is None:
+        head = _charged(room, job, number)
+        model = to_safetensors(arrays)
+        update = room.workers.train(job.work, _data(records, spec.loss), model, stops)
+        reply = Trained(
+            update.model,
+            update.loss,
+            *_spent(room, job, spec.round_charges() * number),
+            entry.manifest.unit,
+            # by the terms: a clock would tell of patients' records
+            round_seconds(
                 spec.plan,
-                steps=spec.local_steps,
-                learning_rate=spec.learning_rate,
-                loss=spec.loss,
-                expected_persons=spec.persons[entry.dataset_id],
-                patients=records.patients,
-                records_per_patient=entry.manifest.records_per_patient,
-                engine=room.config.engine,
-            )
-            reply = Trained(
-                to_safetensors(result.arrays),
-                float(result.loss_mean),
-                *_spent(room, job, spec.round_charges() * number),
-                entry.manifest.unit,
-                # by the terms: a clock would tell of patients' records
-                round_seconds(
-                    spec.plan,
-                    spec.local_steps,
-                    entry.manifest.persons,
-                    entry.manifest.records_per_patient,
-                    job.model.work,
-                ),
-                result.device,
-            )
-            stored = pack(reply)
-            room.ledger.finish_round(job_id, number, stored)
+                spec.local_steps,
+                entry.manifest.persons,
+                entry.manifest.records_per_patient,
+                job.model.work,
+            ),
+            job.model.device,
+            head,
+            room.workers.no_walls,
+        )
+        stored = pack(reply)
+        _released(room, job, f"round {number}", stored)
+        room.ledger.finish_round(job_id, number, stored)
     return unpack(Trained, stored)
 
 
@@ -115,6 +126,32 @@ def _readable(records: Records) -> Records:
     if not isinstance(records.features, np.ndarray):
         records.features.look()
     return records
+
+
+def _charged(room: DataRoom, job: AdmittedJob, number: int) -> str:
+    """Say in the log that a round is charged and about to be trained; the hash of that line.
+
+    Not its number, as that would tell outside how much else the log has had to say meanwhile: that
+    a patient has withdrawn.
+    """
+    head = room.log.note(
+        "charged",
+        job=job.id,
+        round=number,
+        dataset=job.entry.dataset_id,
+        cohort=room.cohort_of(job.entry),
+        epsilon_lifetime=room.ledger.epsilon_spent(job.entry.name),
+    )
+    return head.hash
+
+
+def _released(room: DataRoom, job: AdmittedJob, what: str, content: bytes) -> None:
+    """Say in the log what is about to leave."""
+    room.log.note("released", job=job.id, what=what, bytes=len(content), sha256=sha256_hex(content))
+
+
+def _data(records: Records, loss: str) -> Data:
+    return Data(*records.inputs(loss), records.patients, of=records)
 
 
 def _spent(
@@ -144,39 +181,32 @@ def evaluate(room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray]) -> S
     if _rounds_answered(room, job_id) < spec.rounds:
         raise ProtocolError(f"the final model is looked at after {spec.rounds} rounds, not before")
     _same_version(job)
-    with limits.of_round(room, job.terms):
-        records = _readable(room.records[job.entry.dataset_id])
-        stored = room.ledger.begin_round(
-            job_id,
-            number,
-            model_hash(arrays),
-            spec.evaluation_charges(),
-            job.entry.name,
-            records.members,
-        )
-        if stored is None:
-            scores = score_table(
-                job.model,
-                arrays,
-                records.features,
-                records.targets,
-                spec.plan,
-                loss=spec.loss,
-                expected_persons=spec.persons[job.entry.dataset_id],
-                patients=records.patients,
-                records_per_patient=job.entry.manifest.records_per_patient,
-            )
-            charges = [*spec.round_charges() * spec.rounds, *spec.evaluation_charges()]
-            stored = pack(Scored(tuple(scores), *_spent(room, job, charges)))
-            room.ledger.finish_round(job_id, number, stored)
+    stops = limits.of_round(room, job.terms)
+    records = _readable(room.records[job.entry.dataset_id])
+    stored = room.ledger.begin_round(
+        job_id,
+        number,
+        model_hash(arrays),
+        spec.evaluation_charges(),
+        job.entry.name,
+        records.members,
+    )
+    if stored is None:
+        head = _charged(room, job, number)
+        model, wanted = to_safetensors(arrays), cells(spec.loss, spec.outputs)
+        table = room.workers.look(job.work, _data(records, spec.loss), model, wanted, stops)
+        charges = [*spec.round_charges() * spec.rounds, *spec.evaluation_charges()]
+        stored = pack(Scored(table.scores, *_spent(room, job, charges), head))
+        _released(room, job, "scores", stored)
+        room.ledger.finish_round(job_id, number, stored)
     return unpack(Scored, stored)
 
 
 def attest(
     room: DataRoom, job_id: str, arrays: Mapping[str, np.ndarray], report_raw: bytes
-) -> Signed:
-    """This node's signature over the final model and report, after checking everything it can.
-    Raises NodeError.
+) -> Signed | Waiting:
+    """This node's signature over the final model and report, after checking everything it can; or,
+    where the owner holds results, that a person lets it go first. Raises NodeError.
 
     Only one result is ever signed for a job: a second, different one is refused.
     """
@@ -198,15 +228,56 @@ def attest(
         rounds,
         job.entry.manifest.unit,
         list(scored.scores) if scored else None,
+        newest.log_head,
+        trained[-1].no_walls,
     )
     attestation, signature = check_and_sign(
         room.key(job.terms), job.terms, job.spec, own, model_hash(arrays), report_raw
     )
-    room.folder(job_id).keep_attested(
-        f"{attestation.model_hash.hex()} {attestation.report_hash.hex()}"
-    )
+    room.folder(job_id).keep_report(report_raw)
+    result = f"{attestation.model_hash.hex()} {attestation.report_hash.hex()}"
+    folder = room.folder(job_id)
+    if room.config.policy_of(job.entry.dataset_id).hold_results and not folder.attested_model:
+        held = {"dataset_id": job.entry.dataset_id, "result": result, "signature": signature.hex()}
+        if (folder.held or held)["result"] != result:
+            raise ProtocolError("another result of this job waits for a person here")
+        room.log.note("held", job=job_id, result=result)
+        folder.hold(held)
+        return let_go(room, job_id)
+    return _signed(room, job_id, result, signature)
+
+
+def _signed(room: DataRoom, job_id: str, result: str, signature: bytes) -> Signed:
+    if not room.folder(job_id).attested_model:
+        model, _, report = result.partition(" ")
+        room.log.note(
+            "attested", job=job_id, model_hash=model, report_hash=report, bytes=len(signature)
+        )
+    room.folder(job_id).keep_attested(result)
     room.ledger.close_job(job_id)
+    room.workers.end(job_id)
     return Signed(signature)
+
+
+def ask(room: DataRoom, job_id: str) -> Signed | Refused | Waiting:
+    """What has become of a job that was sent, or of its result. Raises NodeError."""
+    if room.folder(job_id).held is not None:
+        return let_go(room, job_id)
+    return admission.ask(room, job_id)
+
+
+def let_go(room: DataRoom, job_id: str) -> Signed | Waiting:
+    """The signature of a result that is held, once a person has let it go. Raises PolicyRefusal for
+    a no, and where nobody has in time.
+    """
+    folder = room.folder(job_id)
+    held, terms = folder.held, folder.terms
+    if held is None or terms is None:
+        raise ProtocolError(f"job {job_id[:12]} has no result here that is held")
+    end = terms.deadline - HELD_LEAST_S
+    if verdict(folder.decisions(RELEASES), PERSON, end, room.chain.now()) is None:
+        return Waiting(end, "a person at this hospital lets the result go first")
+    return _signed(room, job_id, held["result"], bytes.fromhex(held["signature"]))
 
 
 def _kept(room: DataRoom, job_id: str, number: int) -> bytes:
@@ -221,22 +292,22 @@ def release(room: DataRoom, job_id: str) -> Released:
     """Free what the job reserved and never ran; no further round of it will be answered."""
     job = _job(room, job_id)
     room.ledger.close_job(job.id)
+    room.workers.end(job.id)
     return Released()
 
 
-def _checked(given: Mapping[str, np.ndarray], model: GraphModel) -> dict[str, np.ndarray]:
+def _checked(given: Mapping[str, np.ndarray], model: Facts) -> dict[str, np.ndarray]:
     """`given` in the order of the model's parameters, if names, shapes and types agree, every
     number is finite, and the frozen ones are those that were admitted and self-checked.
     """
-    wanted = parameters(model)
-    frozen = set(model.frozen_names)
+    wanted = model.shapes
     if set(given) != set(wanted):
         raise ProtocolError(f"model: parameters must be {sorted(wanted)}")
     for name, array in given.items():
-        if array.shape != wanted[name].shape or array.dtype != np.float32:
-            raise ProtocolError(f"model: {name} must be float32 of shape {wanted[name].shape}")
+        if array.shape != wanted[name] or array.dtype != np.float32:
+            raise ProtocolError(f"model: {name} must be float32 of shape {wanted[name]}")
         if not np.isfinite(array).all():
             raise ProtocolError(f"model: {name} holds a number that is not finite")
-        if name in frozen and not np.array_equal(array, wanted[name]):
+        if name in model.frozen and not np.array_equal(array, model.frozen[name]):
             raise ProtocolError(f"model: {name} is frozen and must stay as it was admitted")
     return {name: np.ascontiguousarray(given[name]) for name in wanted}

@@ -30,6 +30,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from fl_client.node import gate
 from fl_client.node.bundle import bundle_hash
 from fl_client.node.skew import clock_problem
 from fl_client.node.turns import Received, Turns
@@ -92,15 +93,17 @@ def serve(
     stop: threading.Event,
     on_connected: Callable[[int], None],
     between: Callable[[], None] = lambda: None,
+    spoke: Callable[[], None] = lambda: None,
 ) -> None:
     """Answer the SuperLink's messages with `app` until `stop` is set; reconnects for ever.
 
     `superlink` is host:port, `key` the SuperNode's key (NIST curve); `between` is called between
-    two looks for a message, a few times a second. Must run in the main thread (Flower's rule).
+    two looks for a message, a few times a second, `spoke` in another thread whenever a turn was
+    taken. Must run in the main thread (Flower's rule).
     """
     while not stop.is_set():
         try:
-            _serve_session(app, superlink, ca_file, key, stop, on_connected, between)
+            _serve_session(app, superlink, ca_file, key, stop, on_connected, between, spoke)
         except NoSession as error:
             if wrong := clock_problem(superlink):
                 log.error("%s", wrong)
@@ -121,12 +124,13 @@ def _serve_session(
     stop: threading.Event,
     on_connected: Callable[[int], None],
     between: Callable[[], None],
+    spoke: Callable[[], None],
 ) -> None:
     with (
         http_request_response(
             superlink, False, ca_file.read_bytes(), (key, key.public_key())
         ) as connection,
-        closing(_Hand(Turns(superlink, ca_file, key, connection[0]))) as hand,
+        closing(_Hand(Turns(superlink, ca_file, key, connection[0]), spoke)) as hand,
     ):
         node_id = connection[0]
         on_connected(node_id)
@@ -139,8 +143,8 @@ def _serve_session(
 class _Hand:
     """Takes turns in a thread of its own, so that the node can look about while one waits."""
 
-    def __init__(self, turns: Turns):
-        self._turns, self._closed = turns, False
+    def __init__(self, turns: Turns, spoke: Callable[[], None] = lambda: None):
+        self._turns, self._closed, self._spoke = turns, False, spoke
         self._in: queue.Queue[Received] = queue.Queue(1)
         self._out: queue.Queue[tuple[str, bytes]] = queue.Queue(1)
         self._refused = False
@@ -187,6 +191,7 @@ class _Hand:
                 pause = min(AGAIN_CAP_S, 2 * pause)
                 continue
             pause = AGAIN_S
+            self._spoke()
             letter, reply = "", b""
             if received is not None:
                 self._in.put(received)
@@ -208,7 +213,8 @@ def reply_to(app: ClientApp, received: Received, node_id: int) -> bytes:
         log.exception("a message of run %s was lost", received.run_id)
         broken = ProtoMessage()
         broken.metadata.message_type = "query"  # without one it is no message
-        broken.error.code, broken.error.reason = ErrorCode.UNKNOWN, type(error).__name__
+        broken.error.code = ErrorCode.UNKNOWN
+        broken.error.reason = gate.error(type(error).__name__)
         return bytes(broken.SerializeToString())
 
 
@@ -218,7 +224,8 @@ def answer(app: ClientApp, message: Message, fab_hash: str, node_id: int) -> Mes
     """
     if fab_hash != bundle_hash():
         log.warning("refused run %s: foreign bundle %s", message.metadata.run_id, fab_hash[:16])
-        return Message(Error(ErrorCode.INVALID_FAB, FOREIGN_BUNDLE), reply_to=message)
+        reason = gate.error(FOREIGN_BUNDLE, (FOREIGN_BUNDLE,))
+        return Message(Error(ErrorCode.INVALID_FAB, reason), reply_to=message)
     context = Context(
         run_id=message.metadata.run_id,
         node_id=node_id,
@@ -230,6 +237,5 @@ def answer(app: ClientApp, message: Message, fab_hash: str, node_id: int) -> Mes
         return app(message, context)
     except Exception as error:
         log.exception("the app failed on a %s message", message.metadata.message_type)
-        return Message(
-            Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__), reply_to=message
-        )
+        reason = gate.error(type(error).__name__)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

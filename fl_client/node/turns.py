@@ -44,6 +44,15 @@ def signed_text(headers: Mapping[str, str]) -> bytes:
     return "\n".join(["datahub turn", *(headers[n] for n in (TIME, NODE, LETTER, DIGEST))]).encode()
 
 
+def trusting(ca_file: Path) -> ssl.SSLContext:
+    """TLS towards the SuperLink: its operator's authority and no other. Raises OSError."""
+    context = ssl.create_default_context(cafile=str(ca_file))
+    # certificates of SuperLinks from before 2026-11-27 do not name their issuer's key, which
+    # Python from 3.13 on wants; the authority is pinned, and has issued one certificate
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
 class Turns:
     """A node's connection for turns; its id is `node_id`. Close it to end a turn that waits."""
 
@@ -53,13 +62,9 @@ class Turns:
         self._key, self._node_id = key, node_id
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         self._public = b64encode(public).decode()
-        context = ssl.create_default_context(cafile=str(ca_file))
-        # certificates of SuperLinks from before 2026-11-27 do not name their issuer's key, which
-        # Python from 3.13 on wants; the authority is pinned, and has issued one certificate
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         self._client = httpx.Client(
             base_url=f"https://{superlink}",
-            verify=context,
+            verify=trusting(ca_file),
             timeout=httpx.Timeout(10.0, read=WAIT_S + PATIENCE_S, write=PATIENCE_S),
             trust_env=False,
         )

@@ -289,8 +289,7 @@ def calibrate(
     out of range, or
     if no noise multiplier that a plan allows is enough.
     """
-    if not (math.isfinite(target) and 0 < target <= 100):
-        raise PlanError(f"epsilon={target!r} must be above 0 and at most 100")
+    _check_target(target)
     if not 0 < metric_share < 1:
         raise PlanError(f"metric_share={metric_share!r} must be between 0 and 1")
     too_small = PlanError(
@@ -299,10 +298,7 @@ def calibrate(
         f"even a noise multiplier of {MAX_NOISE:g} costs more"
     )
 
-    def gaussian_cost(sigma: float) -> float:
-        return epsilon([Charge(sigma, 1.0, 1, "whole budget")], delta)
-
-    whole = _least_noise(gaussian_cost, target, 1e-2, 0.9999)
+    whole = _gaussian_noise(target, delta)
     if math.isinf(whole):
         raise too_small
     # half of the share for the losses, half for the one table of scores at the end
@@ -321,6 +317,31 @@ def calibrate(
     if math.isinf(noise):
         raise too_small
     return noise, metric_noise
+
+
+def gaussian_noise(target: float, delta: float) -> float:
+    """The noise multiplier of one Gaussian mechanism over everybody that costs at most `target`
+    epsilon at `delta`, and nearly all of it. Raises PlanError for a number out of range.
+    """
+    _check_target(target)
+    if not 0 < delta <= 1e-2:
+        raise PlanError(f"delta={delta!r} must be above 0 and at most 0.01")
+    noise = _gaussian_noise(target, delta)
+    if math.isinf(noise):
+        raise PlanError(f"epsilon={target:g} is too small: the noise would be above {MAX_NOISE:g}")
+    return noise
+
+
+def _check_target(target: float) -> None:
+    if not (math.isfinite(target) and 0 < target <= 100):
+        raise PlanError(f"epsilon={target!r} must be above 0 and at most 100")
+
+
+def _gaussian_noise(target: float, delta: float) -> float:
+    def cost(sigma: float) -> float:
+        return epsilon([Charge(sigma, 1.0, 1, "whole budget")], delta)
+
+    return _least_noise(cost, target, 1e-2, 0.9999)
 
 
 def _least_noise(cost: Callable[[float], float], target: float, low: float, enough: float) -> float:

@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fl_client.errors import GraphRefused
 from fl_client.model.graph import GraphModel, load_model, with_parameters
+from fl_client.model.losses import LOSSES
 from fl_client.model.weights import to_safetensors
 from fl_client.privacy import selfcheck
 from fl_client.privacy.compiling import ClippedSums, frozen_of
@@ -38,7 +39,6 @@ from fl_client.privacy.noise import MARGIN, SecureRandom
 from fl_client.privacy.plan import PrivacyPlan
 from fl_client.privacy.training import (
     ENGINES,
-    LOSSES,
     Chunks,
     Patients,
     by_patient,

@@ -124,9 +124,14 @@ class Room:
 def check_fits(db: sqlite3.Connection, cohort: int, charges: Sequence[Charge], who: str) -> None:
     """Returns if everybody in the cohort can afford `charges`. Raises BudgetExceeded."""
     room = Room(db, cohort, charges)
+    refuse_over(room, charges, who)
+    for grouped in room.each.values():
+        keep_curves(db, grouped)
+
+
+def refuse_over(room: Room, charges: Sequence[Charge], who: str) -> None:
+    """Returns if one more such job fits. Raises BudgetExceeded."""
     if (name := room.over(1)) is None:
-        for grouped in room.each.values():
-            keep_curves(db, grouped)
         return
     budget = room.budgets[name]
     before, after = room.worst(name, 0), room.worst(name, 1)

@@ -93,6 +93,18 @@ def of_dataset(db: sqlite3.Connection, dataset: str) -> list[int]:
     return [int(row[0]) for row in rows]
 
 
+def holding(db: sqlite3.Connection, keys: Collection[bytes]) -> list[int]:
+    """Every cohort with a patient whom one of `keys` names, as far as patients are told apart."""
+    roots: dict[int, int] = dict(db.execute("SELECT patient, root FROM merged"))
+    found: set[int] = set()
+    for key in keys:
+        row = db.execute("SELECT patient FROM identity WHERE key=?", (key,)).fetchone()
+        patient = -1 if row is None else roots.get(row[0], row[0])
+        cohorts = "SELECT cohort FROM held JOIN patient USING (class) WHERE id=?"
+        found |= {int(one) for (one,) in db.execute(cohorts, (patient,))}
+    return sorted(found)
+
+
 def enter(db: sqlite3.Connection, dataset: str, members: Members) -> int:
     """Make `members` the newest cohort of the dataset; its id. The same again is a no-op."""
     now, who, content = newest(db, dataset), members.who, members.content
@@ -123,6 +135,17 @@ def ever(db: sqlite3.Connection, dataset: str) -> int:
         f"WHERE cohort IN ({marks}) GROUP BY class",
         (made, *own),
     )
+    return made
+
+
+def beside(db: sqlite3.Connection, dataset: str, members: Members) -> int:
+    """A cohort of `members` that is no version of the dataset, whatever it holds now."""
+    made = db.execute(
+        "INSERT INTO cohort (dataset, who, content, at) VALUES (?, ?, ?, ?)",
+        (dataset, EVER, EVER, time.time()),
+    ).lastrowid
+    assert made is not None
+    hold(db, made, members)
     return made
 
 

@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fl_client.model.clock import tick
 from fl_client.model.graph import GraphModel
+from fl_client.model.losses import Loss
 from fl_client.privacy.clipping import clipped_sum
-from fl_client.privacy.gradients import Loss, RowGradients
+from fl_client.privacy.gradients import RowGradients
 
 KEEP = 8  # engines at a time
 # Compiling pays for long jobs alone. Fitted to four networks of 5 thousand to 11 million weights on
@@ -110,7 +110,7 @@ class BookKeeping:
         of_rows = RowGradients(model, loss, records)
         self.parts = of_rows.parts
         rows, device = slots * records, trained[0].device
-        x, y, weight, mask = made_up(model, slots, records, device)
+        x, y, weight, mask = made_up(model, loss, slots, records, device)
         mask[1:2], x[2 * records : 3 * records] = False, torch.nan  # what does not count, too
         theta = torch.cat([p.detach().reshape(-1) for p in trained])
         # frozen ones are inputs too: a traced constant would be the first job's
@@ -139,7 +139,6 @@ class BookKeeping:
         second = traced(sum_function, summed)
         if len(second(*summed)) != len(theta):
             raise ValueError("the gradients are not one for each trained number")
-        tick()
         self.pays_from = pays_from([(first, arguments), (second, summed)])
         self._rows: Callable[..., Any] = first
         self._sum: Callable[..., Tensor] = second
@@ -149,7 +148,11 @@ class BookKeeping:
             if (
                 faster is not None
                 and rows_depend_on_others(
-                    faster[0], slots, theta, frozen, *made_up(model, slots, records, device)[:3]
+                    faster[0],
+                    slots,
+                    theta,
+                    frozen,
+                    *made_up(model, loss, slots, records, device)[:3],
                 )
                 is not None
             ):
@@ -196,12 +199,13 @@ def frozen_of(model: GraphModel) -> list[Tensor]:
 
 
 def made_up(
-    model: GraphModel, slots: int, records: int, device: torch.device | None = None
+    model: GraphModel, loss: Loss, slots: int, records: int, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, y, weight and mask of made-up patients, the same for everybody."""
     source, rows = torch.Generator().manual_seed(1), slots * records
     x = torch.randn((rows, *model.input_shape), generator=source)
-    y = torch.randint(0, 2, (rows,), generator=source).float()
+    target = loss.target(model.output_shape)
+    y = torch.randint(0, 2, (rows, *target), generator=source).float()
     weight = torch.full((rows,), 1 / records)
     mask = torch.ones(slots, dtype=torch.bool)
     return x.to(device), y.to(device), weight.to(device), mask.to(device)
@@ -231,7 +235,6 @@ def pays_from(stages: Sequence[Stage]) -> float:
         return math.inf
     seconds, operations = math.inf, sum(len(graph.graph.nodes) for graph, _ in stages)
     for _ in range(2):  # the first is slow
-        tick()
         started = time.perf_counter()
         for graph, arguments in stages:
             graph(*arguments)
@@ -328,8 +331,8 @@ def rows_depend_on_others(
     for odd in (0, 1):
         theirs = (torch.arange(len(x), device=x.device) // each) % 2 == odd
         for content in CONTENTS:
-            tick()
-            changed, flipped = x.clone(), torch.where(theirs, 1 - y, y)
+            changed = x.clone()
+            flipped = torch.where(theirs.view(-1, *[1] * (y.dim() - 1)), 1 - y, y)
             changed[theirs] = content(x)[theirs]
             after = _alike(rows, (theta, changed, flipped, weight, *frozen))
             for one, other in zip(before, after, strict=True):

@@ -5,7 +5,7 @@ a model that was dry-run. Knows nothing of records, messages or clocks.
 Operations are multiplications and additions; a step of a graph costs STEP_OPERATIONS whatever its
 size, so that thousands of tiny ones are not free. They are turned into seconds at a fixed speed
 (slots.REFERENCE, or a hundred times that on a GPU), so that the answer to a job does not depend on
-how busy a machine is; a clock stops what takes longer all the same (model/clock.py).
+how busy a machine is; what takes longer all the same is stopped by the clock (worker/workers.py).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from fl_client.errors import PolicyRefusal
 from fl_client.model.graph import GraphModel
-from fl_client.privacy.gradients import Loss, RowGradients
+from fl_client.model.losses import Loss
+from fl_client.privacy.gradients import RowGradients
 from fl_client.privacy.plan import PrivacyPlan
-from fl_client.privacy.slots import needed
+from fl_client.privacy.slots import CHECK_SECONDS, needed
 from fl_client.privacy.training import chunks, row_operations, speed
 
-CHECK_SECONDS = 60  # of one admission, by the estimate and by the clock
 CHECK_PASSES = 20  # of selfcheck.check over one chunk, forward and backward (test_hospital_costs)
 STEP_OPERATIONS = 5_000_000  # of one step of a graph in one pass: half a millisecond
 STEP_BYTES = 250_000  # of one step of a graph while it is traced
@@ -65,9 +65,10 @@ def costs(
     )
 
 
-def refuse(found: Costs, minutes: float, memory_gb: float, left_s: float) -> None:
-    """Raises PolicyRefusal where a job costs more than a node gives: CHECK_SECONDS for the check,
-    `minutes` for all rounds and no more than the `left_s` seconds until the deadline, `memory_gb`.
+def refuse(found: Costs, minutes: float, memory_gb: float, left_s: float) -> float:
+    """The seconds that the job takes. Raises PolicyRefusal where it costs more than a node gives:
+    CHECK_SECONDS for the check, `minutes` for all rounds and no more than the `left_s` seconds
+    until the deadline, `memory_gb`.
     """
     rate = speed()
     check_s, job_s = found.check / rate, found.job / rate
@@ -92,3 +93,4 @@ def refuse(found: Costs, minutes: float, memory_gb: float, left_s: float) -> Non
             f"deadline: this job takes {found.job:.1e} operations, {job_s / 60:.1f} minutes {at}; "
             f"{left_s / 60:.1f} minutes are left"
         )
+    return job_s

@@ -41,6 +41,10 @@ class Mark:
         return Mark(self.number + 1, secrets.token_hex(8))
 
 
+# the only mark of a counter that was made for a ledger out of a backup: no ledger has it
+RESTORED = Mark(0, "restored")
+
+
 class Counter:
     """The counter in one file, with a lock beside it."""
 

@@ -38,19 +38,13 @@ LEAST_SIGNAL = 3.0  # a cell of calibration with fewer standard deviations of no
 
 
 def logits(outputs: np.ndarray, loss: str) -> np.ndarray:
-    """The logit [n] of outcome 1 that outputs [n], [n, 1] or [n, classes] of a model trained by
-    `loss` stand for: never NaN, infinite where the model is certain.
+    """The logit [n] of outcome 1 that outputs [n], [n, 1] or, by cross_entropy, [n, 2] stand for:
+    never NaN, infinite where the model is certain.
     """
     given = outputs.astype(np.float64)
     with np.errstate(all="ignore"):
         if loss == "cross_entropy":
-            others = np.delete(given, 1, axis=1)
-            top = others.max(1, keepdims=True)
-            rest = top[:, 0] + np.log(np.exp(others - top).sum(1))
-            found = given[:, 1] - rest
-        elif loss == "squared_error":
-            part = np.clip(given.reshape(len(given)), 0.0, 1.0)
-            found = np.log(part) - np.log1p(-part)
+            found = given[:, 1] - given[:, 0]
         else:
             found = given.reshape(len(given))
     return np.where(np.isnan(found), 0.0, found)  # not a number is no opinion
@@ -173,14 +167,16 @@ def _between(sums: np.ndarray, variance: float, least: float) -> np.ndarray:
     return kept
 
 
-def _fieller(top: float, below: float, variances: tuple[float, float, float]) -> dict[str, float]:
-    """top / below with the set of t for which |top - t below| is at most Z95 standard deviations;
+def quotient(
+    top: float, below: float, variances: tuple[float, float, float], z: float = Z95
+) -> dict[str, float]:
+    """top / below with the set of t for which |top - t below| is at most `z` standard deviations;
     `variances` of top, of top with below, of below. 0 to 1 where that set has no end.
     """
-    a = below**2 - Z95**2 * variances[2]
+    a = below**2 - z**2 * variances[2]
     if below <= 0 or a <= 0:
         return {"value": 0.5, "low": 0.0, "high": 1.0}
-    b, c = top * below - Z95**2 * variances[1], top**2 - Z95**2 * variances[0]
+    b, c = top * below - z**2 * variances[1], top**2 - z**2 * variances[0]
     root = math.sqrt(max(0.0, b * b - a * c))
     low, value, high = (
         min(1.0, max(0.0, x)) for x in ((b - root) / a, top / below, (b + root) / a)
@@ -195,7 +191,7 @@ def _ratio(
 ) -> dict[str, float]:
     """Sum of the chosen over sum of all, of both outcomes' counts."""
     parts = list(zip(classes, chosen, all_of, strict=True))
-    return _fieller(
+    return quotient(
         sum(one.sum(c) for one, c, _ in parts),
         sum(one.sum(a) for one, _, a in parts),
         (
@@ -225,7 +221,7 @@ def _auc(no: _Counts, yes: _Counts) -> dict[str, float]:
     under = np.cumsum(n) - n + within * n  # no's under a yes of cell i
     over = total_y - np.cumsum(y) + within * y
     chance = (some_n * some_y) ** 2 / 12 * (1 / np.maximum(n, 1.0) + 1 / np.maximum(y, 1.0))
-    found = _fieller(
+    found = quotient(
         float((y * under).sum()),
         total_n * total_y,
         (

@@ -23,9 +23,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fl_client.model.graph import GraphModel, Node
+from fl_client.model.losses import Loss
 from fl_client.privacy.clipping import Part
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Layer(NamedTuple):

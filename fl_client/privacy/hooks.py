@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fl_client.errors import GraphRefused
 from fl_client.model.graph import GraphModel, without_dropout
+from fl_client.model.losses import Loss
 from fl_client.privacy.clipping import Part, clipped_sum
-from fl_client.privacy.gradients import Loss
 
 
 class _Rows(nn.Module):

@@ -29,7 +29,14 @@ from fl_client.data.identity import Members
 from fl_client.errors import LedgerError, LedgerRefusal, PolicyRefusal
 from fl_client.privacy import accounting, cohorts
 from fl_client.privacy.accounting import epsilon
-from fl_client.privacy.affordable import Budget, Room, budget_of, check_fits, epsilon_of
+from fl_client.privacy.affordable import (
+    Budget,
+    Room,
+    budget_of,
+    check_fits,
+    epsilon_of,
+    refuse_over,
+)
 from fl_client.privacy.ledger_file import LedgerFile
 from fl_client.privacy.plan import LEAST_NOISE, Charge
 
@@ -58,6 +65,17 @@ class JobLine:
     rounds_answered: int
     epsilon: float
     closed: bool
+
+
+@dataclass(frozen=True)
+class JobOfPatient:
+    """A job that some patient was charged for: the ledger's name of its dataset, when it was
+    admitted (unix seconds).
+    """
+
+    job_id: str
+    dataset: str
+    at: float
 
 
 class Ledger:
@@ -129,16 +147,26 @@ class Ledger:
         with self.file.snapshot() as db:
             return [str(row[0]) for row in db.execute("SELECT name FROM dataset ORDER BY name")]
 
-    def counted(self, who: str) -> int | None:
-        """The noised number of exactly these patients, if it was drawn before."""
+    def counted(self, members: Members) -> tuple[int, int | None] | None:
+        """The noised numbers of exactly those who are held and of exactly those who lack a value,
+        if they were drawn before; a ledger of before drew the first alone.
+        """
         with self.file.snapshot() as db:
-            row = db.execute("SELECT persons FROM counted WHERE who=?", (who,)).fetchone()
-        return None if row is None else int(row[0])
+            both = "SELECT persons, left_out FROM counted_apart WHERE who=?"
+            row = db.execute(both, (members.who_apart,)).fetchone()
+            if row is not None:
+                return int(row[0]), int(row[1])
+            alone = "SELECT persons FROM counted WHERE who=?"
+            row = db.execute(alone, (members.who,)).fetchone()
+        return None if row is None else (int(row[0]), None)
 
-    def keep_count(self, who: str, persons: int) -> None:
-        """Keep a noised number, which is what is said of these patients ever after."""
+    def keep_count(self, members: Members, persons: int, left_out: int) -> None:
+        """Keep noised numbers, which are what is said of these patients ever after."""
         with self.file.change() as db:
-            db.execute("INSERT OR IGNORE INTO counted VALUES (?, ?)", (who, persons))
+            db.execute(
+                "INSERT OR IGNORE INTO counted_apart VALUES (?, ?, ?)",
+                (members.who_apart, persons, left_out),
+            )
 
     # -- figures -----------------------------------------------------------------------------------
 
@@ -196,14 +224,62 @@ class Ledger:
             return 0.0
         return accounting.epsilon([Charge(times**-0.5, 1.0, 1, "another job")], delta)
 
+    def forecast(self, dataset: str, job_id: str, charges: Sequence[Charge]) -> tuple[float, float]:
+        """What any patient may have lost, reservations included, without and with a job that is
+        not reserved yet; twice the same for one that is. Raises BudgetExceeded if it does not fit.
+        """
+        with self.file.snapshot() as db:
+            if db.execute("SELECT 1 FROM job WHERE job_id=?", (job_id,)).fetchone():
+                now = epsilon_of(db, dataset, ("spent", "reserved"))
+                return now, now
+            room = Room(db, _newest(db, dataset), _added_up(charges))
+            refuse_over(room, charges, "this job")
+            return room.worst(dataset, 0), room.worst(dataset, 1)
+
+    def charged_since(self, dataset: str, at: float, besides: str = "") -> list[Charge]:
+        """All that was charged to anybody of the dataset since then (unix seconds), and all that is
+        reserved or may be reserved again (a reservation that lapsed comes back with the job's next
+        round), but for the job `besides`: at least what any one patient has lost in that time, and
+        will have lost by these jobs.
+        """
+        found: list[Charge] = []
+        with self.file.snapshot() as db:
+            own = [*cohorts.of_dataset(db, dataset)]
+            for table, since in (("reserved", "1"), ("spent", "at >= ?")):
+                rows = db.execute(
+                    f"SELECT noise_multiplier, sampling_rate, sum(steps), what FROM {table} "  # noqa: S608 fixed
+                    f"WHERE {since} AND job_id <> ? AND cohort IN ({','.join('?' * len(own))}) "
+                    "GROUP BY noise_multiplier, sampling_rate, what",
+                    (*((at,) if table == "spent" else ()), besides, *own),
+                )
+                found += [Charge(*row) for row in rows]
+            lapsed = db.execute(
+                "SELECT job_id, charges FROM job WHERE dataset=? AND lapsed AND NOT closed "
+                "AND job_id <> ?",
+                (dataset, besides),
+            ).fetchall()
+            for job_id, described in lapsed:
+                gone = db.execute(f"SELECT {COLUMNS} FROM spent WHERE job_id=?", (job_id,))  # noqa: S608
+                found += _less(_charges_of(described), [Charge(*row) for row in gone])
+        return found
+
     # -- spending ----------------------------------------------------------------------------------
 
-    def charge(self, dataset: str, charge: Charge, even_over: bool = False) -> None:
-        """Spend at once, outside a job (the catalogue's noised count). Raises BudgetExceeded,
-        unless it has been spent already and counts `even_over` the budget.
+    def charge(
+        self,
+        dataset: str,
+        charge: Charge,
+        even_over: bool = False,
+        members: Members | None = None,
+    ) -> None:
+        """Spend at once, outside a job (the catalogue's noised counts), for `members`, or whoever
+        is in the dataset now. Raises BudgetExceeded, unless it has been spent already and counts
+        `even_over` the budget.
         """
         with self.file.change() as db:
             cohort = _newest(db, dataset)
+            if members is not None:
+                cohort = cohorts.beside(db, dataset, members)
             if not even_over:
                 check_fits(db, cohort, [charge], charge.what)
             _insert_spent(db, cohort, "", 0, charge)
@@ -459,6 +535,23 @@ class Ledger:
                     )
                 )
             return lines
+
+    def jobs_of_patient(self, keys: Collection[bytes]) -> list[JobOfPatient] | None:
+        """The jobs that a patient with one of these keys was charged for, oldest first: whatever
+        dataset or version they were over; None for somebody whom no version of any dataset held.
+
+        Those of others are among them where patients are not told apart any more (cohorts.py), or
+        where a lost ledger was mended at its worst.
+        """
+        with self.file.snapshot() as db:
+            held = cohorts.holding(db, keys)
+            marks = ",".join("?" * len(held))
+            rows = db.execute(
+                "SELECT job_id, dataset, at FROM job WHERE job_id IN "  # noqa: S608 question marks
+                f"(SELECT job_id FROM spent WHERE cohort IN ({marks})) ORDER BY at",
+                held,
+            ).fetchall()
+        return [JobOfPatient(*row) for row in rows] if held else None
 
     def open_jobs(self) -> list[str]:
         """Every job that is not closed."""

@@ -12,12 +12,13 @@ import hashlib
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fl_client.errors import LedgerError
 from fl_client.privacy import accounting, cohorts
-from fl_client.privacy.counter import Counter, Mark
+from fl_client.privacy.counter import RESTORED, Counter, Mark
 
 BUSY_TIMEOUT_S = 30.0
 FORMAT = 2
@@ -49,6 +50,8 @@ CREATE TABLE IF NOT EXISTS round (
   reply BLOB,
   PRIMARY KEY (job_id, number));
 CREATE TABLE IF NOT EXISTS counted (who TEXT PRIMARY KEY, persons INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS counted_apart (
+  who TEXT PRIMARY KEY, persons INTEGER NOT NULL, left_out INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS curve (
   noise_multiplier REAL NOT NULL, sampling_rate REAL NOT NULL, version TEXT NOT NULL,
   rdp BLOB NOT NULL,
@@ -146,6 +149,21 @@ class LedgerFile:
         with self.counter.locked(), self.snapshot() as db:
             return self._behind(_mark(db))
 
+    def copy(self) -> BinaryIO:
+        """The file as it is between two changes: a copy under no name, for this process alone.
+        Raises LedgerError.
+        """
+        beside = self.path.with_name(f".{self.path.stem}.copy")
+        with self.counter.locked(), self.snapshot() as db:  # nobody else makes one now either
+            try:
+                beside.unlink(missing_ok=True)  # what a killed process has left
+                beside.touch(mode=0o600)
+                with closing(sqlite3.connect(beside)) as copy:
+                    db.backup(copy)
+                return beside.open("rb")
+            finally:
+                beside.unlink(missing_ok=True)
+
     def note_secret(self, secret: bytes) -> None:
         """`bind_secret` in a file that is to be mended."""
         self._mending = True
@@ -175,6 +193,17 @@ class LedgerFile:
         with self.snapshot() as db:
             return _meta(db, "secret") is not None
 
+    @property
+    def has_log(self) -> bool:
+        """Whether an audit log stands beside the ledger since some change of it."""
+        with self.snapshot() as db:
+            return _meta(db, "log") is not None
+
+    def note_log(self) -> None:
+        """Remember that there is an audit log, so that it cannot be taken away as a whole."""
+        with self.change() as db:
+            db.execute("INSERT OR IGNORE INTO meta VALUES ('log', 'begun')")
+
     def _marks(self) -> tuple[Mark, ...]:
         try:
             return self.counter.marks()
@@ -186,6 +215,8 @@ class LedgerFile:
             marks = self.counter.marks()
         except ValueError:
             return f"{self.counter.path.name} cannot be read"
+        if RESTORED in marks:
+            return "it was put back from a backup"
         if not marks and mark.number:
             return f"{self.counter.path.name} is missing"
         if marks and mark not in marks:

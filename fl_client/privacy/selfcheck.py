@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from fl_client.errors import GraphRefused
-from fl_client.model.clock import tick
 from fl_client.model.graph import GraphModel, parameters, with_parameters
+from fl_client.model.losses import Loss
 from fl_client.privacy.compiling import ClippedSums, frozen_of, made_up, rows_depend_on_others
-from fl_client.privacy.gradients import Loss
 from fl_client.privacy.noise import MARGIN
 from fl_client.privacy.training import ENGINES, chunks, deterministic, device
 
@@ -46,12 +45,11 @@ def check(
 
 def _check(model: GraphModel, loss: Loss, slots: int, records: int, engine: str) -> None:
     run = _built(model, loss, slots, records, engine)
-    x, y, weight, everybody = made_up(model, run.slots, records, device())
+    x, y, weight, everybody = made_up(model, loss, run.slots, records, device())
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
     frozen, clip = frozen_of(model), torch.tensor(CLIP, device=x.device)
 
     def total(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        tick()
         summed = run.sum(theta, frozen, x, y, weight, mask, clip)
         if summed.shape != theta.shape:
             raise GraphRefused(
@@ -76,8 +74,11 @@ def _check(model: GraphModel, loss: Loss, slots: int, records: int, engine: str)
     honest = total(x, y, everybody)
     without = total(x, y, everybody & (torch.arange(run.slots, device=x.device) > 0))
     for factor in FAR_OUT:
-        changed = torch.where(first.view(-1, *[1] * (x.dim() - 1)), x * factor, x)
-        replaced = total(changed, torch.where(first, 1 - y, y), everybody)
+        changed, other = (
+            torch.where(first.view(-1, *[1] * (old.dim() - 1)), new, old)
+            for old, new in ((x, x * factor), (y, 1 - y))
+        )
+        replaced = total(changed, other, everybody)
         for name, moved, allowed in (
             ("replacing", replaced - honest, 2 * CLIP),
             ("adding", replaced - without, CLIP),

@@ -43,6 +43,7 @@ def needed(released: int, rate: float) -> int:
 # multiplications and additions a second of the machine that compute is priced for: about what two
 # cores of a server do; a faster one earns more in a real minute
 REFERENCE = 1e10
+CHECK_SECONDS = 60  # of one admission, by the estimate (costs.py) and by the clock
 
 
 def round_seconds(

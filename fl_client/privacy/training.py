@@ -29,14 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.nn import functional
 
 from fl_client.data.shards import Pictures
 from fl_client.errors import GraphRefused
-from fl_client.model.clock import tick
 from fl_client.model.fit import check_loss
 from fl_client.model.graph import GraphModel, parameters, with_parameters
-from fl_client.privacy import evaluation
+from fl_client.model.losses import LOSSES, Loss
+from fl_client.privacy import looks
 from fl_client.privacy.clipping import most_patients
 from fl_client.privacy.compiling import (
     KEEP,
@@ -46,7 +45,7 @@ from fl_client.privacy.compiling import (
     frozen_of,
     traced,
 )
-from fl_client.privacy.gradients import Loss, RowGradients
+from fl_client.privacy.gradients import RowGradients
 from fl_client.privacy.hooks import Hooks
 from fl_client.privacy.noise import SecureRandom, grid_scale, on_grid, released, words_for
 from fl_client.privacy.plan import PrivacyPlan
@@ -59,33 +58,6 @@ WRITTEN_OPERATIONS = 30  # a number of a row's gradient, written and added, take
 CHUNK_SECONDS = 1.0  # of a chunk's forward and backward pass: between two, work can be stopped
 ON_GPU = 100  # times the speed of slots.REFERENCE
 NOISE_BLOCK = 1 << 16  # noise values at once: they stay in the processor's cache
-
-
-def _binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    return functional.binary_cross_entropy_with_logits(output.reshape(()), target)
-
-
-def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    # a target that is no class would stop the round, which everybody sees; NaN counts as the guard
-    # below says
-    classes = output.shape[-1]
-    named = (target >= 0) & (target < classes) & (target == target.floor())
-    index = torch.where(named, target, torch.zeros_like(target)).to(torch.int64)
-    value = -functional.log_softmax(output, dim=-1).gather(-1, index.reshape(1)).reshape(())
-    return torch.where(named, value, torch.full_like(value, torch.nan))
-
-
-def _squared_error(output: Tensor, target: Tensor) -> Tensor:
-    return (output.reshape(()) - target) ** 2
-
-
-# output of one sample (the batch dimension is taken off), its target -> a scalar; fit.OUTPUTS says
-# which outputs
-LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "binary_cross_entropy": _binary_cross_entropy,
-    "cross_entropy": _cross_entropy,
-    "squared_error": _squared_error,
-}
 
 
 # (model, loss, slots, records of a patient, steps of the whole job) -> its clipped sums
@@ -115,7 +87,8 @@ class OnDisk:
 
 
 class Patients(NamedTuple):
-    """A table by patient, the last row nobody's: x [p + 1, K, *shape], y and weight [p + 1, K].
+    """A table by patient, the last row nobody's: x [p + 1, K, *shape], y [p + 1, K, *target],
+    weight [p + 1, K].
 
     A patient's weights add up to 1 over their records; nobody's are 0.
     """
@@ -134,16 +107,16 @@ class Patients(NamedTuple):
         return Patients(self.x.to(where), self.y.to(where), self.weight.to(where))
 
     def seated(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows x [S K, *shape], y and weight [S K], mask [S] of those at `places` [S]."""
-        x = self.x[places].flatten(0, 1)
-        return x, self.y[places].flatten(), self.weight[places].flatten(), places < self.persons
+        """Rows x [S K, *shape], y [S K, *target], weight [S K], mask [S] of those at `places`."""
+        x, y = self.x[places].flatten(0, 1), self.y[places].flatten(0, 1)
+        return x, y, self.weight[places].flatten(), places < self.persons
 
 
 def by_patient(
     features: np.ndarray | Pictures, targets: np.ndarray, patients: np.ndarray | None, records: int
 ) -> Patients:
-    """The first `records` rows of each patient: features [n, *shape], targets [n], patients [n]
-    (numbers from 0; None: every row is somebody else's).
+    """The first `records` rows of each patient: features [n, *shape], targets [n, *target],
+    patients [n] (numbers from 0; None: every row is somebody else's).
 
     A patient with fewer has the first one again with weight 0, so that nobody's gradient depends on
     a record that is not theirs.
@@ -158,7 +131,8 @@ def by_patient(
         there = np.arange(records) < count[:, None]
         rows = order[np.where(there, start[:, None] + np.arange(records), start[:, None])]
     persons = len(rows)
-    y, weight = (np.zeros((persons + 1, records), np.float32) for _ in range(2))
+    y = np.zeros((persons + 1, records, *targets.shape[1:]), np.float32)
+    weight = np.zeros((persons + 1, records), np.float32)
     y[:persons] = targets[rows]
     weight[:persons] = there / np.maximum(1, there.sum(1, keepdims=True))
     if isinstance(features, np.ndarray):
@@ -223,8 +197,8 @@ def train_round(
     records_per_patient: int = 1,
     engine: str = "book-keeping",
 ) -> RoundResult:
-    """`steps` DP-SGD steps from `arrays` on features [n, ...], targets [n]; releases parameters and
-    one loss.
+    """`steps` DP-SGD steps from `arrays` on features [n, ...] and targets [n, ...] (numbers of the
+    loss, losses.py); releases parameters and one loss.
 
     Both are private: the parameters by `steps` mechanisms (plan.noise_multiplier,
     plan.sampling_rate), the loss by one (plan.metric_noise_multiplier, rate 1). The loss is the
@@ -238,10 +212,11 @@ def train_round(
     model; nothing that the records hold makes it raise.
     """
     check_loss(model, loss)
-    if tuple(features.shape[1:]) != model.input_shape or targets.shape != features.shape[:1]:
+    wanted = (*features.shape[:1], *LOSSES[loss].target(model.output_shape))
+    if tuple(features.shape[1:]) != model.input_shape or targets.shape != wanted:
         raise GraphRefused(
             f"features {features.shape} and targets {targets.shape} must be [n, "
-            f"*{model.input_shape}] and [n]"
+            f"*{model.input_shape}] and {list(wanted)} with n of the same"
         )
     where = device()
     model = with_parameters(model, arrays).to(where)
@@ -270,7 +245,6 @@ def train_round(
         clip = torch.tensor(plan.clip_norm, dtype=torch.float32, device=where)
         scale = _scale(float(clip), plan.noise_multiplier, len(theta), rate, where)
         for _ in range(steps):
-            tick()
             seats = seated(random, table.persons, plan.sampling_rate, work.slots * work.times)
             places = torch.from_numpy(seats).to(where)
             step(run, theta, frozen, table, places, clip, random, scale)
@@ -353,7 +327,6 @@ def clipped_total(
     """Sum, float64 [P], of the clipped gradients of everybody at `places`, chunk by chunk."""
     total = _zeros_like(theta)
     for piece in torch.split(places, run.slots):
-        tick()
         total += without_failing(
             lambda seats: run.sum(theta, frozen, *table.seated(seats), clip), piece, table.persons
         )
@@ -458,7 +431,6 @@ def _of_everybody(
         total = nothing.clone()
         seats = torch.from_numpy(seated(random, table.persons, 1.0, size * count))
         for piece in torch.split(seats.to(table.x.device), size):
-            tick()
             total += without_failing(of_piece, piece, table.persons)
         return total
 
@@ -515,24 +487,27 @@ def score_table(
     patients: np.ndarray | None = None,
     records_per_patient: int = 1,
 ) -> list[float]:
-    """The noised table of the model's scores (evaluation.py), of plan.score_noise_multiplier;
+    """The noised table of the model's scores (looks.py), of plan.score_noise_multiplier;
     arguments as `train_round`. What may leave.
     """
     model = with_parameters(model, arrays)
     table = by_patient(features, targets, patients, records_per_patient)
     random = SecureRandom()
     total = score_sum(model, table, loss, expected_persons, random)
+    if not len(total):
+        return []
     return [float(n) for n in released(total.numpy(), 1.0, plan.score_noise_multiplier, random)]
 
 
 def score_sum(
     model: GraphModel, table: Patients, loss: str, expected_persons: int, random: SecureRandom
 ) -> Tensor:
-    """The exact table of scores, float64 [CELLS]: private, not to leave."""
+    """The exact table of scores, float64 [cells]: private, not to leave."""
 
-    def cells(outputs: Tensor, y: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
-        scores = evaluation.logits(outputs.numpy(), loss)
-        return torch.from_numpy(evaluation.table(scores, y.numpy(), weight.numpy()))
+    def counts(outputs: Tensor, y: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+        part = weight.numpy().astype(np.float64)
+        return torch.from_numpy(looks.table(loss, outputs.numpy(), y.numpy(), part))
 
-    nothing = torch.zeros(evaluation.CELLS, dtype=torch.float64)
-    return _of_everybody(model, table, expected_persons, random, cells, nothing)
+    cells = looks.cells(loss, math.prod(model.output_shape))
+    nothing = torch.zeros(cells, dtype=torch.float64)
+    return _of_everybody(model, table, expected_persons, random, counts, nothing)

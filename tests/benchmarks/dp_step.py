@@ -38,17 +38,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fl_client.model.export import export_model
 from fl_client.model.graph import load_model
+from fl_client.model.losses import LOSSES
 from fl_client.privacy.compiling import BookKeeping
 from fl_client.privacy.noise import SecureRandom
 from fl_client.privacy.slots import needed, seated
-from fl_client.privacy.training import (
-    LOSSES,
-    Patients,
-    _scale,
-    by_patient,
-    deterministic,
-    step,
-)
+from fl_client.privacy.training import Patients, _scale, by_patient, deterministic, step
 
 SIGMA, CLIP, RATE = 1.0, 1.0, 1e-3
 LONG = 10**12  # steps of a job that compiling pays for

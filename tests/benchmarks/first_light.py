@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from datahub.buyer import networks
-from datahub.buyer.sdk import Buyer
+from datahub.buyer.sdk import Market
 from datahub.demo import data as demo_data
 from datahub.demo.hospitals import join
 from datahub.demo.stack import BUYER, TUSD, Stack, wait_for
@@ -47,15 +47,15 @@ def measure(data: demo_data.DemoData, seeds: int, folder: Path) -> dict[str, flo
         wait_for("every node", lambda: stack.online(4), stack.processes)
         os.environ["DATAHUB_HOME"] = str(folder / "buyer")
         networks.pin(stack.pinned)
-        buyer = Buyer(stack.hub_url, chain=stack.chain_url, key=stack.accounts[BUYER][1])
+        buyer = Market(stack.hub_url, chain=stack.chain_url, key=stack.accounts[BUYER][1])
         wallet = Token(buyer.chain, stack.deployment.payment_token)
         orders: list[dict[str, Any]] = []
         for seed in range(seeds):
             before = wallet.balance_units(buyer.address)
             ids = [h.dataset_id for h in hospitals]
-            job = buyer.order(
+            job = buyer.quote(
                 ids, epsilon=EPSILON, delta=data.delta, purpose="benchmark", rounds=ROUNDS
-            )
+            ).order()
             paid_at = time.time()
             result = job.wait(timeout_s=180)
             one = summary_of(stack, job, job.status(), hospitals, before, paid_at)

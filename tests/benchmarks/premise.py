@@ -19,8 +19,9 @@ from rich.table import Table
 
 from fl_client.model.export import export_model
 from fl_client.model.graph import load_model
+from fl_client.model.losses import LOSSES
 from fl_client.privacy.compiling import frozen_of, made_up, rows_depend_on_others
-from fl_client.privacy.training import ENGINES, LOSSES, deterministic, device
+from fl_client.privacy.training import ENGINES, deterministic, device
 from tests.benchmarks.dp_step import CASES
 
 LONG = 10**12
@@ -36,7 +37,7 @@ def measure(quick: bool, console: Console) -> dict[str, float]:
                 make = ENGINES["hooks" if engine == "hooks" else "book-keeping"]
                 with torch.no_grad(), deterministic():
                     run = make(model, LOSSES[case.loss], slots, records, steps)
-                    x, y, weight, _ = made_up(model, slots, records, device())
+                    x, y, weight, _ = made_up(model, LOSSES[case.loss], slots, records, device())
                     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
                     moved = rows_depend_on_others(
                         lambda theta, x, y, w, *frozen, run=run: run.rows(theta, frozen, x, y, w),

@@ -1,7 +1,7 @@
 """What a model trained privately is worth, on real data, beside the same training without privacy,
-alone, and pooled.
+alone, and pooled. Every file is read as a node reads it: by a source and a schema (real_data.py).
 
-    python -m tests.benchmarks.utility [--quick] [--json FILE] [--only heart,stroke,xray,mnist]
+    python -m tests.benchmarks.utility [--quick] [--json FILE] [--only heart,stroke,xray,mnist,brca]
     [--seeds N]
 
 Every figure comes from the node's own engine (`fl_client.privacy.training.train_round`, plans by
@@ -22,9 +22,6 @@ official validation pictures and on 10,000 of the training digits. Data: ../shar
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
-import importlib.util
 import json
 import math
 import os
@@ -37,7 +34,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,25 +44,22 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
+from fl_client.data.tables import Records, load
 from fl_client.model.export import export_model
 from fl_client.model.families import build
 from fl_client.model.graph import GraphModel, load_model, parameters, predict
+from fl_client.model.losses import LOSSES
 from fl_client.privacy import compiling, defaults
 from fl_client.privacy.accounting import calibrate
 from fl_client.privacy.compiling import book_keeping, frozen_of
 from fl_client.privacy.noise import SecureRandom
 from fl_client.privacy.plan import PrivacyPlan
-from fl_client.privacy.training import (
-    LOSSES,
-    _put_back,
-    by_patient,
-    clipped_total,
-    train_round,
-)
+from fl_client.privacy.training import _put_back, by_patient, clipped_total, train_round
 from fl_server.aggregation import server_step, weighted_mean
+from tests import real_data
 from tests.benchmarks import coverage, plans
+from tests.real_data import SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 NOT_CLIPPED = 1e9
 Site = tuple[np.ndarray, np.ndarray]  # features [n, width] float32, targets [n] float32
 
@@ -123,6 +118,19 @@ RECIPES: Mapping[str, Recipe] = {
         ("central", "none"),
         20,
     ),
+    "brca": Recipe(
+        5,
+        "logistic_hazard",
+        30,
+        1.0,
+        lambda epsilon: 0.25 if epsilon < 4 else 3.0,
+        1.0,
+        15,
+        400,
+        0.5,
+        1e-4,
+        arms=("per_hospital", "central", "none"),
+    ),
 }
 
 
@@ -137,14 +145,6 @@ class Data:
     test: Site
 
 
-def _loaders() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("shared_loaders", SHARED / "loaders.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _site(features: np.ndarray, targets: np.ndarray) -> Site:
     return np.ascontiguousarray(features, dtype=np.float32), np.asarray(
         targets, dtype=np.float32
@@ -155,16 +155,28 @@ def _pooled(sites: list[Site]) -> Site:
     return np.concatenate([x for x, _ in sites]), np.concatenate([y for _, y in sites])
 
 
+def _of(records: Records) -> Site:
+    return np.asarray(records.features[:]), records.targets
+
+
 def heart(seed: int) -> Data:
     """Four hospitals, FLamby's split."""
-    parts = _loaders().heart(str(SHARED)).values()
-    tests = [_site(x, y) for _, _, x, y in parts]
-    return Data([_site(x, y) for x, y, _, _ in parts], tests, _pooled(tests))
+    with TemporaryDirectory() as folder:
+        parts = real_data.heart(Path(folder)).values()
+    tests = [_of(test) for _, test in parts]
+    return Data([_of(train) for train, _ in parts], tests, _pooled(tests))
+
+
+@lru_cache(maxsize=1)
+def _stroke() -> tuple[Site, list[dict[str, str]]]:
+    records, rows = real_data.stroke()
+    return _of(records), rows
 
 
 def stroke(seed: int) -> Data:
     """Eighteen sites of the trial, 70 % for training by the seed."""
-    x, y, site, _ = _loaders().ist()
+    (x, y), rows = _stroke()
+    site = np.array([row["SITE"] for row in rows])
     train = np.random.default_rng(seed).random(len(y)) < 0.7
     names = np.unique(site)
     tests = [_site(x[~train & (site == s)], y[~train & (site == s)]) for s in names]
@@ -175,21 +187,43 @@ def stroke(seed: int) -> Data:
     )
 
 
-def _wavelets(pictures: np.ndarray) -> np.ndarray:
-    """The fixed part of `models.scattering` of pictures [n, 28, 28] in 0..255; computed once, as
-    nothing trains it.
+def brca(seed: int) -> Data:
+    """Six regions, FLamby's split; survival in five intervals."""
+    with TemporaryDirectory() as folder:
+        parts = real_data.brca(Path(folder)).values()
+    tests = [_of(test) for _, test in parts]
+    return Data([_of(train) for train, _ in parts], tests, _pooled(tests))
+
+
+def _wavelets(records: Records) -> np.ndarray:
+    """The fixed part of `models.scattering` of a node's pictures [n, 1, 28, 28], from -1 to 1;
+    computed once, as nothing trains it.
     """
     fixed = build("scattering", 1, 28, 1)[:-1]  # type: ignore[index]
-    rows = torch.from_numpy(pictures.reshape(len(pictures), -1) / np.float32(255)).float()
+    made = []
     with torch.no_grad():
-        return torch.cat([fixed(part) for part in torch.split(rows, 250)]).numpy()
+        for start in range(0, len(records.targets), 250):
+            rows = torch.from_numpy(records.features[start : start + 250]).flatten(1)
+            made.append(fixed(rows * 0.5 + 0.5))
+    return torch.cat(made).numpy()
+
+
+def _pictures(pictures: np.ndarray, labels: np.ndarray, target: dict[str, Any]) -> Site:
+    """PNG files, read as a node does."""
+    with TemporaryDirectory() as folder:
+        source = real_data.png_folder(Path(folder) / "own", pictures, labels.ravel().tolist())
+        schema = real_data.picture_schema(target)
+        records = load(source, schema, b"s" * 32, Path(folder) / "store")
+        return _wavelets(records), records.targets
 
 
 @lru_cache(maxsize=1)
 def _xray() -> tuple[Site, Site]:
+    target = {"name": "label", "kind": "yes/no"}
     with np.load(SHARED / "pneumoniamnist" / "pneumoniamnist_dev.npz") as file:
         train, test = (
-            _site(_wavelets(file[f"{p}_images"]), file[f"{p}_labels"]) for p in ("train", "test")
+            _pictures(file[f"{part}_images"], file[f"{part}_labels"], target)
+            for part in ("train", "test")
         )
     return train, test
 
@@ -214,10 +248,15 @@ def xray(seed: int) -> Data:
 
 @lru_cache(maxsize=1)
 def _mnist() -> tuple[Site, Site]:
-    read, folder = _loaders().read_idx, SHARED / "mnist"
-    pictures = (read(folder / f"{p}-images-idx3-ubyte.gz") for p in ("train", "test-dev"))
-    labels = (read(folder / f"{p}-labels-idx1-ubyte.gz") for p in ("train", "test-dev"))
-    train, test = (_site(_wavelets(x), y) for x, y in zip(pictures, labels, strict=True))
+    target = {"name": "label", "kind": "classes", "levels": list(range(10))}
+    train, test = (
+        _pictures(
+            real_data.read_idx(SHARED / "mnist" / f"{part}-images-idx3-ubyte.gz"),
+            real_data.read_idx(SHARED / "mnist" / f"{part}-labels-idx1-ubyte.gz"),
+            target,
+        )
+        for part in ("train", "test-dev")
+    )
     return train, test
 
 
@@ -232,7 +271,24 @@ SOURCES: Mapping[str, Callable[[int], Data]] = {
     "stroke": stroke,
     "xray": xray,
     "mnist": mnist,
+    "brca": brca,
 }
+
+
+def concordance(hazards: np.ndarray, targets: np.ndarray) -> float:
+    """Harrell's C of logits of hazards [n, intervals], by the interval in which each was last seen
+    (targets of `logistic_hazard`); ties of the risk count one half.
+    """
+    intervals = hazards.shape[1]
+    risk = np.log1p(np.exp(hazards)).sum(1)  # minus the logarithm of the survival to the end
+    event = targets[:, :intervals].any(1)
+    seen = targets[:, intervals:].sum(1)  # intervals at risk, the one of the event included
+    right = pairs = 0.0
+    for i in np.flatnonzero(event):
+        later = (seen > seen[i]) | ((seen == seen[i]) & ~event)
+        right += float((risk[i] > risk[later]).sum()) + 0.5 * float((risk[i] == risk[later]).sum())
+        pairs += int(later.sum())
+    return right / pairs if pairs else math.nan
 
 
 def auc(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -375,6 +431,8 @@ def score(name: str, arm: str, epsilon: float | None, seed: int) -> dict[str, fl
         models = [train(recipe, [_pooled(data.sites)] if arm == "central" else data.sites, epsilon)]
     tests = data.tests or [data.test]
     each = [predict(models[i % len(models)], x) for i, (x, _) in enumerate(tests)]
+    if recipe.loss == "logistic_hazard":
+        return {"c": concordance(np.concatenate(each), np.concatenate([y for _, y in tests]))}
     figures = {
         "acc": statistics.mean(accuracy(s, y) for s, (_, y) in zip(each, tests, strict=True))
     }
@@ -437,7 +495,7 @@ def show(flat: Mapping[str, float], names: list[str], console: Console) -> None:
     """One table per data set: arms down, epsilon across, mean and sd."""
     for name in names:
         recipe = RECIPES[name]
-        for what in ("auc", "site_auc", "acc"):
+        for what in ("auc", "site_auc", "acc", "c"):
             if not any(key.startswith(f"{name}.") and key.endswith(f".{what}") for key in flat):
                 continue
             columns: list[float | None] = [*recipe.epsilons, None]
@@ -460,9 +518,8 @@ def show(flat: Mapping[str, float], names: list[str], console: Console) -> None:
 
 def early_deaths(seed: int) -> Data:
     """The trial as four hospitals, which wants to know who dies within 14 days: one in eleven."""
-    x, _, site, _ = _loaders().ist()
-    with gzip.open(SHARED / "ist-stroke" / "ist_dev.csv.gz", "rt") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["DEADDEP6"]) >= 0]
+    (x, _), rows = _stroke()
+    site = [row["SITE"] for row in rows]
     y = np.array([float(row["ID14"]) for row in rows])
     train = np.random.default_rng(seed).random(len(y)) < 0.7
     large = ("UK", "ITAL", "SWIT")
@@ -552,7 +609,7 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="the two tables, two epsilons, two seeds"
     )
-    parser.add_argument("--only", default="heart,stroke,xray,mnist", help="comma-separated")
+    parser.add_argument("--only", default="heart,stroke,xray,mnist,brca", help="comma-separated")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument(
         "--json",

@@ -20,8 +20,10 @@ from datahub.market.desk import Desk, open_database
 from datahub.market.tables import JobRow, NodeRow
 from datahub.order import Order
 from datatokens.terms import JobTerms, acceptance_message, rejection_message, sign
+from fl_client.data.features import Feature
 from fl_client.data.manifests import Manifest
-from fl_client.data.schemas import Feature, Schema, Target
+from fl_client.data.schemas import Schema
+from fl_client.data.targets import Target
 from fl_server.runs import RunStatus, SuperLink
 
 SCHEMA = Schema((Feature("age", 55, 10), Feature("sex", 0.5, 0.5)), Target("ill", 0.5))

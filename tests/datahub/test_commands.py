@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from datahub.buyer import networks
+from datahub.cli import app
 from datahub.market import claims
 from datatokens.chain.rpc_server import accounts
 from tests.datahub.hub_world import FEE_BPS, HubWorld
@@ -45,6 +47,37 @@ def test_datasets__the_catalogue__no_torch(hub_url: str) -> None:
     done = run("datasets", "--hub", hub_url, "--json")
     assert done.returncode == 0, done.stderr
     assert [row["manifest"]["persons"] for row in json.loads(done.stdout)[:3]] == [100, 200, 300]
+
+
+def test_network_add_and_synthetic__as_json__say_what_was_written(
+    hub_url: str, hub: HubWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATAHUB_HOME", str(tmp_path / "home"))
+    done = run("network", "add", "it", "--hub", hub_url, "--chain", hub.bank.url, "--yes", "--json")
+    assert json.loads(done.stdout)["market"] == hub.bank.deployment.market, done.stderr
+    out = str(tmp_path / "t.csv")
+    done = run("synthetic", "1", "--hub", hub_url, "--out", out, "--records", "3", "--json")
+    assert json.loads(done.stdout) == {"dataset_id": 1, "file": out, "records": 3}, done.stderr
+
+
+# what serves until it is stopped, what an operator does once, what prints a file as it is, and what
+# an owner sets (the exit status says whether it took, `owner show --json` what is set)
+WITHOUT_JSON = """
+node start|node page|node service|hub init|hub start|hub superlink|demo|chain deploy|chain verify
+owner state|owner price|owner add-tier|owner close-tier|owner dispenser|owner role|owner buyers
+owner activate|owner contributors|owner withdraw
+"""
+
+
+def test_every_command_that_a_script_would_call__has_json() -> None:
+    without = set()
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None) or {"": command}
+        for word, one in inner.items():
+            for last, each in (getattr(one, "commands", None) or {"": one}).items():
+                if not any("--json" in parameter.opts for parameter in each.params):
+                    without.add(f"{name} {word} {last}".strip())
+    assert without == set(WITHOUT_JSON.strip().replace("\n", "|").split("|"))
 
 
 def test_job__where_it_stands__no_torch(hub: HubWorld, hub_url: str) -> None:

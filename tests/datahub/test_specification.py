@@ -27,6 +27,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from datahub.market import orders
+from datahub.web import live
 from tests.datahub.hub_world import HubWorld, manifest
 
 EXAMPLES = 40  # of each route
@@ -40,9 +41,10 @@ CHECKS = [
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=str)
 def test_whatever_is_sent__the_answer_is_a_documented_one(
-    hub: HubWorld, hub_url: str, mode: GenerationMode
+    hub: HubWorld, hub_url: str, mode: GenerationMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """POSITIVE sends what the specification allows, NEGATIVE what it does not."""
+    monkeypatch.setattr(live, "LIVES_S", 0.1)  # a job that never ends is watched for so long
     job, terms = hub.job()
     real = {"job_id": job.job_id, "dataset_id": 2, "node": terms.datasets[0].node}
     real["account"] = terms.buyer

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datahub.buyer.synthetic import made_up
+from datahub.synthetic import made_up
 from fl_client.data.pictures import PictureRules
 from fl_client.data.schemas import Schema
 from fl_client.data.sources import plain
@@ -41,6 +41,15 @@ KINDS = st.one_of(
             "reference": st.just("2000-01-01"),
             "centre": st.floats(-3000, 3000),
             "scale": st.floats(1, 1000),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("text"),
+            # "na" and "nan" alone in a cell would be a missing value
+            "vocabulary": st.lists(
+                st.sampled_from(["na", "nan", "fever", "schmerz", "été"]), min_size=1, unique=True
+            ),
         }
     ),
 )
@@ -82,6 +91,36 @@ def test_made_up__a_model_has_something_to_learn(tmp_path: Path) -> None:
     fitted = x @ np.linalg.lstsq(x, found.targets, rcond=None)[0]
     assert np.corrcoef(fitted, found.targets)[0, 1] > 0.2
     assert 0.2 < found.targets.mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        ({"kind": "date", "reference": "2000-01-01", "centre": 0, "scale": 1e7}, TARGETS[0]),
+        ({"kind": "date", "reference": "0001-01-01", "centre": 1e308, "scale": 1e308}, TARGETS[0]),
+        ({"centre": 1e308, "scale": 1e308}, TARGETS[0]),
+        ({"kind": "yes/no"}, {"name": "y", "kind": "number", "low": -1e308, "high": 1e308}),
+        (
+            {"kind": "yes/no"},
+            {"name": "y", "kind": "time to event", "time": "t", "event": "e", "edges": [1e308]},
+        ),
+    ],
+)
+def test_made_up__constants_of_any_size__are_records_all_the_same(
+    tmp_path: Path, kind: dict[str, Any], target: dict[str, Any]
+) -> None:
+    """Once, a date 10^7 days from its reference was a 500 in place of the dataset's page."""
+    schema = Schema.from_dict({"features": numbered([kind]), "target": target})
+    write(tmp_path / "t.csv", schema, 50)
+    assert len(load(plain(tmp_path / "t.csv"), schema).targets) == 50
+
+
+def test_made_up__every_input_at_its_end__has_an_outcome() -> None:
+    """Once, the exponential of their sum was too large a number."""
+    leaning = np.random.default_rng(0).normal(size=2000)
+    far = [{"kind": "yes/no", "centre": float(np.sign(x)) * 1e9, "scale": 1.0} for x in leaning]
+    schema = Schema.from_dict({"features": numbered(far), "target": TARGETS[0]})
+    assert len(list(made_up(schema, 2))) == 3
 
 
 def test_made_up__pictures_or_odd_counts__are_a_sentence() -> None:

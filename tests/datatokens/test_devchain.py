@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from eth_account import Account
+from eth_account.messages import encode_defunct
 from eth_utils.abi import function_signature_to_4byte_selector
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -526,6 +527,46 @@ def test_http__body_too_large_or_not_json_typed__refused_unread(port: int) -> No
         "content-type"
         in post(port, b'{"id":1,"method":"evm_mine","params":[]}', "text/plain")["error"]["message"]
     )
+
+
+def test_http__page_of_this_machine__may_ask_and_no_other(port: int) -> None:
+    def asked(origin: str) -> tuple[int, str | None, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("OPTIONS", "/", headers={"origin": origin})
+        said = connection.getresponse()
+        said.read()
+        body = b'{"id":1,"method":"eth_chainId","params":[]}'
+        return (
+            said.status,
+            said.getheader("access-control-allow-origin"),
+            post(port, body, origin=origin),
+        )
+
+    for origin in ("http://127.0.0.1:8000", "http://localhost:3000", "http://[::1]:80"):
+        status, allowed, answer = asked(origin)
+        assert (status, allowed, answer["result"]) == (204, origin, "0x7a69")
+    for origin in ("https://evil.example", "http://127.0.0.1.evil.example", "null", "file://"):
+        status, allowed, answer = asked(origin)
+        assert (status, allowed) == (403, None) and "other machines" in answer["error"]["message"]
+
+
+def test_wallet__sends_and_signs_for_its_own_accounts_only(port: int) -> None:
+    def ask(method: str, *params: Any) -> Any:
+        body = {"id": 1, "method": method, "params": params}
+        return post(port, json.dumps(body).encode())
+
+    assert ask("eth_requestAccounts")["result"] == [one for one, _ in accounts()]
+    sent = ask("eth_sendTransaction", {"from": ALICE.lower(), "to": BOB, "value": "0x5"})["result"]
+    receipt = ask("eth_getTransactionReceipt", sent)["result"]
+    assert receipt["status"] == "0x1" and receipt["from"].lower() == ALICE.lower()
+    text = b"a page asks"
+    signature = ask("personal_sign", "0x" + text.hex(), ALICE)["result"]
+    assert Account.recover_message(encode_defunct(text), signature=signature) == ALICE
+    stranger = ask("eth_sendTransaction", {"from": ZERO_ADDRESS, "to": BOB})
+    assert "none of the test accounts" in stranger["error"]["message"]
+    for params in ([], [{}], [7], [{"from": ALICE, "to": BOB, "value": "five"}]):
+        assert ask("eth_sendTransaction", *params)["error"]["code"] in (-32602, -32000)
+    assert ask("eth_signTypedData_v4", ALICE, "{")["error"]["code"] == -32602
 
 
 def test_serve__public_host__refused(tmp_path: Path) -> None:

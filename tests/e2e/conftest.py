@@ -5,19 +5,23 @@ processes.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from datahub.buyer import networks
-from datahub.buyer.sdk import Buyer
+from datahub.buyer.sdk import Market
 from datahub.demo import data as demo_data
 from datahub.demo.hospitals import Hospital, join
 from datahub.demo.stack import BUYER, Stack, wait_for
 from datatokens.bindings.registry import Token
+
+CHROMIUM = shutil.which("chromium")
 
 
 @dataclass
@@ -27,7 +31,7 @@ class Marketplace:
     stack: Stack
     data: demo_data.DemoData
     hospitals: list[Hospital]
-    buyer: Buyer
+    buyer: Market
 
     @property
     def ids(self) -> list[int]:
@@ -51,7 +55,33 @@ def marketplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Marketplac
         wait_for("every node", lambda: stack.online(4), stack.processes)
         os.environ["DATAHUB_HOME"] = str(folder / "buyer")
         networks.pin(stack.pinned)
-        buyer = Buyer(stack.hub_url, chain=stack.chain_url, key=stack.accounts[BUYER][1])
+        buyer = Market(stack.hub_url, chain=stack.chain_url, key=stack.accounts[BUYER][1])
         yield Marketplace(stack, data, hospitals, buyer)
     finally:
         stack.processes.stop()
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
+        one = browser.new_page()
+        one.complaints = []
+        one.on("pageerror", lambda error: one.complaints.append(str(error)))
+        one.on(
+            "console",
+            lambda message: (
+                one.complaints.append(message.text) if message.type == "error" else None
+            ),
+        )
+        one.on(
+            "response",
+            lambda said: (
+                one.complaints.append(f"{said.status} {said.url}") if said.status >= 400 else None
+            ),
+        )
+        yield one
+        browser.close()

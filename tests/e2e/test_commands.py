@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from datahub import cli
 from datahub.demo import data as demo_data
 from datahub.demo.stack import wait_for
 from fl_client.node import config as node_config
+from tests.clinic import FOR_EVERYBODY
 from tests.e2e.conftest import Marketplace
 
 pytestmark = pytest.mark.e2e
@@ -22,7 +28,29 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 def datahub(*arguments: str | Path, fails: bool = False) -> str:
-    """Run `datahub ...`; its standard output, or its complaint where it should fail."""
+    """`datahub ...` by its entry point; its standard output, or its complaint where it should fail.
+    In this process: fifty new ones would spend a minute on imports (test_ask.py starts one).
+    """
+    out, complaint = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(complaint),
+    ):
+        patch.setattr(sys, "argv", ["datahub", *map(str, arguments)])
+        patch.setattr(sys, "stdin", io.StringIO())
+        try:
+            cli.main()
+            code: object = 0
+        except SystemExit as ended:
+            code = ended.code
+    said, complained = out.getvalue(), complaint.getvalue()
+    assert (code not in (0, None)) is fails, said + complained
+    return " ".join((complained if fails else said).split())
+
+
+def started(*arguments: str | Path, fails: bool = False) -> str:
+    """The same in a process of its own: what starts a node sets how the processor rounds."""
     done = subprocess.run(
         [sys.executable, "-m", "datahub.cli", *map(str, arguments)],
         capture_output=True,
@@ -47,6 +75,9 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
         "node", "init", node, "--name", "Fifth", *where, fails=True
     )
 
+    # its people let everybody in, so that nobody has to be asked
+    with (node / "node.toml").open("a") as toml:
+        toml.write(FOR_EVERYBODY)
     table = tmp_path / "table.csv"
     table.write_text(m.data.sites[0].table.read_text())
     schema = tmp_path / "schema.json"
@@ -89,9 +120,12 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     with contextlib.closing(sqlite3.connect(node / "ledger.sqlite")) as db:
         db.execute("VACUUM INTO ?", (str(backup),))
     stack.start_node(node)
-    wait_for("the fifth node", lambda: stack.online(5), stack.processes)
-    rows = json.loads(datahub("datasets", "--hub", stack.hub_url, "--json"))
-    assert next(r for r in rows if r["dataset_id"] == entry.dataset_id)["online"] is True
+
+    def online() -> bool:
+        rows = json.loads(datahub("datasets", "--hub", stack.hub_url, "--json"))
+        return bool(next(r for r in rows if r["dataset_id"] == entry.dataset_id)["online"])
+
+    wait_for("the fifth node", online, stack.processes)
 
     wallet = tmp_path / "buyer.key"
     wallet.write_text(stack.accounts[5][1])
@@ -115,10 +149,30 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     )
     job = json.loads(bought)["job_id"]
     assert json.loads(bought)["state"] == "settled"
-    assert {p.name for p in out.iterdir()} == {"model.safetensors", "graph.json", "report.json"}
+    assert {p.name for p in out.iterdir()} == {
+        "model.safetensors",
+        "graph.json",
+        "report.json",
+        "terms.json",
+        "schema.json",
+    }
+    said = json.loads(datahub("predict", out, table, "--json"))
+    assert said["records"] == len(table.read_text().splitlines()) - 1
+    assert list(said["answers"]) == ["malignant"]
+    assert all(0 <= chance <= 1 for chance in said["answers"]["malignant"])
     again = tmp_path / "again"
     assert "settled; model" in datahub("result", job[:12], "--key-file", wallet, "--out", again)
     assert (again / "report.json").read_bytes() == (out / "report.json").read_bytes()
+    passport = json.loads(datahub("verify", again, "--json"))
+    assert passport["job_id"] == job and passport["datasets"] == [entry.dataset_id]
+    assert "is the one that 1 hospital signed for" in datahub("verify", again)
+    said = json.loads((again / "report.json").read_bytes())
+    first = said["rounds"][0]
+    forged = tmp_path / "forged"
+    shutil.copytree(again, forged)
+    text = (forged / "report.json").read_text().replace(f"{first['loss']}", "0.01", 1)
+    (forged / "report.json").write_text(text)
+    assert "the report is not the one that was signed for" in datahub("verify", forged, fails=True)
     mine = json.loads(datahub("jobs", "--key-file", wallet, "--json"))
     assert next(r for r in mine if r["job_id"] == job)["state"] == "settled"
     assert "there is nothing to take back" in datahub(
@@ -128,7 +182,16 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     for hospital in m.hospitals:  # a run leaves no trace at hospitals that are not in its terms
         assert not (hospital.folder / "jobs" / job).exists()
 
-    status = json.loads(datahub("node", "status", node, "--json"))
+    whole: dict[str, Any] = {}
+
+    def walls() -> bool:
+        whole.update(json.loads(datahub("node", "status", node, "--json")))
+        return bool(whole["running"]) and whole["contacts"]["walls"] is not None
+
+    wait_for("the walls that a job has needed, in the node's file", walls, stack.processes)
+    assert all(whole["at"] - at < 600 for at in whole["contacts"]["spoke"].values())
+    assert whole["datasets"][0]["earned"]["hospital_units"] == 2_000_000
+    status = whole["datasets"]
     assert 0.9 < status[0]["epsilon_spent"] < 2.5 and status[0]["jobs"][0]["rounds_answered"] == 2
     shown = json.loads(datahub("owner", "show", node, str(entry.dataset_id), "--json"))
     assert (shown["state"], shown["hospital_units"], shown["stated_epsilon"]) == (
@@ -193,7 +256,7 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     assert replaced["manifest_version"] == 2 and replaced["persons"] > 0
     shown_now = m.buyer.hub.get("/api/datasets")
     assert next(r for r in shown_now if r["dataset_id"] == entry.dataset_id)["manifest"]["persons"]
-    after = json.loads(datahub("node", "status", node, "--json"))[0]
+    after = json.loads(datahub("node", "status", node, "--json"))["datasets"][0]
     assert after["not_served"] == "" and after["epsilon_spent"] > status[0]["epsilon_spent"]
     assert "takes no part any more" in datahub("node", "withdraw-patient", node, "new")
     assert "nobody with this identifier" in datahub(
@@ -210,7 +273,7 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     assert paid == {str(entry.dataset_id): 4_000_000 * 5000 // 10_000 * 3 // 4}
     assert "nothing to claim now" in datahub("claim", "--key-file", wallet)
     # an older ledger changes nothing until the difference is charged
-    spent = json.loads(datahub("node", "status", node, "--json"))[0]["epsilon_spent"]
+    spent = json.loads(datahub("node", "status", node, "--json"))["datasets"][0]["epsilon_spent"]
     for path in node.glob("ledger.sqlite*"):
         path.unlink()
     (node / "ledger.sqlite").write_bytes(backup.read_bytes())
@@ -219,12 +282,15 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     )
     charged = json.loads(datahub("node", "reconcile", node, "--json"))
     assert [f"job {job[:12]} as a whole" in one["what"] for one in charged].count(True) == 1
-    assert json.loads(datahub("node", "status", node, "--json"))[0]["epsilon_spent"] >= spent - 1e-9
+    assert (
+        json.loads(datahub("node", "status", node, "--json"))["datasets"][0]["epsilon_spent"]
+        >= spent - 1e-9
+    )
     assert "nothing was lacking" in datahub("node", "reconcile", node)
     assert "is retired and no longer served" in datahub(
         "node", "remove-dataset", *as_owner, *signed
     )
-    assert json.loads(datahub("node", "status", node, "--json")) == []
+    assert json.loads(datahub("node", "status", node, "--json"))["datasets"] == []
 
 
 def test_commands__an_operator_makes_a_hub_of_their_own(
@@ -271,6 +337,6 @@ def test_commands__an_operator_makes_a_hub_of_their_own(
 def test_commands__mistakes__are_one_sentence(
     arguments: list[str], said: str, tmp_path: Path
 ) -> None:
-    assert said in datahub(
+    assert said in started(
         *arguments, *(["--out", tmp_path / "o"] if arguments[0] == "demo" else []), fails=True
     )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Marketplace
+from tests.e2e.conftest import CHROMIUM, Marketplace
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.browser,
@@ -18,39 +15,40 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
-        one = browser.new_page()
-        one.complaints = []
-        one.on("pageerror", lambda error: one.complaints.append(str(error)))
-        one.on(
-            "console",
-            lambda message: (
-                one.complaints.append(message.text) if message.type == "error" else None
-            ),
-        )
-        yield one
-        browser.close()
-
-
 def test_catalogue__shows_every_dataset_with_a_noised_count(
     marketplace: Marketplace, page: Any
 ) -> None:
-    page.goto(marketplace.stack.hub_url)
+    page.goto(f"{marketplace.stack.hub_url}/datasets")
     assert page.locator("article").count() == len(marketplace.buyer.hub.get("/api/datasets")) >= 4
     assert "(noised)" in page.locator("article").first.inner_text()
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("width", [375, 1440])
+def test_dataset__from_the_catalogue_by_keyboard__says_what_is_spent_and_fits(
+    marketplace: Marketplace, page: Any, width: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(f"{marketplace.stack.hub_url}/datasets")
+    page.locator("article h2 a").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/datasets/*")
+    assert "as its node has attested" in page.inner_text("main")
+    assert "nothing here is anybody's data" in page.inner_text("main")
+    main = "document.querySelector('main')"
+    assert page.evaluate(f"{main}.scrollWidth <= {main}.clientWidth")
+    with page.expect_download() as made_up:
+        page.click("a[download]")
+    assert made_up.value.suggested_filename.startswith("made-up-")
     assert page.complaints == []
 
 
 def test_job__live_page__reaches_its_end_without_a_reload_by_hand(
     marketplace: Marketplace, page: Any
 ) -> None:
-    job = marketplace.buyer.order(marketplace.ids[:2], epsilon=0.3, purpose="research", rounds=2)
+    job = marketplace.buyer.quote(
+        marketplace.ids[:2], epsilon=0.3, purpose="research", rounds=2
+    ).order()
     page.goto(f"{marketplace.stack.hub_url}/jobs/{job.id}")
     page.wait_for_selector(".state.settled", timeout=60_000)
     assert "Rounds 2 of 2" in page.inner_text("main")

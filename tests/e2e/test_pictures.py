@@ -13,6 +13,7 @@ import torch
 from datahub.demo.stack import wait_for
 from fl_client.node import config
 from fl_client.node.listing import Listing, list_dataset
+from tests.clinic import FOR_EVERYBODY
 from tests.e2e.conftest import Marketplace
 from tests.fl_client.test_album import SCHEMA, SIDE, Small, png
 
@@ -34,20 +35,22 @@ def test_pictures__a_buyers_own_network__is_trained_where_they_are(
     made = config.create(
         folder, name="Pictures", hub=stack.hub_url, chain=stack.chain_url, network=stack.network
     )
+    with (folder / "node.toml").open("a") as toml:
+        toml.write(FOR_EVERYBODY)
     listing = Listing("X-rays", "made up", 1_000_000, 5000, 8.0, 1e-5)
     owner, contributors = stack.accounts[13][1], [(stack.accounts[14][0], 1)]
     entry = list_dataset(made, owner, source, SCHEMA, listing, contributors)
     stack.start_node(folder)
     wait_for("the node of pictures", lambda: _online(m, entry), stack.processes)
     torch.manual_seed(0)
-    job = m.buyer.order(
+    job = m.buyer.quote(
         [entry.dataset_id],
         epsilon=4.0,
         purpose="research",
         model=Small(),
         rounds=5,
         learning_rate=0.5,
-    )
+    ).order()
     result = job.wait(timeout_s=120)
     (line,) = json.loads(result.report)["hospitals"]
     assert line["worked"] and line["unit"] == "patient" and 3.5 < line["epsilon_job"] <= 4.0

@@ -49,7 +49,9 @@ def test_walk__order_over_four_hospitals__settles_and_a_contributor_claims(
     m = marketplace
     before = m.balance()
     earned = {h.dataset_id: revenue_units(m, h.dataset_id) for h in m.hospitals}
-    job = m.buyer.order(m.ids, epsilon=3.0, purpose=PURPOSE, rounds=2, reward_units=1_000_001)
+    job = m.buyer.quote(
+        m.ids, epsilon=3.0, purpose=PURPOSE, rounds=2, reward_units=1_000_001
+    ).order()
     result = job.wait(timeout_s=120)
     report = json.loads(result.report)
     assert [line["worked"] for line in report["hospitals"]] == [True] * 4
@@ -80,7 +82,7 @@ def test_walk__order_over_four_hospitals__settles_and_a_contributor_claims(
 
 def test_walk__hub_killed_in_the_middle__the_job_goes_on(marketplace: Marketplace) -> None:
     m = marketplace
-    job = m.buyer.order(m.ids, epsilon=0.5, purpose=PURPOSE, rounds=6)
+    job = m.buyer.quote(m.ids, epsilon=0.5, purpose=PURPOSE, rounds=6).order()
     end = time.monotonic() + 60
     while not job.status()["rounds"] and time.monotonic() < end:
         time.sleep(0.1)
@@ -93,13 +95,20 @@ def test_walk__hub_killed_in_the_middle__the_job_goes_on(marketplace: Marketplac
     assert job.status()["runs_started"] == 1
 
 
+def _least_left(m: Marketplace) -> float:
+    rows = [row for row in m.buyer.hub.get("/api/datasets") if row["dataset_id"] in m.ids]
+    return min(row["offer"]["epsilon_left"] if row["offer"] else 100.0 for row in rows)
+
+
 def test_walk__one_hospital_cannot_afford_it__everything_comes_back(
     marketplace: Marketplace,
 ) -> None:
     m = marketplace
     before = m.balance()
+    # a node says what it has left some time after a job
+    wait_for("an offer of less", lambda: _least_left(m) < 4.45, m.stack.processes)
     with pytest.raises(HubError, match=r"would refuse: epsilon=.* than its lifetime budget leaves"):
-        m.buyer.order(m.ids, epsilon=4.45, purpose=PURPOSE, rounds=2)
+        m.buyer.quote(m.ids, epsilon=4.45, purpose=PURPOSE, rounds=2).order()
     assert m.balance() == before
     for hospital in m.hospitals:
         (entry,) = node_config.read(hospital.folder).datasets
@@ -127,7 +136,7 @@ def test_buyer__too_poor__is_told_have_and_need(marketplace: Marketplace) -> Non
     m = marketplace
     quote = m.buyer.quote(m.ids, epsilon=0.1, purpose=PURPOSE, rounds=1, reward_units=10**15)
     with pytest.raises(BankError, match="needs"):
-        m.buyer.pay(quote)
+        quote.order()
 
 
 class LyingHub(Hub):
@@ -322,7 +331,7 @@ def test_walk__node_killed_in_the_middle__the_job_is_finished_and_charged_once(
         return sum(c.steps for c in ledger.history(entry.name) if c.what == "training")
 
     before = training_steps()
-    job = m.buyer.order(m.ids, epsilon=0.5, purpose=PURPOSE, rounds=5)
+    job = m.buyer.quote(m.ids, epsilon=0.5, purpose=PURPOSE, rounds=5).order()
     end = time.monotonic() + 60
     while len(job.status()["rounds"]) < 2 and time.monotonic() < end:
         time.sleep(0.1)
@@ -340,7 +349,7 @@ def test_walk__superlink_killed_in_the_middle__the_job_is_finished_by_another_ru
     marketplace: Marketplace,
 ) -> None:
     m = marketplace
-    job = m.buyer.order(m.ids, epsilon=0.5, purpose=PURPOSE, rounds=40)
+    job = m.buyer.quote(m.ids, epsilon=0.5, purpose=PURPOSE, rounds=40).order()
     end = time.monotonic() + 60
     while len(job.status()["rounds"]) < 2 and time.monotonic() < end:
         time.sleep(0.02)
@@ -363,7 +372,9 @@ def test_walk__hospital_offline_until_the_deadline__the_hub_refunds(
     node.terminate()
     node.wait(timeout=20)
     before = m.balance()
-    job = m.buyer.order([absent.dataset_id], epsilon=0.1, purpose=PURPOSE, rounds=1, deadline_s=700)
+    job = m.buyer.quote(
+        [absent.dataset_id], epsilon=0.1, purpose=PURPOSE, rounds=1, deadline_s=700
+    ).order()
     end = time.monotonic() + 30
     while "waiting for node" not in job.status()["reason"] and time.monotonic() < end:
         time.sleep(0.2)

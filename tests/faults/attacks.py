@@ -11,12 +11,13 @@ import numpy as np
 
 from fl_client.model.fit import check_loss
 from fl_client.model.graph import load_model
+from fl_client.model.losses import LOSSES
 from fl_client.model.weights import to_safetensors
 from fl_client.privacy import selfcheck
 from fl_client.privacy.adversary import Attack
 from fl_client.privacy.plan import PrivacyPlan
 from fl_client.privacy.slots import needed
-from fl_client.privacy.training import LOSSES, train_round
+from fl_client.privacy.training import train_round
 
 VICTIM = np.array([1.5, -0.7], np.float32)
 Node = dict[str, str]

@@ -34,7 +34,7 @@ from fl_client.model.weights import from_safetensors, model_hash
 from fl_client.node import attestation as attest
 from fl_client.protocol import JobSpec, sha256_hex
 from fl_server.report import Part, Round, build
-from fl_server.results import Result, seal
+from fl_server.results import Contents, seal
 from tests.datahub.hub_world import HubWorld
 
 ROOMS = {
@@ -244,7 +244,7 @@ def _attest(hub: HubWorld, row: JobRow) -> None:
     said = Attestation(terms.job_id, model_hash(arrays), report_hash, worked, outcomes)
     message = attestation_message(terms, said)
     signatures = {hub.bank.node(n): sign(message, hub.bank.node_keys[n]).hex() for n in range(3)}
-    sealed = seal(Result(arrays, graph, report), spec.buyer_public_key, row.job_id)
+    sealed = seal(Contents(arrays, graph, report), spec.buyer_public_key, row.job_id)
     outcome = {
         "state": "attested",
         "signatures": signatures,

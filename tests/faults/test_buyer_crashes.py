@@ -24,7 +24,7 @@ import pytest
 from bank_world import World, found_world
 from eth_account import Account
 
-from datahub.buyer import cli, job_store, networks, sdk
+from datahub.buyer import cli, job_store, jobs, networks
 from datahub.errors import OrderRefused
 from datahub.market import catalogue
 from datahub.web.api import create_app
@@ -111,7 +111,7 @@ class Wallet:
         return self.folder / "out"
 
     def buy(self) -> None:
-        sdk.POLL_S = 0.02
+        jobs.POLL_S = 0.02
         cli.buy(
             key_file=self.key,
             dataset=[1, 2, 3],
@@ -135,7 +135,7 @@ class Wallet:
         """Look at one's jobs and run the command that is named there; a job that was never paid is
         paid by resuming it.
         """
-        sdk.POLL_S = 0.02
+        jobs.POLL_S = 0.02
         rows = self.jobs()
         assert len(rows) <= 1, rows
         for row in rows:
@@ -147,7 +147,7 @@ class Wallet:
             print(f"by {command}")
 
     def resume(self, job: str) -> None:
-        sdk.POLL_S = 0.02
+        jobs.POLL_S = 0.02
         cli.resume(job, key_file=self.key, out=self.out, yes=True, as_json=True)
 
     def refund(self, job: str) -> None:
@@ -236,6 +236,8 @@ def ending(wallet: Wallet) -> str:
         "model.safetensors",
         "graph.json",
         "report.json",
+        "terms.json",
+        "schema.json",
     }
     return RESULT
 

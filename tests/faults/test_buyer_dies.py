@@ -18,7 +18,8 @@ import httpx
 import pytest
 
 from datahub.buyer import job_store, networks
-from datahub.buyer.sdk import Buyer, Job, Quote
+from datahub.buyer.jobs import Job
+from datahub.buyer.sdk import Market, Quote
 from datahub.errors import HubError, NotFound, OrderRefused
 from datahub.market.jobs import job_row
 from datatokens.chain.rpc_server import accounts
@@ -26,11 +27,11 @@ from tests.datahub.hub_world import FEE_BPS, HubWorld
 
 
 @pytest.fixture
-def buyer(hub: HubWorld, hub_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Buyer:
+def buyer(hub: HubWorld, hub_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Market:
     monkeypatch.setenv("DATAHUB_HOME", str(tmp_path / "home"))
     made = hub.bank.deployment
     networks.pin(networks.Network("here", hub_url, hub.bank.url, FEE_BPS, made))
-    return Buyer(hub_url, chain=hub.bank.url, key=accounts()[1][1])
+    return Market(hub_url, chain=hub.bank.url, key=accounts()[1][1])
 
 
 def killed_after(step: Callable[[], object]) -> None:
@@ -75,23 +76,23 @@ def dropping(hub_url: str) -> Iterator[str]:
     server.server_close()
 
 
-def quoted(buyer: Buyer) -> Quote:
+def quoted(buyer: Market) -> Quote:
     return buyer.quote([1, 2, 3], epsilon=2.0, purpose="research", rounds=2)
 
 
-def balance(buyer: Buyer) -> int:
+def balance(buyer: Market) -> int:
     return buyer.escrow._payment_token().balance_units(buyer.address)
 
 
-def paid_and_killed(buyer: Buyer) -> tuple[Quote, Job]:
+def paid_and_killed(buyer: Market) -> tuple[Quote, Job]:
     quote = quoted(buyer)
-    killed_after(lambda: buyer.keep(quote).pay())
+    killed_after(lambda: quote.keep().pay())
     return quote, buyer.job(quote.terms.job_id.hex()[:12])
 
 
-def test_killed_before_the_payment__nothing_was_taken_and_resume_can_pay(buyer: Buyer) -> None:
+def test_killed_before_the_payment__nothing_was_taken_and_resume_can_pay(buyer: Market) -> None:
     quote, before = quoted(buyer), balance(buyer)
-    killed_after(lambda: buyer.keep(quote))
+    killed_after(lambda: quote.keep())
     job = buyer.job(quote.terms.job_id.hex()[:12])
     assert balance(buyer) == before and job.on_chain == "none"
     assert job.standing(quote.terms.deadline)["next"] == "not paid: nothing was taken"
@@ -101,7 +102,7 @@ def test_killed_before_the_payment__nothing_was_taken_and_resume_can_pay(buyer: 
 
 
 def test_killed_between_payment_and_hand_over__the_folder_tells_the_hub(
-    hub: HubWorld, buyer: Buyer
+    hub: HubWorld, buyer: Market
 ) -> None:
     quote, job = paid_and_killed(buyer)
     with pytest.raises(HubError, match="not known"):
@@ -114,7 +115,7 @@ def test_killed_between_payment_and_hand_over__the_folder_tells_the_hub(
 
 
 def test_killed_and_the_disk_lost__the_key_and_the_chain_give_the_money_back(
-    hub: HubWorld, buyer: Buyer
+    hub: HubWorld, buyer: Market
 ) -> None:
     before = balance(buyer)
     quote, job = paid_and_killed(buyer)
@@ -133,14 +134,14 @@ def test_killed_and_the_disk_lost__the_key_and_the_chain_give_the_money_back(
 
 
 def test_a_proxy_drops_the_terms__the_job_is_paid_and_resume_tells_the_hub_itself(
-    hub: HubWorld, hub_url: str, buyer: Buyer
+    hub: HubWorld, hub_url: str, buyer: Market
 ) -> None:
     """Whoever sits between buyer and hub can keep the terms from the hub, and no money."""
     with dropping(hub_url) as proxied:
-        through = Buyer(proxied, chain=hub.bank.url, key=accounts()[1][1], network=buyer.network)
+        through = Market(proxied, chain=hub.bank.url, key=accounts()[1][1], network=buyer.network)
         quote = quoted(through)
         with pytest.raises(HubError, match="does not answer"):
-            through.pay(quote)
+            quote.order()
     job = buyer.job(quote.terms.job_id.hex())
     assert job.on_chain == "funded"
     with pytest.raises(HubError, match="not known"):
@@ -149,9 +150,9 @@ def test_a_proxy_drops_the_terms__the_job_is_paid_and_resume_tells_the_hub_itsel
     assert job.status()["state"] == "funded"
 
 
-def test_what_is_kept_of_a_job__is_this_users_alone_and_whole(buyer: Buyer) -> None:
+def test_what_is_kept_of_a_job__is_this_users_alone_and_whole(buyer: Market) -> None:
     quote = quoted(buyer)
-    job = buyer.keep(quote)
+    job = quote.keep()
     kept = job_store.kept(job.id)
     assert kept and kept.terms == quote.terms and kept.model_files == (quote.graph, quote.weights)
     for path in [networks.home(), *networks.home().rglob("*")]:

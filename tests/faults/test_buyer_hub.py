@@ -15,7 +15,7 @@ from eth_utils.crypto import keccak
 
 from datahub.buyer import networks
 from datahub.buyer.hub_client import Hub
-from datahub.buyer.sdk import Buyer
+from datahub.buyer.sdk import Market
 from datahub.errors import ConfigError, HubError, OrderRefused
 from datatokens.bindings.registry import State
 from datatokens.chain.connection import connect
@@ -39,6 +39,28 @@ class Answer:
         return self.document
 
 
+def test_a_question_over_another_schema_than_the_datasets_have__is_refused(
+    buyer: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, the hub could show other columns where the question was read, and then the true ones:
+    another column was counted, paid for, and its answer could not be read.
+    """
+    settings = {"epsilon": 2.0, "purpose": "research", "quorum": 3}
+    assert buyer.ask([1, 2, 3], "count by sex", **settings).question == "count by sex"
+    shown = []
+
+    def swapped_once(rows: Any) -> Any:
+        shown.append(rows)
+        for row in rows if len(shown) == 1 else []:
+            if row["manifest"]:
+                row["manifest"]["schema"]["features"].reverse()
+        return rows
+
+    lying(monkeypatch, "/api/datasets", swapped_once)
+    with pytest.raises(OrderRefused, match="is not theirs; nothing was paid"):
+        buyer.ask([1, 2, 3], "count by sex", **settings)
+
+
 @pytest.fixture
 def network(hub: HubWorld, hub_url: str) -> networks.Network:
     return networks.Network("here", hub_url, hub.bank.url, FEE_BPS, hub.bank.deployment)
@@ -47,10 +69,10 @@ def network(hub: HubWorld, hub_url: str) -> networks.Network:
 @pytest.fixture
 def buyer(
     network: networks.Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Buyer]:
+) -> Iterator[Market]:
     monkeypatch.setenv("DATAHUB_HOME", str(tmp_path / "home"))
     networks.pin(network)
-    made = Buyer(network.hub, chain=network.chain, key=BUYER_KEY)
+    made = Market(network.hub, chain=network.chain, key=BUYER_KEY)
     before = made.escrow._payment_token().balance_units(made.address)
     yield made
     token = made.escrow._payment_token()
@@ -58,7 +80,7 @@ def buyer(
     assert token.allowance_units(made.address, network.deployment.market) == 0
 
 
-def quoted(buyer: Buyer, **changes: Any) -> Any:
+def quoted(buyer: Market, **changes: Any) -> Any:
     wanted: dict[str, Any] = {"epsilon": 2.0, "purpose": "research", "rounds": 2, "quorum": 3}
     return buyer.quote([1, 2, 3], **(wanted | changes))
 
@@ -140,7 +162,7 @@ LIES: dict[str, tuple[Callable[[JobTerms], JobTerms], str]] = {
 
 @pytest.mark.parametrize("lie", LIES, ids=str)
 def test_a_hub_that_quotes_other_terms__is_refused_by_name(
-    buyer: Buyer, monkeypatch: pytest.MonkeyPatch, lie: str
+    buyer: Market, monkeypatch: pytest.MonkeyPatch, lie: str
 ) -> None:
     change, sentence = LIES[lie]
     lying(monkeypatch, "/api/quotes", with_terms(change))
@@ -149,7 +171,7 @@ def test_a_hub_that_quotes_other_terms__is_refused_by_name(
 
 
 def test_an_honest_hub__is_taken_and_a_lower_fee_too(
-    buyer: Buyer, monkeypatch: pytest.MonkeyPatch
+    buyer: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quote = quoted(buyer)
     assert quote.amount_units == quote.terms.amount_units and quote.epsilon <= 2.0
@@ -157,7 +179,7 @@ def test_an_honest_hub__is_taken_and_a_lower_fee_too(
     assert quoted(buyer).terms.fee_units == 0
 
 
-def test_a_fee_above_what_the_buyer_allows__is_refused(buyer: Buyer) -> None:
+def test_a_fee_above_what_the_buyer_allows__is_refused(buyer: Market) -> None:
     fee = quoted(buyer).terms.fee_units
     assert quoted(buyer, max_fee_units=fee).terms.fee_units == fee > 0
     with pytest.raises(OrderRefused, match=f"fee of {fee} base units is above the {fee - 1}"):
@@ -170,7 +192,7 @@ def test_a_fee_above_what_the_buyer_allows__is_refused(buyer: Buyer) -> None:
     ids=lambda text: text[:12].encode("unicode_escape").decode() or "empty",
 )
 def test_a_hub_that_answers_rubbish__is_one_sentence(
-    buyer: Buyer, monkeypatch: pytest.MonkeyPatch, answer: str
+    buyer: Market, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     lying(monkeypatch, "/api/quotes", lambda _: {"terms": answer})
     with pytest.raises(OrderRefused, match="quote is not understood"):
@@ -178,7 +200,7 @@ def test_a_hub_that_answers_rubbish__is_one_sentence(
 
 
 def test_a_manifest_that_is_not_the_one_on_the_chain__is_refused(
-    buyer: Buyer, monkeypatch: pytest.MonkeyPatch
+    buyer: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of patients' counts, the noise, the weights and the reward split follow."""
 
@@ -198,7 +220,7 @@ def test_a_hub_that_is_not_pinned__is_paid_nothing(
 ) -> None:
     monkeypatch.setenv("DATAHUB_HOME", str(tmp_path / "empty"))
     with pytest.raises(OrderRefused, match=r"its own word is not enough.*datahub network add"):
-        Buyer(hub_url, chain=hub.bank.url, key=BUYER_KEY)
+        Market(hub_url, chain=hub.bank.url, key=BUYER_KEY)
 
 
 def test_a_hub_that_names_a_market_of_its_own__cannot_be_pinned_or_paid(
@@ -216,7 +238,7 @@ def test_a_hub_that_names_a_market_of_its_own__cannot_be_pinned_or_paid(
     monkeypatch.setenv("DATAHUB_HOME", str(tmp_path / "home"))
     lured = replace(network, deployment=replace(network.deployment, market=evil))
     with pytest.raises(BankError, match="does not carry the Market"):
-        Buyer(network.hub, chain=network.chain, key=BUYER_KEY, network=lured)
+        Market(network.hub, chain=network.chain, key=BUYER_KEY, network=lured)
 
 
 def test_real_code_that_pays_somebody_else__is_not_the_pinned_market(
@@ -232,7 +254,7 @@ def test_real_code_that_pays_somebody_else__is_not_the_pinned_market(
     ):
         lured = replace(network, deployment=replace(network.deployment, **change))
         with pytest.raises(BankError):
-            Buyer(network.hub, chain=network.chain, key=BUYER_KEY, network=lured)
+            Market(network.hub, chain=network.chain, key=BUYER_KEY, network=lured)
 
 
 def test_a_network_once_pinned__is_never_changed_by_adding(
@@ -270,7 +292,7 @@ def test_a_damaged_file_of_networks__says_what_to_look_at(
 
 
 def test_a_paused_dataset_or_a_denied_buyer__is_refused_before_a_quote(
-    hub: HubWorld, buyer: Buyer, monkeypatch: pytest.MonkeyPatch
+    hub: HubWorld, buyer: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Hub, "call", _only_looking(Hub.call))
     mine = hub.bank.registry(hub.bank.hospitals[1])

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from datahub.buyer import networks
-from datahub.buyer.sdk import Buyer, Quote
+from datahub.buyer.sdk import Market, Quote
 from datatokens.chain.rpc_server import accounts
 from fl_client.model.graph import load_model, predict
 from tests.datahub.hub_world import FEE_BPS, HubWorld
@@ -265,19 +265,19 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.fixture
-def buyer(hub: HubWorld, hub_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Buyer:
+def buyer(hub: HubWorld, hub_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Market:
     monkeypatch.setenv("DATAHUB_HOME", str(tmp_path / "home"))
     made = hub.bank.deployment
     networks.pin(networks.Network("here", hub_url, hub.bank.url, FEE_BPS, made))
-    return Buyer(hub_url, chain=hub.bank.url, key=accounts()[1][1])
+    return Market(hub_url, chain=hub.bank.url, key=accounts()[1][1])
 
 
-def asked(buyer: Buyer, **changes: Any) -> Quote:
+def asked(buyer: Market, **changes: Any) -> Quote:
     wanted = {"datasets": [1], "epsilon": 0.5, "purpose": "research"} | changes
     return buyer.quote(wanted.pop("datasets"), **wanted)
 
 
-def surprises(buyer: Buyer, cases: dict[str, tuple[dict[str, Any], str]]) -> dict[str, str]:
+def surprises(buyer: Market, cases: dict[str, tuple[dict[str, Any], str]]) -> dict[str, str]:
     """Cases that ended otherwise than they should, with what was said."""
     found = {}
     for name, (changes, right) in cases.items():
@@ -296,17 +296,17 @@ def surprises(buyer: Buyer, cases: dict[str, tuple[dict[str, Any], str]]) -> dic
 
 # the exporter's own log, where a module does not fit its input
 @pytest.mark.filterwarnings("ignore")
-def test_every_mistake_with_a_model__is_one_sentence_or_no_mistake(buyer: Buyer) -> None:
+def test_every_mistake_with_a_model__is_one_sentence_or_no_mistake(buyer: Market) -> None:
     cases = {name: ({"model": m, **more}, right) for name, (m, more, right) in MODELS.items()}
     assert surprises(buyer, cases) == {}
 
 
-def test_every_mistake_with_a_setting__is_one_sentence_or_no_mistake(buyer: Buyer) -> None:
+def test_every_mistake_with_a_setting__is_one_sentence_or_no_mistake(buyer: Market) -> None:
     assert surprises(buyer, SETTINGS) == {}
 
 
 def test_after_every_mistake__nothing_is_paid_approved_or_kept(
-    buyer: Buyer, tmp_path: Path
+    buyer: Market, tmp_path: Path
 ) -> None:
     token, market = buyer.escrow._payment_token(), buyer.network.deployment.market
     before, paid = token.balance_units(buyer.address), buyer.escrow.created_by(buyer.address)
@@ -316,7 +316,7 @@ def test_after_every_mistake__nothing_is_paid_approved_or_kept(
     for changes in cases:
         wanted = {"datasets": [1], "epsilon": 0.5, "purpose": "research"} | changes
         with pytest.raises(Exception, match=r"must|twice|ends in|inputs"):
-            buyer.order(wanted.pop("datasets"), **wanted)
+            buyer.quote(wanted.pop("datasets"), **wanted).order()
     assert token.balance_units(buyer.address) == before
     assert token.allowance_units(buyer.address, market) == 0
     assert buyer.escrow.created_by(buyer.address) == paid
@@ -324,7 +324,7 @@ def test_after_every_mistake__nothing_is_paid_approved_or_kept(
 
 
 def test_a_model_that_comes_back__predicts_on_plain_numbers_of_the_public_schema(
-    buyer: Buyer,
+    buyer: Market,
 ) -> None:
     """What the attack script `use` does with a result: the graph and the weights alone, a batch at
     once, and the same numbers as the builder's own module.

@@ -11,7 +11,7 @@ import pytest
 from eth_account import Account
 
 from datahub.buyer import networks
-from datahub.buyer.sdk import Buyer
+from datahub.buyer.sdk import Market
 from datatokens.bindings.escrow import ONE_JOB
 from datatokens.bindings.registry import Token
 from datatokens.bindings.storefront import Storefront
@@ -21,7 +21,7 @@ from datatokens.terms import DisputeTerms
 from tests.datahub.hub_world import FEE_BPS, HubWorld
 
 PRICE = 3_075_213
-Funded = Callable[..., Buyer]
+Funded = Callable[..., Market]
 
 
 @pytest.fixture
@@ -31,15 +31,15 @@ def funded(hub: HubWorld, hub_url: str, tmp_path: Path, monkeypatch: pytest.Monk
     made = hub.bank.deployment
     networks.pin(networks.Network("here", hub_url, hub.bank.url, FEE_BPS, made))
 
-    def new(units: int, wei: int) -> Buyer:
+    def new(units: int, wei: int) -> Market:
         account = Account.create()
         give(hub.bank.url, account.address, wei=wei, made=made, units=units)
-        return Buyer(hub_url, chain=hub.bank.url, key=account.key.hex())
+        return Market(hub_url, chain=hub.bank.url, key=account.key.hex())
 
     return new
 
 
-def left(buyer: Buyer) -> tuple[int, int]:
+def left(buyer: Market) -> tuple[int, int]:
     """(balance, approved), base units."""
     token = buyer.escrow._payment_token()
     market = buyer.network.deployment.market
@@ -54,7 +54,7 @@ def test_no_tokens__the_address_and_what_is_short(funded: Funded) -> None:
         match=f"{buyer.address} has {PRICE - 5} units of the payment token; this job needs "
         f"{PRICE}: send 5 more to that address",
     ):
-        buyer.pay(quote)
+        quote.order()
     assert left(buyer) == (PRICE - 5, 0)
 
 
@@ -68,14 +68,14 @@ def test_no_gas__the_address_and_what_is_short(funded: Funded, wei: int) -> None
         match=rf"insufficient funds: {buyer.address} has {has:.9f}".rstrip("0").rstrip(".")
         + r" of the chain's coin to pay gas with.*; send some to that address",
     ):
-        buyer.pay(quote)
+        quote.order()
     assert left(buyer) == (PRICE, 0)
 
 
 def test_empty_purse__the_address_and_what_is_short(funded: Funded) -> None:
     buyer = funded(0, 0)
     with pytest.raises(BankError, match=f"{buyer.address} has 0 units .*send {PRICE} more"):
-        buyer.order([1, 2, 3], epsilon=2.0, purpose="research", rounds=2)
+        buyer.quote([1, 2, 3], epsilon=2.0, purpose="research", rounds=2).order()
 
 
 def test_no_voucher__is_said_before_anything_is_approved(funded: Funded) -> None:
@@ -83,7 +83,7 @@ def test_no_voucher__is_said_before_anything_is_approved(funded: Funded) -> None
     with pytest.raises(
         BankError, match=f"{buyer.address} holds less than one datatoken of tier 0 of dataset 2"
     ):
-        buyer.order([1, 2, 3], epsilon=2.0, purpose="research", rounds=2, vouchers=[2])
+        buyer.quote([1, 2, 3], epsilon=2.0, purpose="research", rounds=2, vouchers=[2]).order()
     assert left(buyer) == (PRICE, 0)
     with pytest.raises(Exception, match="vouchers: dataset 2 is not among the datasets ordered"):
         buyer.quote([1], epsilon=2.0, purpose="research", rounds=2, vouchers=[2])
@@ -97,8 +97,8 @@ def test_a_voucher_given_away__pays_for_its_new_owner_alone(funded: Funded) -> N
     datatoken = Token(buyer.chain, buyer.registry.dataset(1).datatoken)
     datatoken.transfer(other.address, ONE_JOB)
     with pytest.raises(BankError, match="holds less than one datatoken"):
-        buyer.order([1], epsilon=1.0, purpose="research", rounds=2, vouchers=[1])
-    job = other.order([1], epsilon=1.0, purpose="research", rounds=2, vouchers=[1])
+        buyer.quote([1], epsilon=1.0, purpose="research", rounds=2, vouchers=[1]).order()
+    job = other.quote([1], epsilon=1.0, purpose="research", rounds=2, vouchers=[1]).order()
     assert job.on_chain == "funded" and datatoken.balance_units(other.address) == 0
     assert datatoken.allowance_units(other.address, other.network.deployment.market) == 0
     assert job.terms.datasets[0].voucher and job.terms.datasets[0].price_units == 0
@@ -115,7 +115,7 @@ def test_a_refused_payment__leaves_no_voucher_or_bond_approved(
     quote = buyer.quote(
         [1], epsilon=1.0, purpose="research", rounds=2, vouchers=[1], dispute=window
     )
-    job = buyer.pay(quote)
+    job = quote.order()
     with pytest.raises(BankError, match="paid for already"):
         buyer.escrow.create_job(quote.terms)
     market = buyer.network.deployment.market

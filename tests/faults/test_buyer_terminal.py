@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import datatokens.cli
 from datahub.buyer import cli
-from datahub.buyer.sdk import Job
+from datahub.buyer.jobs import Job
 from datahub.buyer.waiting import follow
 from datatokens.terminal import Terminal, marked
 

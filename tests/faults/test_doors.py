@@ -123,6 +123,14 @@ def test_honest_json__is_read_as_it_was_written(value: object) -> None:
     assert parse(json.dumps(value).encode()) == value
 
 
+@pytest.mark.parametrize("raw", [b'{"a": 1, "a": 2}', b'[{"b": {"a": 1, "c": 2, "a": 1}}]'])
+def test_a_name_twice__is_one_sentence_at_every_reader(raw: bytes) -> None:
+    """Two readers would take two values of it, and one of them signs."""
+    for read in (parse, parse_canonical_json):
+        with pytest.raises(TermsError, match="'a' is there twice"):
+            read(raw)
+
+
 def test_a_signature__has_one_form_at_every_door() -> None:
     job = terms()
     message, line = acceptance_message(job), job.datasets[0]

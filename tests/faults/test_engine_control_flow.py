@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fl_client.model.graph import OPERATIONS, load_model
+from fl_client.model.losses import LOSSES
 from fl_client.model.weights import to_safetensors
 from fl_client.node.rounds import train
 from fl_client.privacy.adversary import (
@@ -25,7 +26,7 @@ from fl_client.privacy.adversary import (
 )
 from fl_client.privacy.noise import MARGIN
 from fl_client.privacy.slots import round_seconds
-from fl_client.privacy.training import CHUNK_ELEMENTS, ENGINES, LOSSES, RoundResult, chunks
+from fl_client.privacy.training import CHUNK_ELEMENTS, ENGINES, RoundResult, chunks
 from fl_client.protocol import Trained, pack
 from tests.clinic import Clinic, accepted, weights
 from tests.conftest import plan

@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 from datatokens.bindings.registry import Registry
 from datatokens.chain.connection import connect
 from datatokens.errors import NodeRefused
-from fl_client.node import cli, config, rounds, supernode
+from fl_client.node import config, rounds, supernode
 from fl_client.node.admission import admit
 from fl_client.node.skew import clock_problem, sentence
+from fl_client.office import cli
 from fl_client.privacy.ledger import Ledger
 from fl_client.protocol import Refused
 from fl_server.certificates import write_certificates

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.data.schemas import Feature, Schema, Target
+from fl_client.data.features import Feature
+from fl_client.data.schemas import Schema
 from fl_client.data.sources import plain
 from fl_client.data.tables import load
+from fl_client.data.targets import Target
 from fl_client.node.admission import admit
 from fl_client.protocol import Signed
 from tests.clinic import GRAPH, WEIGHTS, Clinic, refusal

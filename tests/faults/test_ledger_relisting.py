@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.data.schemas import Feature, Schema, Target
+from fl_client.data.features import Feature
+from fl_client.data.schemas import Schema
 from fl_client.data.sources import plain
 from fl_client.data.tables import load
+from fl_client.data.targets import Target
 from fl_client.errors import BudgetExceeded, LedgerError
 from fl_client.privacy.accounting import epsilon, lifetime_epsilon
 from fl_client.privacy.ledger import Ledger

@@ -21,14 +21,14 @@ from tests.clinic import BUYER, GRAPH, OTHER_BUYER, WEIGHTS, Clinic, accepted, r
 YEAR = 360 * 24 * 3600
 
 
-def test_far_deadline__refused_by_default_after_a_day(clinic: Clinic) -> None:
+def test_far_deadline__refused_by_default_after_two_weeks(clinic: Clinic) -> None:
     now = connect(clinic.url).now()
     said = refusal(clinic, clinic.paid(deadline=now + YEAR))
-    assert "this hospital holds a reservation for at most 86400 s" in said
+    assert "this hospital holds a reservation for at most 1209600 s" in said
     toml = clinic.folder / "node.toml"
     toml.write_text(
         toml.read_text().replace(
-            "longest_deadline_s = 86400 ", f"longest_deadline_s = {YEAR + 60} "
+            "longest_deadline_s = 1209600 ", f"longest_deadline_s = {YEAR + 60} "
         )
     )
     assert isinstance(
@@ -113,6 +113,6 @@ def test_policy__defaults_of_folders_from_before__hold(clinic: Clinic) -> None:
     toml.write_text("\n".join(lines))
     policy = config.read(clinic.folder).policy
     assert policy == replace(
-        Policy(("*",), ("*",), 4.5, 10), longest_deadline_s=86400, reservations_per_buyer=3
+        Policy(("*",), ("*",), 4.5, 10), longest_deadline_s=14 * 86400, reservations_per_buyer=3
     )
     assert make_app(clinic.room()) is not None

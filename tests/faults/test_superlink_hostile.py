@@ -33,6 +33,7 @@ from fl_server.exchange import Silent, ask, through
 from fl_server.mailbox import Mailbox
 from fl_server.runner import Post, Runner
 from fl_server.superlink import Registrations
+from tests.clocks import clock
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +142,7 @@ def test_the_machine_has_slept_while_a_node_trains__it_is_lost_when_it_misses_a_
     state: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = 0.0
-    monkeypatch.setattr(runner.time, "monotonic", lambda: seconds)
+    clock(monkeypatch, runner, monotonic=lambda: seconds)
     linkstate_now = "flwr.server.superlink.linkstate.in_memory_linkstate.now"
     awake = datetime.now(UTC) + timedelta(hours=1)
     node, run = state.create_node("me", "me", b"key", 30), new_run(state)

@@ -13,6 +13,7 @@ from datahub.market import reconcile
 from datahub.market.jobs import job_row
 from datatokens.bindings.registry import State
 from datatokens.terms import acceptance_message, attestation_message, sign
+from tests.clocks import clock
 from tests.datahub.hub_world import HubWorld
 
 
@@ -44,7 +45,7 @@ def test_a_job_whose_step_fails__is_left_alone_longer_each_time(
         raise OverflowError("whatever")
 
     monkeypatch.setattr(reconcile, "step", fails)
-    monkeypatch.setattr(reconcile.time, "monotonic", lambda: now[0])
+    clock(monkeypatch, reconcile, monotonic=lambda: now[0])
     pauses = reconcile.Pauses()
     while now[0] < 600:
         reconcile.reconcile(hub.desk, pauses)

@@ -294,7 +294,7 @@ def test_node__pictures__are_admitted_trained_on_and_looked_at(
         evaluate(again, terms.job_id.hex(), arrays)
     assert again.ledger.epsilon_spent(entry.name) == spent
     shutil.rmtree(clinic.folder / "pictures")
-    flat = clinic.paid(clinic.spec(schema_hash=SCHEMA.hash))
+    flat = clinic.paid(clinic.spec(schema_hash=SCHEMA.hash, epsilon=0.01))
     refused = admit(clinic.room(), flat.to_json(), *_logistic())
     assert "the dataset has pictures of shape (1, 28, 28)" in getattr(refused, "reason", "")
 

@@ -14,7 +14,7 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 from fl_client.errors import PlanError
-from fl_client.node.cli import node
+from fl_client.office.cli import node
 from fl_client.privacy import adversary
 from fl_client.privacy.accounting import calibrate
 from fl_client.privacy.adversary import survey

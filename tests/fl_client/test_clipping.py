@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from fl_client.model.export import export_model
 from fl_client.model.graph import GraphModel, load_model
+from fl_client.model.losses import LOSSES
 from fl_client.privacy import clipping
 from fl_client.privacy.clipping import Part, clipped_sum, most_patients, proved_margin
 from fl_client.privacy.compiling import frozen_of
 from fl_client.privacy.gradients import Loss, RowGradients, kept_layers
 from fl_client.privacy.noise import MARGIN
-from fl_client.privacy.training import LOSSES
 from tests.benchmarks.dp_step import ViT, resnet
 from tests.fl_client.test_graph import MODULES
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fl_client.model.export import export_model
 from fl_client.model.graph import GraphModel, load_model
+from fl_client.model.losses import LOSSES
 from fl_client.privacy import compiling
 from fl_client.privacy.compiling import (
     BookKeeping,
@@ -22,7 +23,8 @@ from fl_client.privacy.compiling import (
     made_up,
     rows_depend_on_others,
 )
-from fl_client.privacy.training import ENGINES, LOSSES
+from fl_client.privacy.training import ENGINES
+from tests.clocks import clock
 from tests.fl_client.test_clipping import CASES, ROWS, built, ours
 
 LONG = 10**12  # steps of a job that compiling pays for, where there is a compiler
@@ -141,7 +143,7 @@ def test_book_keeping__weight_of_one_dimension__has_a_number_of_the_sum_for_each
 
     graph = load_model(*export_model(Dot(), torch.zeros(1, 5)))
     run = BookKeeping(graph, LOSSES["squared_error"], 3, 1, 1)
-    x, y, w, mask = made_up(graph, 3, 1)
+    x, y, w, mask = made_up(graph, LOSSES["squared_error"], 3, 1)
     clip = torch.tensor(1e9)
     found = run.sum(theta_of(graph), [], x, y, w, mask, clip)
     expected = (2 * (x @ theta_of(graph) - y)[:, None] * x).sum(0)
@@ -167,7 +169,7 @@ def test_book_keeping__another_job_of_the_same_graph__uses_its_own_frozen_number
     loss = LOSSES["squared_error"]
     run = book_keeping(one, loss, 3, 1, 1)
     assert book_keeping(other, loss, 3, 1, 1) is run
-    x, y, w, mask = made_up(one, 3, 1)
+    x, y, w, mask = made_up(one, loss, 3, 1)
     for graph in (other, one, other):
         found = run.sum(theta_of(graph), frozen_of(graph), x, y, w, mask, torch.tensor(1e9))
         expected = torch.cat([s.flatten() for s in ours(graph, loss, x, y, mask, 1e9)])
@@ -180,13 +182,13 @@ def test_book_keeping__another_job_of_the_same_graph__uses_its_own_frozen_number
 def test_rows_depend_on_others__real_engines__no(name: str, records: int, engine: str) -> None:
     graph = small(name)[0]
     run = ENGINES[engine](graph, LOSSES[CASES[name][2]], 7, records, 1)
-    x, y, w, _ = made_up(graph, 7, records)
+    x, y, w, _ = made_up(graph, LOSSES[CASES[name][2]], 7, records)
     rows = lambda theta, x, y, w, *frozen: run.rows(theta, frozen, x, y, w)  # noqa: E731
     assert rows_depend_on_others(rows, 7, theta_of(graph), frozen_of(graph), x, y, w) is None
 
 
 def test_rows_depend_on_others__a_last_bit__is_noticed() -> None:
-    x, y, w, _ = made_up(small("mlp")[0], 6, 1)
+    x, y, w, _ = made_up(small("mlp")[0], LOSSES["squared_error"], 6, 1)
 
     def rows(theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> list[Tensor]:
         sway = torch.where(x[0].isnan().any(), 2.0**-23, 0.0)
@@ -249,8 +251,8 @@ def test_pays_from__step_of_a_millisecond_or_of_a_second__is_thousands_of_steps_
     graph = small("mlp")[0]
     found = []
     for seconds in (1e-3, 1.0):
-        clock = iter([0.0, 9.0, 20.0, 20.0 + seconds])  # the first call is slow and does not count
-        monkeypatch.setattr(compiling.time, "perf_counter", lambda clock=clock: next(clock))
+        times = iter([0.0, 9.0, 20.0, 20.0 + seconds])  # the first call is slow and does not count
+        clock(monkeypatch, compiling, perf_counter=lambda times=times: next(times))
         found.append(BookKeeping(graph, LOSSES["squared_error"], ROWS, 1, 1).pays_from)
     assert found[0] > 3000 and 20 < found[1] < 100
 

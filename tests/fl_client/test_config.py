@@ -43,9 +43,11 @@ def test_read__misspelt_key__is_named_with_the_nearest_right_one(folder: Path) -
 def test_read__dataset_whose_column_does_not_go_with_its_unit__is_left_out_in_words(
     folder: Path,
 ) -> None:
+    from fl_client.data.features import Feature
     from fl_client.data.manifests import Manifest
-    from fl_client.data.schemas import Feature, Schema, Target
+    from fl_client.data.schemas import Schema
     from fl_client.data.sources import plain
+    from fl_client.data.targets import Target
 
     schema = Schema((Feature("a", 0, 1),), Target("y", 0))
     manifest = Manifest("Clinic", "T", "", 40, 10, 3.0, 1e-5, schema)

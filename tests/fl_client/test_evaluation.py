@@ -176,10 +176,8 @@ def test_figures__any_table__ordered_numbers_within_zero_and_one(
     [
         ("binary_cross_entropy", np.array([[0.0], [1e4], [-1e4], [np.nan]]), [0.0, 1e4, -1e4, 0.0]),
         ("binary_cross_entropy", np.array([0.0, np.inf]), [0.0, np.inf]),
-        ("squared_error", np.array([[-3.0], [0.5], [9.0]]), [-np.inf, 0.0, np.inf]),
         ("cross_entropy", np.array([[0.0, 0.0], [0.0, 1e4]]), [0.0, 1e4]),
-        ("cross_entropy", np.array([[0.0, 1.0, 0.0]]), [1 - math.log(2)]),
-        ("cross_entropy", np.full((1, 3), -np.inf), [0.0]),
+        ("cross_entropy", np.full((1, 2), -np.inf), [0.0]),
     ],
 )
 def test_logits__every_loss__keep_what_a_probability_would_lose(

@@ -9,7 +9,7 @@ from fl_client.errors import GraphRefused
 from fl_client.model.export import export_model
 from fl_client.model.fit import check_fit, check_inputs, ending_problem
 from fl_client.model.graph import load_model
-from fl_client.privacy.training import LOSSES
+from fl_client.model.losses import LOSSES
 
 
 class Then(nn.Module):
@@ -77,7 +77,7 @@ def test_ending_problem__the_loss_applies_it_itself__says_what_to_take_away(name
     model = load_model(graph, weights)
     assert ending_problem(model, loss) == problem
     with pytest.raises(GraphRefused, match=f"take the {what} away"):
-        check_fit(model, loss, (4,))
+        check_fit(model, loss, (4,), {loss: outputs})
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -85,7 +85,7 @@ def test_ending_problem__honest_model__none(name: str) -> None:
     outputs, ending, loss = HONEST[name]
     graph, weights = exported(outputs, ending)
     assert ending_problem(graph, loss) is None
-    check_fit(load_model(graph, weights), loss, (4,))
+    check_fit(load_model(graph, weights), loss, (4,), {loss: outputs})
 
 
 def test_log_softmax_before_cross_entropy__is_the_same_loss() -> None:

@@ -31,8 +31,8 @@ from fl_client.model.graph import (
     predict,
     with_parameters,
 )
+from fl_client.model.losses import LOSSES
 from fl_client.model.weights import from_safetensors, model_hash, to_safetensors
-from fl_client.privacy.training import LOSSES
 
 
 class Attention(nn.Module):
@@ -851,7 +851,13 @@ ROOM = Path(fl_client.__file__).parent
 ELSEWHERE = set(
     (
         "config.py supernode.py bundle.py cli.py owner_cli.py listing.py job_folder.py entries.py "
-        "counter.py table_cli.py album.py shards.py survey.py"
+        "counter.py table_cli.py album.py shards.py survey.py snapshots.py "
+        "backup.py sealed.py backup_cli.py "
+        # around what sees one: these start it and shut it in
+        "workers.py zygote.py walls.py kernel.py probe.py machine_cli.py audit_log.py page.py "
+        "pack.py "
+        # the machine, and how the node stands
+        "preflight.py service.py contacts.py state.py"
     ).split()
 )
 SEE_A_MODEL = sorted(p for p in ROOM.rglob("*.py") if p.name not in ELSEWHERE)

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fl_client.data.features import Feature
 from fl_client.data.identity import Members, canonical_row, patient_key
-from fl_client.data.schemas import Feature, Schema, Target
+from fl_client.data.schemas import Schema
 from fl_client.data.sources import plain
 from fl_client.data.tables import load
+from fl_client.data.targets import Target
 from fl_client.errors import DatasetError
 
 A = Schema((Feature("a", 0, 1), Feature("b", 0, 1)), Target("y", 0))

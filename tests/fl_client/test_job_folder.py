@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 
 from datatokens.terms import JobTerms
-from fl_client.errors import ProtocolError
-from fl_client.node.job_folder import JobFolder, job_folders, write_whole
+from fl_client.errors import JobDamaged, ProtocolError
+from fl_client.node.job_folder import (
+    DECISIONS,
+    RELEASES,
+    Decision,
+    JobFolder,
+    job_folders,
+    of_each,
+    write_whole,
+)
 from fl_client.protocol import Refused, Signed
 
 ANSWER = Signed(b"\x01\x02")
@@ -62,3 +70,71 @@ def test_keep_attested__another_result__refused(tmp_path: Path) -> None:
 def test_job_folder__id_that_is_none__refused(tmp_path: Path, bad: str) -> None:
     with pytest.raises(ProtocolError, match="64 hexadecimal digits"):
         JobFolder(tmp_path, bad)
+
+
+READERS = {  # a file of a job -> what reads it
+    "terms.json": lambda one: one.terms,
+    "answer.json": lambda one: one.answer,
+    "request.json": lambda one: one.request,
+    "held.json": lambda one: one.held,
+    "decisions.json": lambda one: one.decisions(DECISIONS),
+    "releases.json": lambda one: one.decisions(RELEASES),
+}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe\x00", b"{}", b"[1]", b"null", b"[" * 9000]
+)
+@pytest.mark.parametrize("name", READERS)
+def test_read__a_file_that_is_damaged__is_said_and_costs_its_own_job(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    bad, good = JobFolder(tmp_path, "ab" * 32), JobFolder(tmp_path, "cd" * 32)
+    good.keep_attested("one")
+    write_whole(bad.path / name, content)
+    with pytest.raises(JobDamaged, match=f"job abababababab: {name} in .* is damaged"):
+        READERS[name](bad)
+    found, damaged = of_each(tmp_path, lambda one: (READERS[name](one), one.path.name))
+    assert [job for _, job in found] == ["cd" * 32] and list(damaged) == ["ab" * 32]
+
+
+def test_read__a_file_of_another_user__is_damage_of_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = JobFolder(tmp_path, "ab" * 32)
+    folder.decide(Decision("a", True, "", 1.0))
+
+    def refused(self: Path) -> bytes:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(JobDamaged, match="PermissionError"):
+        folder.decisions()
+
+
+def test_write_whole__disk_is_full__leaves_the_old_file_and_no_half_of_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_whole(tmp_path / "file", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fl_client.node.job_folder.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "file", b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_write_whole__by_root__belongs_to_whoever_the_folder_belongs_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr("fl_client.node.job_folder.os.geteuid", lambda: 0)
+    monkeypatch.setattr(
+        "fl_client.node.job_folder.os.fchown", lambda _, user, group: given.append((user, group))
+    )
+    write_whole(tmp_path / "file", b"")
+    there = tmp_path.stat()
+    assert given == [(there.st_uid, there.st_gid)]

@@ -32,6 +32,7 @@ from fl_client.errors import ConfigError, LedgerError, ProtocolError
 from fl_client.model.weights import from_safetensors, model_hash
 from fl_client.node import config, entries
 from fl_client.node.admission import admit
+from fl_client.node.job_folder import write_whole
 from fl_client.node.listing import enrol, rotate_key
 from fl_client.node.rounds import attest, evaluate, release, train
 from fl_client.privacy import accounting
@@ -39,6 +40,7 @@ from fl_client.privacy.evaluation import CELLS, IN_FINE, IN_GROUP
 from fl_client.privacy.ledger import Ledger
 from fl_client.privacy.training import ENGINES
 from fl_client.protocol import JobSpec, Refused, Signed, sha256_hex
+from fl_client.worker.workers import Worker
 from fl_server.report import Round
 from fl_server.report import build as build_report
 from fl_server.settlement import accept, settle
@@ -265,16 +267,17 @@ def test_train__engine_of_node_toml__trains_and_another_name_is_refused(
     toml = clinic.folder / "node.toml"
     text = toml.read_text()
     assert 'engine = "book-keeping"' in text
-    used = []
-    for name, engine in ENGINES.items():
-        monkeypatch.setitem(
-            ENGINES,
-            name,
-            lambda *given, name=name, engine=engine: used.append(name) or engine(*given),
-        )
+    used, tell = [], Worker.tell
+    monkeypatch.setattr(
+        Worker,
+        "tell",
+        lambda self, task, stops: (
+            used.append(getattr(task, "engine", "")) or tell(self, task, stops)
+        ),
+    )
     toml.write_text(text.replace('engine = "book-keeping"', 'engine = "hooks"'))
     trained = from_safetensors(train(clinic.room(), job, 1, weights()).model)
-    assert set(used) == {"hooks"} and len(used) == 2, "the self-check and the round"
+    assert used == ["hooks", "", ""], "the check; a cohort and a round of what was checked"
     assert model_hash(trained) != model_hash(weights())
     toml.write_text(text.replace('engine = "book-keeping"', 'engine = "ghost"'))
     with pytest.raises(ConfigError, match=f"engine='ghost' must be {' or '.join(ENGINES)}"):
@@ -361,13 +364,16 @@ def test_attest__table_that_the_node_released__must_be_in_the_report_as_it_was(
     terms, spec, arrays, part = trained(clinic)
     job, ours = terms.job_id.hex(), clinic.dataset_id
     told = evaluate(clinic.room(), job, arrays)
-    figures = {n: getattr(told, n) for n in ("epsilon_job", "epsilon_lifetime", "delta_lifetime")}
+    names = ("epsilon_job", "epsilon_lifetime", "delta_lifetime", "log_head")
+    figures = {n: getattr(told, n) for n in names}
     honest = replace(part, scores=list(told.scores), **figures)
     spoiled = [*told.scores[:-1], told.scores[-1] + 1]
     for wrong, said in (
         (replace(honest, scores=spoiled), "scores"),
         (replace(honest, scores=None), "scores"),
         (part, "epsilon"),
+        (replace(honest, log_head=part.log_head), "log_head"),
+        (replace(honest, no_walls="files, network"), "no_walls"),
     ):
         report, _ = build_report(terms, spec, model_hash(arrays), [], {ours: wrong})
         with pytest.raises(ProtocolError, match=said):
@@ -400,7 +406,7 @@ def test_data_room__patient_column__patients_are_the_unit_in_rounds_and_tables(
     assert abs(sum(scores) - expected) < 6 * CELLS**0.5 * spec.plan.score_noise_multiplier
     other = plain(entry.source.file, "whose")
     entries.update(clinic.folder, clinic.dataset_id, source=other)
-    assert "lacks the column" in clinic.room().skipped[str(clinic.dataset_id)]
+    assert "how its table is read" in clinic.room().skipped[str(clinic.dataset_id)]
 
 
 def test_attest__honest_report__is_signed_and_settles(clinic: Clinic) -> None:
@@ -577,8 +583,10 @@ def test_rotate_key__job_under_way__is_settled_with_the_old_key_and_the_next_use
 
 
 def test_rotate_key__stolen__old_key_is_dead_and_what_it_accepted_is_taken_back(
-    clinic: Clinic,
+    clinic: Clinic, caplog: pytest.LogCaptureFixture
 ) -> None:
+    damaged = clinic.folder / "jobs" / ("0" * 64) / "terms.json"  # before all the others
+    write_whole(damaged, b"{")
     enrol(config.read(clinic.folder), connect(clinic.url, OWNER[1]))
     terms = accepted(clinic)
     escrow, old = Escrow(connect(clinic.url, accounts()[0][1]), clinic.made.market), clinic.node
@@ -587,6 +595,7 @@ def test_rotate_key__stolen__old_key_is_dead_and_what_it_accepted_is_taken_back(
     rotate_key(config.read(clinic.folder), OWNER[1], 3600, True)
     assert nodes_of(clinic).status(old).state is KeyState.REVOKED
     assert escrow.job(terms.job_id).accepted == 0
+    assert "is not taken back: job 000000000000: terms.json" in caplog.text
     late = clinic.paid(datasets=(clinic.line(node=old),))
     assert f"the node key {old} is revoked in the node registry" in refusal_by(clinic, late, old)
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
+from fl_client.data import readers
 from fl_client.data.sources import Source
 from fl_client.data.tables import load
-from fl_client.errors import DatasetError
+from fl_client.errors import DatasetError, SourceAway
 from tests.fl_client.test_sources import OMOP, SCHEMA, SECRET
 
 FOUND = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -117,3 +118,11 @@ def test_postgresql__a_server_that_is_not_there__is_a_sentence() -> None:
     away = "postgresql+psycopg://owner@127.0.0.1:1/none"
     with pytest.raises(DatasetError, match=r"the database answers the query: .*refused"):
         load(source(away, "SELECT 1"), SCHEMA)
+
+
+def test_postgresql__a_query_that_does_not_end__is_away(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "QUERY_S", 1)
+    with pytest.raises(SourceAway, match="statement timeout"):
+        load(source(server, "SELECT person_id AS id, pg_sleep(60) FROM person"), SCHEMA)

@@ -170,12 +170,27 @@ def test_wire_keys__are_spelled_in_protocol_py_alone() -> None:
 
 def test_job_spec__server_momentum__is_part_of_the_terms_from_version_2_on() -> None:
     known = spec(server_momentum=0.8, server_rates={"bias": 4.0})
-    assert JobSpec.from_dict(known.as_dict()) == known and known.as_dict()["version"] == 2
+    assert JobSpec.from_dict(known.as_dict()) == known and known.as_dict()["version"] == 4
     old = {k: v for k, v in known.as_dict().items() if k != "server_momentum"} | {"version": 1}
     with pytest.raises(ProtocolError, match="server_momentum"):
         JobSpec.from_dict(old)
-    with pytest.raises(ProtocolError, match="version=1 must be 2"):
+    with pytest.raises(ProtocolError, match="version=1 must be 4"):
         JobSpec.from_dict(known.as_dict() | {"version": 1})
+
+
+def test_job_spec__of_version_2__is_still_read() -> None:
+    """Settled jobs of before there were several outputs are shown for ever."""
+    known = spec()
+    old = {k: v for k, v in known.as_dict().items() if k != "outputs"} | {"version": 2}
+    assert JobSpec.from_dict(old) == known and known.outputs == 1
+    # once, a job under way with two outputs was refused by a node that had been updated meanwhile
+    assert JobSpec.from_dict(old | {"loss": "cross_entropy"}).outputs == 2
+
+
+@pytest.mark.parametrize("value", [0, -1, 65, 1.0, True, "1", None])
+def test_job_spec__outputs_out_of_range__refused_by_name(value: Any) -> None:
+    with pytest.raises(ProtocolError, match="outputs="):
+        spec(outputs=value)
 
 
 @pytest.mark.parametrize("value", [-0.1, 0.995, math.nan, 1, True, "0.5", None])

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,69 +18,20 @@ from fl_client.data.schemas import Schema
 from fl_client.data.sources import Source
 from fl_client.data.tables import load
 from fl_client.errors import DatasetError
-
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
-STROKE = DATA / "ist-stroke" / "ist_dev.csv.gz"
-needs_data = pytest.mark.skipif(not STROKE.exists(), reason="the evaluation data is not here")
-
-
-def yes_no(*names: str, centre: float = 0.5, **more: Any) -> list[dict[str, Any]]:
-    usual = {"kind": "yes/no", "centre": centre, "scale": 1}
-    return [{"name": name, **usual, **more} for name in names]
-
-
-def category(name: str, *levels: str) -> dict[str, Any]:
-    return {"name": name, "categories": list(levels)}
-
-
-STROKE_SCHEMA = Schema.from_dict(
-    {
-        "features": [
-            {"name": "age", "centre": 70, "scale": 10, "unit": "a"},
-            {"name": "systolic", "centre": 160, "scale": 25, "unit": "mm[Hg]"},
-            {"name": "delay", "centre": 20, "scale": 12, "unit": "h"},
-            *yes_no("male"),
-            category("conscious", "alert", "drowsy", "unconscious"),
-            *yes_no("woke with it", "scan before", "infarct seen"),
-            *yes_no("fibrillation", "heparin", "aspirin", centre=0, missing={"value": "no"}),
-            *yes_no(*(f"deficit {i}" for i in range(1, 9))),
-            category("kind", "partial", "total", "lacunar", "posterior"),
-            *yes_no("given aspirin", "given heparin"),
-        ],
-        "target": {"name": "dead or dependent", "kind": "yes/no"},
-    }
+from tests.real_data import (
+    BRCA,
+    COLUMNS,
+    SHARED,
+    STROKE,
+    STROKE_SCHEMA,
+    brca,
+    brca_header,
+    picture_schema,
+    png_folder,
+    read_idx,
 )
-Y_N = {"Y": "yes", "N": "no"}
-COLUMNS = {
-    "age": {"column": "AGE"},
-    "systolic": {"column": "RSBP"},
-    "delay": {"column": "RDELAY"},
-    "male": {"column": "SEX", "levels": {"M": "yes", "F": "no"}},
-    "conscious": {
-        "column": "RCONSC",
-        "levels": {"F": "alert", "D": "drowsy", "U": "unconscious"},
-    },
-    "woke with it": {"column": "RSLEEP", "levels": Y_N},
-    "scan before": {"column": "RCT", "levels": Y_N},
-    "infarct seen": {"column": "RVISINF", "levels": Y_N},
-    "fibrillation": {"column": "RATRIAL", "levels": Y_N},
-    "heparin": {"column": "RHEP24", "levels": Y_N},
-    "aspirin": {"column": "RASP3", "levels": Y_N},
-    **{f"deficit {i}": {"column": f"RDEF{i}", "levels": {**Y_N, "C": "no"}} for i in range(1, 9)},
-    "kind": {
-        "column": "STYPE",
-        "levels": {
-            "PACS": "partial",
-            "OTH": "partial",
-            "TACS": "total",
-            "LACS": "lacunar",
-            "POCS": "posterior",
-        },
-    },
-    "given aspirin": {"column": "RXASP", "levels": Y_N},
-    "given heparin": {"column": "RXHEP", "levels": dict.fromkeys("LMH", "yes") | {"N": "no"}},
-    "dead or dependent": {"column": "DEADDEP6", "missing": ["-1"]},
-}
+
+needs_data = pytest.mark.skipif(not STROKE.exists(), reason="the evaluation data is not here")
 
 
 def by_hand(row: dict[str, str]) -> list[float]:
@@ -137,7 +88,8 @@ def test_stroke_trial__text_categories_and_blanks__eighteen_hospitals_with_one_s
 def test_stroke_trial__packed_file_as_it_is__reads_whole(trial: list[dict[str, str]]) -> None:
     source = Source.from_dict({"source": {"file": str(STROKE)}, "columns": COLUMNS})
     found = becomes(load(source, STROKE_SCHEMA), STROKE_SCHEMA)
-    assert found["positive"] == sum(row["DEADDEP6"] == "1" for row in trial)
+    (outcome,) = found["target"]
+    assert outcome["records"] == sum(row["DEADDEP6"] == "1" for row in trial)
     assert found["lacking"] == {"dead or dependent": 106}
     assert [line["input"] for line in found["inputs"]][4:6] == [
         "conscious is drowsy",
@@ -159,7 +111,7 @@ def test_stroke_trial__a_level_that_the_schema_has_not__is_named_with_its_line()
 def test_heart__files_as_they_come__without_a_header_and_with_question_marks(
     hospital: str,
 ) -> None:
-    file = DATA / "heart-disease" / f"processed.{hospital}.data"
+    file = SHARED / "heart-disease" / f"processed.{hospital}.data"
     said = {"file": str(file), "names": list(HEART_COLUMNS)}
     found = load(Source.from_dict({"source": said}), HEART_SCHEMA)
     with file.open(newline="") as lines:
@@ -182,7 +134,8 @@ def test_draft_schema__names_and_types_and_no_number_of_the_table() -> None:
     by_name = {feature["name"]: feature for feature in proposed["features"]}
     assert by_name["AGE"] == {"name": "AGE", "centre": 55, "scale": 15, "unit": "a"}
     assert by_name["RDELAY"]["centre"] == "FILL IN"
-    assert by_name["SEX"]["categories"] == ["F", "M"]
+    assert by_name["SEX"]["categories"] == ["female", "male", "other", "unknown"]
+    assert by_name["RCONSC"]["categories"] == ["D", "F", "U"]
     assert by_name["RATRIAL"]["kind"] == "yes/no" and by_name["RATRIAL"]["missing"] == "drop"
     assert "PID" not in by_name
     assert any("never from this table" in note for note in notes)
@@ -190,3 +143,37 @@ def test_draft_schema__names_and_types_and_no_number_of_the_table() -> None:
         Schema.from_dict(proposed)
     with pytest.raises(DatasetError, match="target='' must be one of the table's columns: PID"):
         draft(source, "")
+
+
+@needs_data
+def test_breast_cancer__six_regions__survival_in_intervals(tmp_path: Path) -> None:
+    with (BRCA / "brca.csv").open(newline="") as file:
+        rows = {row["pid"]: row for row in csv.DictReader(file)}
+    sizes = []
+    for region, (train, test) in brca(tmp_path).items():
+        sizes += [len(train.targets), len(test.targets)]
+        assert train.features.shape[1] == len(brca_header()) - 3 == 39
+        with (tmp_path / f"{region}.train.csv").open(newline="") as file:
+            own = [rows[row["pid"]] for row in csv.DictReader(file)]
+        edges = (0, 365, 730, 1095, 1825, 3650)
+        for row, numbers in zip(own, train.targets, strict=True):
+            time, dead = float(row["T"]), float(row["E"]) == 1
+            for i, (low, high) in enumerate(pairwise(edges)):
+                event = dead and (low < time or low == 0) and time <= high
+                assert numbers[i] == event
+                assert numbers[5 + i] == (event or time >= (low + high) / 2)
+    assert sizes == [248, 63, 156, 40, 164, 42, 129, 33, 129, 33, 40, 11]
+
+
+@needs_data
+def test_mnist__as_a_folder_of_pictures__ten_classes(tmp_path: Path) -> None:
+    pytest.importorskip("PIL", reason="pictures need pillow")
+    pictures, labels = (
+        read_idx(SHARED / "mnist" / f"test-dev-{kind}-ubyte.gz")[:200]
+        for kind in ("images-idx3", "labels-idx1")
+    )
+    target = {"name": "label", "kind": "classes", "levels": list(range(10))}
+    source = png_folder(tmp_path / "digits", pictures, labels)
+    found = load(source, picture_schema(target), b"s" * 32, tmp_path / "store")
+    assert found.targets.tolist() == labels.tolist()
+    assert found.features[:][:, 0] == pytest.approx((pictures / 255 - 0.5) / 0.5, abs=1e-6)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fl_client.errors import GraphRefused
 from fl_client.model.export import export_model
 from fl_client.model.graph import GraphModel, load_model
+from fl_client.model.losses import LOSSES
 from fl_client.privacy import clipping, compiling, selfcheck
-from fl_client.privacy.training import ENGINES, LOSSES
+from fl_client.privacy.training import ENGINES
 from tests.fl_client.test_clipping import CASES
 
 WIDTH = 5

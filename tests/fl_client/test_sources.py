@@ -5,7 +5,9 @@ named by file, line, column and value.
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl_client.data import readers
+from fl_client.data.cells import as_number
 from fl_client.data.dialects import describe
 from fl_client.data.readers import rows
 from fl_client.data.schemas import Schema
 from fl_client.data.sources import Source, plain, read_source
-from fl_client.data.tables import Records, as_number, load
-from fl_client.errors import DatasetError
+from fl_client.data.tables import Records, load
+from fl_client.errors import DatasetError, SourceAway
 
 SECRET = b"s" * 32
 SCHEMA = Schema.from_dict(
@@ -93,6 +97,21 @@ def written_excel(folder: Path) -> dict[str, Any]:
     return {"file": "t.xlsx"}
 
 
+def written_excel_of_rows_as_long_as_what_is_in_them(folder: Path) -> dict[str, Any]:
+    """As programs write them that do not say how wide a sheet is."""
+    from openpyxl import Workbook
+
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet()
+    names = sorted(ROWS[0], key=lambda name: name == "smoker")  # which one row lacks, at the end
+    sheet.append(names)
+    for row in ROWS:
+        cells = [row[name] for name in names]
+        sheet.append(cells if cells[-1] is not None else cells[:-1])
+    book.save(folder / "rows.xlsx")
+    return {"file": "rows.xlsx"}
+
+
 def written_sqlite(folder: Path) -> dict[str, Any]:
     with sqlite3.connect(folder / "t.sqlite") as db:
         db.execute("create table t (id, age, sex, smoker, seen, ill)")
@@ -107,6 +126,7 @@ WRITTEN = [
     written_parquet,
     written_json_lines,
     written_excel,
+    written_excel_of_rows_as_long_as_what_is_in_them,
     written_sqlite,
 ]
 
@@ -158,6 +178,19 @@ def test_json_lines__what_is_wrong__is_named_by_line(
         load(text(tmp_path, content, "t.jsonl"), NUMBER)
 
 
+def test_excel__a_formula_that_nothing_has_worked_out__is_named(tmp_path: Path) -> None:
+    """Once, it was missing, and the record was left out without a word."""
+    from openpyxl import Workbook
+
+    book = Workbook()
+    book.active.append(list(ROWS[0]))
+    book.active.append([*list(ROWS[0].values())[:-1], "=1+0"])
+    book.save(tmp_path / "t.xlsx")
+    source = Source.from_dict({"source": {"file": str(tmp_path / "t.xlsx")}})
+    with pytest.raises(DatasetError, match=r"row 2: the formula '=1\+0' has no value yet: open"):
+        load(source, SCHEMA)
+
+
 def test_json_lines__long_identifiers_and_left_out_names__are_exact(tmp_path: Path) -> None:
     long = 12345678901234567890123
     lines = [{"id": long, "a": 1, "y": 1}, {"id": long + 1, "y": 0}, {"y": 1, "a": 2, "id": "7"}]
@@ -193,6 +226,7 @@ NUMBER = Schema.from_dict(
         ('a,y\n1,1\n2"x,1\n', "t.csv line 3: a='2\"x' is not a number"),
         ('a,y\n"1"x,1\n', 't.csv line 2: a quote " is not closed, or stands where none may'),
         ("a,a,y\n1,2,1\n", "the column 'a' is there twice"),
+        ("1,1,0\n2,3,1\n", "if this is no row of names, say names = "),
         ("a,y\n1,1\n2,1,9\n", "t.csv line 3: 3 cells, the header has 2"),
         ("a,y\n1,1\n2\n", "t.csv line 3: 1 cells, the header has 2"),
         ("a,y\n0x1A,1\n", "t.csv line 2: a='0x1A' is not a number"),
@@ -406,6 +440,7 @@ def test_several_identifier_columns__are_one_patient_together(tmp_path: Path) ->
         ("a;b\n1,5;Käse\n2,5;x\n", "cp1252", ("cp1252", ";", ",")),
         ("a\tb\n1.5\tx\n", "utf-16", ("utf-16", "\t", ".")),
         ("a,b\n1.5,Käse\n", "utf-8", ("utf-8", ",", ".")),
+        ('a,b\n1.5,"x, or ""y"""\n2.5,z\n', "utf-8", ("utf-8", ",", ".")),
         ("sep=|\na|b\n1|2\n", "utf-8", ("utf-8", "|", ".")),
     ],
 )
@@ -424,3 +459,17 @@ def test_describe__how_a_file_is_written__is_proposed_and_reads(
 def test_plain__a_file_of_unknown_kind__is_named() -> None:
     with pytest.raises(DatasetError, match=r"t.doc: the name must end in one of .csv"):
         plain(Path("t.doc"))
+
+
+def test_sql__a_database_that_accepts_and_says_nothing__is_away_within_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, a node's start waited for it, and with it every dataset that has another source."""
+    pytest.importorskip("psycopg", reason="the PostgreSQL driver is not installed")
+    monkeypatch.setattr(readers, "CONNECT_S", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql+psycopg://reader@127.0.0.1:{silent.getsockname()[1]}/ward"
+        began = time.monotonic()
+        with pytest.raises(SourceAway, match="the database answers the query: "):
+            list(rows(Source("sql", url=url, query="select 1")))
+    assert time.monotonic() - began < 30

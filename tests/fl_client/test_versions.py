@@ -22,7 +22,7 @@ from fl_client.node import config, entries
 from fl_client.node.admission import admit
 from fl_client.node.entries import DatasetEntry
 from fl_client.node.rounds import train
-from fl_client.node.served import open_ledger, problem
+from fl_client.node.served import open_ledger, standing
 from fl_client.node.versions import remove_dataset, replace_dataset, withdraw_patient
 from fl_client.privacy.ledger import Ledger
 from fl_client.protocol import Signed
@@ -85,16 +85,14 @@ def test_replace_dataset__changed_table__is_the_next_version_with_its_patients_h
 
 
 def test_replace_dataset__moved_table__changes_the_place_alone(
-    clinic: Clinic, hub_calls: list, tmp_path: Path
+    clinic: Clinic, hub_calls: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clinic.room()
     before = entry_of(clinic)
     moved = tmp_path / "elsewhere.csv"
     before.source.file.rename(moved)
-    assert (
-        "is not there; if it was moved: datahub node replace-dataset"
-        in clinic.room().skipped[str(clinic.dataset_id)]
-    )
+    assert clinic.room().records[clinic.dataset_id].persons == 40
+    assert "is not there; if it was moved: datahub node replace-dataset" in caplog.text
     entry, version = replace_dataset(config.read(clinic.folder), OWNER[1], clinic.dataset_id, moved)
     assert (entry.manifest, version, spent(clinic)) == (before.manifest, 1, 0.0)
     assert [e.source.file for e in clinic.room().datasets] == [moved]
@@ -134,7 +132,7 @@ def test_withdraw_patient__while_the_node_runs__is_out_of_the_next_round_and_lat
     room = clinic.room()
     first = from_safetensors(train(room, job.job_id.hex(), 1, weights()).model)
     released = entry_of(clinic).manifest
-    assert withdraw_patient(config.read(clinic.folder), " p3 ") == [clinic.dataset_id]
+    assert withdraw_patient(config.read(clinic.folder), " p3 ").datasets == [clinic.dataset_id]
     train(room, job.job_id.hex(), 2, first)
     assert room.records[clinic.dataset_id].persons == 19
     assert len(room.records[clinic.dataset_id].targets) == 38
@@ -162,7 +160,7 @@ def test_withdraw_patient__same_file_listed_by_record__loses_the_patient_s_recor
         )
     )
     found = withdraw_patient(config.read(clinic.folder), "p3")
-    assert found == [clinic.dataset_id, second]
+    assert found.datasets == [clinic.dataset_id, second]
     room = clinic.room()
     assert {i: r.persons for i, r in room.records.items()} == {clinic.dataset_id: 19, second: 38}
 
@@ -240,16 +238,16 @@ def test_open_ledger__another_secret__refused(clinic: Clinic) -> None:
         open_ledger(clinic.folder)
 
 
-def test_problem__file_untouched__is_not_read_again(
+def test_standing__file_untouched__is_not_read_again(
     clinic: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clinic.room()
     entry, secret = entry_of(clinic), open_ledger(clinic.folder)[1]
     with monkeypatch.context() as patch:
         patch.setattr("fl_client.node.served.load", None)
-        assert problem(clinic.folder, entry, secret) == ""
+        assert standing(clinic.folder, entry, secret) == ("", "")
     entry.source.file.write_text(entry.source.file.read_text() + "\n1,1,1")
-    assert "replace-dataset" in problem(clinic.folder, entry, secret)
+    assert "replace-dataset" in standing(clinic.folder, entry, secret)[0]
 
 
 # -- folders of before patients were known ---------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from fl_client.privacy import accounting
 from fl_client.privacy.evaluation import CELLS
 from fl_client.protocol import (
     Admit,
+    Ask,
     Attest,
     Evaluate,
     JobSpec,
@@ -36,11 +38,14 @@ from fl_client.protocol import (
     Signed,
     Train,
     Trained,
+    Waiting,
 )
+from fl_server import app as app_module
 from fl_server.app import conduct
 from fl_server.errors import RunFailed
 from fl_server.run_folder import RunFolder
 from fl_server.settlement import attestation_of
+from tests.clocks import clock
 from tests.conftest import NODE_KEYS, spec, terms
 
 
@@ -54,10 +59,12 @@ START = {"w": np.zeros(3, np.float32)}
 Script = Callable[[int, str, ConfigRecord], dict[str, Any] | Error | None]
 
 
-def folder(tmp_path: Path, momentum: float = 0.0, **changes: Any) -> RunFolder:
+def folder(
+    tmp_path: Path, momentum: float = 0.0, job_spec: JobSpec | None = None, **changes: Any
+) -> RunFolder:
     # weights that float32 holds exactly
     weighted = spec(persons={1: 32, 2: 16, 3: 8, 4: 8}, server_momentum=momentum)
-    job = terms(weighted, **changes)
+    job = terms(job_spec or weighted, **changes)
     nodes = {line.node: i + 1 for i, line in enumerate(job.datasets)}
     (tmp_path / "terms.json").write_bytes(job.to_json())
     (tmp_path / "graph.json").write_bytes(b"{}")
@@ -290,3 +297,94 @@ def test_conduct__too_few_sign__fails_and_nothing_is_given_out(tmp_path: Path) -
     with pytest.raises(RunFailed, match="attestation: 2 hospitals signed, the quorum is 3"):
         conduct(job, conductor(script))
     assert not (tmp_path / "result.sealed").exists()
+
+
+def people(answers: dict[int, list[str]], asked: list[int]) -> Script:
+    """Hospitals where a person decides: "wait", "away", "trouble", "yes" or "no" at each question
+    in turn.
+    """
+
+    def script(dataset_id: int, kind: str, request: ConfigRecord) -> dict[str, Any] | None:
+        if kind == Admit.kind:
+            honest(dataset_id, kind, request)
+        if kind not in (Admit.kind, Ask.kind) or dataset_id not in answers:
+            return honest(dataset_id, kind, request)
+        asked.append(dataset_id)
+        if kind == Admit.kind:
+            job = JobTerms.from_json(protocol.from_record(Admit, request).terms)
+        else:
+            job = ADMITTED[protocol.from_record(Ask, request).job]
+        said, key = answers[dataset_id].pop(0), NODE_KEYS[dataset_id - 1]
+        if said == "wait":
+            until = int(app_module.time.time()) + 1000
+            return protocol.to_record(Waiting(until, "a person decides"))
+        if said == "trouble":
+            return protocol.to_record(Refused("cannot answer now"))
+        if said == "no":
+            return protocol.to_record(Refused("no", sign(rejection_message(job, "no"), key)))
+        if said == "yes":
+            return protocol.to_record(Signed(sign(acceptance_message(job), key)))
+        return None
+
+    return script
+
+
+def working(job: RunFolder) -> set[int]:
+    """Dataset ids of those who have worked."""
+    lines = enumerate(job.terms.datasets)
+    return {line.dataset_id for i, line in lines if outcome(job)["worked"] >> i & 1}
+
+
+@pytest.fixture
+def no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, app_module, sleep=lambda _: None)
+
+
+@pytest.mark.usefixtures("no_sleep")
+def test_conduct__people_decide_at_two_hospitals__they_are_asked_again_until_they_have(
+    tmp_path: Path,
+) -> None:
+    job, asked = folder(tmp_path, quorum=3), []
+    script = people({2: ["wait", "away", "wait", "yes"], 3: ["wait", "no"]}, asked)
+    conduct(job, conductor(script))
+    assert outcome(job)["state"] == "attested" and working(job) == {1, 2, 4}
+    assert asked.count(2) == 4 and asked.count(3) == 2, "who has answered is not asked again"
+    waits = [line for line in job.events() if line["event"] == "waiting"]
+    assert {line["dataset_id"] for line in waits} == {2, 3}
+    admissions = [one["dataset_id"] for one in job.events() if one["event"] == "admission"]
+    assert admissions == [1, 4, 3, 2]
+
+
+@pytest.mark.usefixtures("no_sleep")
+def test_conduct__a_nodes_own_trouble_while_somebody_decides__does_not_end_the_wait(
+    tmp_path: Path,
+) -> None:
+    job, asked = folder(tmp_path, quorum=3), []
+    conduct(job, conductor(people({2: ["wait", "trouble", "wait", "yes"]}, asked)))
+    assert working(job) == {1, 2, 3, 4} and len(asked) == 4
+
+
+@pytest.mark.usefixtures("no_sleep")
+def test_conduct__a_no_that_settles_it__the_others_are_not_waited_for(tmp_path: Path) -> None:
+    job, asked = folder(tmp_path, quorum=4), []
+    conduct(job, conductor(people({2: ["wait", "no"], 3: ["wait"] * 2}, asked)))
+    assert outcome(job)["state"] == "refused"
+    assert asked.count(3) == 2
+
+
+@pytest.mark.usefixtures("no_sleep")
+def test_conduct__a_hospital_that_waits_for_ever__is_waited_for_until_its_own_end_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [time.time()]
+
+    def tick(seconds: float) -> None:
+        now[0] += seconds
+
+    clock(monkeypatch, app_module, time=lambda: now[0], sleep=tick)
+    until = int(now[0]) + 1500
+    weighted = spec(persons={1: 32, 2: 16, 3: 8, 4: 8}, answer_by=until)
+    job, asked = folder(tmp_path, quorum=3, job_spec=weighted), []
+    conduct(job, conductor(people({2: ["wait"] * 10_000}, asked)))
+    assert outcome(job)["state"] == "attested" and working(job) == {1, 3, 4}
+    assert until <= now[0] < until + 60 and len(asked) < 300

@@ -226,7 +226,7 @@ OTHERS = {
     "rubbish": other(wire.SIGNATURE, "é"),
     "a key that is none": other(wire.KEY, "AAAA"),
     "an old one": headers(b"reply", "a", behind=400),
-    "one from the future": headers(b"reply", "a", behind=-60),
+    "one from the future": headers(b"reply", "a", behind=-3600),
 }
 
 

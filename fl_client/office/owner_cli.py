@@ -229,6 +229,26 @@ def buyers(
 
 
 @owner.command()
+def contributors(
+    folder: Folder,
+    dataset_id: DatasetId,
+    file: Annotated[Path, typer.Argument(help="CSV file with the header account,weight.")],
+    owner_key_file: KeyFile,
+) -> None:
+    """Post another list of contributors, as when one withdraws. It waits three days to be live."""
+    from fl_client.node.listing import post_contributors, read_contributors
+
+    key, posted = owner_key_file.read_text().strip(), read_contributors(file)
+    epoch = post_contributors(node_config.read(folder), key, dataset_id, posted)
+    console.print(
+        f"dataset {dataset_id}: a list of {len(posted)} contributors is posted as epoch {epoch}; "
+        f"when its three days are over: datahub owner activate {folder} {dataset_id} ...",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@owner.command()
 def activate(folder: Folder, dataset_id: DatasetId, key_file: KeyFile) -> None:
     """Make the waiting contributor list the live one, once its three days are over. By anybody."""
     epoch = _open(folder, key_file)[2].activate_contributors(dataset_id)

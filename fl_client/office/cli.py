@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.table import Table
@@ -19,19 +20,51 @@ from rich.table import Table
 from datatokens.chain.connection import connect
 from datatokens.deploy import verify
 from datatokens.terminal import Terminal
-from fl_client.data.manifests import MOST_RECORDS, PLATFORM_MINIMUM_PERSONS, USUAL_RECORDS
+from fl_client.data.manifests import (
+    MOST_RECORDS,
+    PLATFORM_MINIMUM_PERSONS,
+    USUAL_RECORDS,
+    Manifest,
+)
 from fl_client.data.sources import read_source
 from fl_client.errors import ConfigError, DatasetError
 from fl_client.node import config as node_config
-from fl_client.node import table_cli
-from fl_client.node.table_cli import SourceFile, TableFile, given_source, read_schema
+from fl_client.node.contacts import ago
+from fl_client.office import (
+    backup_cli,
+    inbox_cli,
+    log_cli,
+    machine_cli,
+    pack_cli,
+    page_cli,
+    table_cli,
+)
+from fl_client.office.preflight import FAILED
+from fl_client.office.table_cli import SourceFile, TableFile, given_source, read_schema
+
+if TYPE_CHECKING:
+    from fl_client.office.state import State
 
 node = typer.Typer(help="A hospital's data node.", no_args_is_help=True)
 console = Terminal()
 MAX_OVERLAP_HOURS = 24 * 90
 node.command("describe")(table_cli.describe)
 node.command("draft-schema")(table_cli.draft_schema)
+node.command("measure")(table_cli.measure)
+node.command("schema")(table_cli.schema)
 node.command("check")(table_cli.check)
+node.command("walls")(machine_cli.walls)
+node.command("backup")(backup_cli.back_up)
+node.command("restore")(backup_cli.restore)
+node.command("preflight")(machine_cli.preflight)
+node.command("service")(machine_cli.service)
+node.command("inbox")(inbox_cli.show)
+node.command("approve")(inbox_cli.approve)
+node.command("refuse")(inbox_cli.refuse)
+node.command("release")(inbox_cli.release)
+node.command("page")(page_cli.page)
+node.command("compliance-pack")(pack_cli.compliance_pack)
+node.add_typer(log_cli.audit_log, name="audit-log")
 
 
 @node.callback()
@@ -54,6 +87,7 @@ def init(
     name: Annotated[str, typer.Option(help="The hospital's name as the catalogue shows it.")],
     hub: Annotated[str, typer.Option(help="URL of the hub.")],
     chain: Annotated[str, typer.Option(help="URL of your own chain connection (JSON-RPC).")],
+    as_json: Json = False,
 ) -> None:
     """Make a node: its keys and node.toml. Compare the contract addresses it prints with those in
     your contract.
@@ -65,13 +99,24 @@ def init(
     # what the contracts say of themselves, not what the hub says of them
     network |= {"chain_id": found.chain_id, "payment_token": found.payment_token}
     made = node_config.create(folder, name=name, hub=hub, chain=chain, network=network)
+    checks = machine_cli.checks_of(made)
+    if as_json:
+        facts = {"folder": str(folder), "node": made.node_address}
+        facts |= {"registry": made.registry, "market": made.market}
+        typer.echo(json.dumps({**facts, "preflight": [asdict(one) for one in checks]}))
+        return
     console.print(f"node {name!r} in {folder}: node key {made.node_address}")
     console.print(
         f"registry {made.registry}, market {made.market}: their code is that of this version of "
         "datahub"
     )
+    machine_cli.print_checks(checks)
+    if any(one.result == FAILED for one in checks):
+        console.print(f"put right what failed, then: datahub node preflight {folder}")
     console.print(
-        f"next: datahub node add-dataset {folder} --file TABLE.csv --schema SCHEMA.json ..."
+        "next: datahub node describe TABLE > SOURCE.toml, then datahub node add-dataset "
+        f"{folder} --source SOURCE.toml --schema SCHEMA.json ...",
+        soft_wrap=True,
     )
 
 
@@ -117,6 +162,7 @@ def add_dataset(
             f"first ones of the file; 1 to {MOST_RECORDS}, default {USUAL_RECORDS}."
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """List a table as a dataset. The table stays; a noised count and the schema become public."""
     from fl_client.node.listing import Listing, list_dataset, read_contributors
@@ -146,9 +192,13 @@ def add_dataset(
         listing,
         read_contributors(contributors),
     )
+    if as_json:
+        facts = {"dataset_id": entry.dataset_id, "persons": entry.manifest.persons}
+        typer.echo(json.dumps({**facts, "schema": entry.manifest.schema.hash}))
+        return
     console.print(
         f"dataset {entry.dataset_id} is listed with about {entry.manifest.persons} "
-        f"{entry.manifest.unit}s (noised)"
+        f"{entry.manifest.unit}s (noised){_left_out(entry.manifest)}"
     )
     if not table.patients:
         console.print(
@@ -156,6 +206,12 @@ def add_dataset(
             "instead"
         )
     console.print(f"next: datahub node start {folder}")
+
+
+def _left_out(manifest: Manifest) -> str:
+    """What a listing says of those whom no job sees."""
+    many = manifest.left_out
+    return "" if many is None else f" and about {many} left out, as they lack a value (noised)"
 
 
 @node.command("replace-dataset")
@@ -181,11 +237,12 @@ def replace_dataset_(
     persons, unit = entry.manifest.persons, entry.manifest.unit
     if as_json:
         facts = {"dataset_id": dataset_id, "manifest_version": version, "persons": persons}
-        typer.echo(json.dumps({**facts, "file": str(entry.source.file or "")}))
+        more = {"left_out": entry.manifest.left_out, "file": str(entry.source.file or "")}
+        typer.echo(json.dumps({**facts, **more}))
         return
     console.print(
         f"dataset {dataset_id} is {entry.source.file or entry.source.where} now, with about "
-        f"{persons} {unit}s (noised); "
+        f"{persons} {unit}s (noised){_left_out(entry.manifest)}; "
         f"manifest version {version}",
         highlight=False,
         soft_wrap=True,
@@ -214,17 +271,31 @@ def withdraw_patient_(
     ],
     as_json: Json = False,
 ) -> None:
-    """Leave a patient out of all datasets from the next round on. Nobody outside is told."""
+    """Leave a patient out of all datasets from the next round on, and say which jobs had used the
+    patient. Nobody outside is told.
+    """
     from fl_client.node.versions import withdraw_patient
 
     if identifier == "-":
         identifier = sys.stdin.readline()
-    changed = withdraw_patient(node_config.read(folder), identifier)
+    done = withdraw_patient(node_config.read(folder), identifier)
     if as_json:
-        typer.echo(json.dumps({"datasets": changed}))
+        typer.echo(json.dumps(asdict(done)))
         return
-    numbers = ", ".join(str(one) for one in changed)
-    console.print(f"the patient takes no part any more in dataset {numbers}", highlight=False)
+    numbers = ", ".join(str(one) for one in done.datasets) or "(none now, nor in a later version)"
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    say(f"the patient takes no part any more in dataset {numbers}")
+    for job in done.jobs:
+        model = f"model {job.model_hash}" if job.model_hash else "no model attested here"
+        where = f"dataset {job.dataset_id} ({job.dataset})"
+        say(f"had been used on {job.date} by job {job.job_id} over {where}: {model}")
+    if not done.jobs:
+        say("no job had used the patient")
+    say("the models of these jobs stay as they are, and so does what they have spent")
+    say(
+        "which account stands for the patient, only you know: where one does, post the list "
+        f"without it: datahub owner contributors {folder} DATASET LIST.csv --owner-key-file KEY"
+    )
 
 
 @node.command("reconcile")
@@ -232,9 +303,12 @@ def reconcile_(folder: Folder, as_json: Json = False) -> None:
     """After a ledger was lost or put back from a backup: charge what it lacks, at its worst."""
     from datatokens.bindings.registry import Registry
     from datatokens.public_ledger import Watch
+    from fl_client.node import witness
+    from fl_client.node.audit_log import AuditLog, LogError
+    from fl_client.node.entries import removed
     from fl_client.node.listing import terms_from
     from fl_client.node.reconcile import reconcile
-    from fl_client.node.served import open_ledger, read_table
+    from fl_client.node.served import anchors, open_ledger, read_table
 
     configuration = node_config.read(folder)
     ledger, secret = open_ledger(folder, mend=True)
@@ -260,6 +334,20 @@ def reconcile_(folder: Folder, as_json: Json = False) -> None:
         versions,
         lambda job: terms_from(configuration.hub, job),
     )
+    audit_log = AuditLog(folder)
+    try:
+        audit_log.verify(anchors(configuration))
+    except LogError as error:
+        audit_log.mend(str(error), anchors(configuration))
+        typer.echo(f"the audit log goes on from a stated break: {error}", err=as_json)
+    listed = [*configuration.datasets, *removed(folder)]
+    if lost := witness.lacking(audit_log, witness.on_chain(listed, seen)):
+        sentence = (
+            f"the audit log lacks what came after a copy of it: {len(lost)} reports that the chain "
+            "has this node's signature under; it says so now, and goes on"
+        )
+        typer.echo(sentence, err=as_json)
+    witness.reconciled(audit_log, [asdict(one) for one in charged], lost)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in charged]))
         return
@@ -285,6 +373,7 @@ def rotate_key_(
     stolen: Annotated[
         bool, typer.Option("--stolen", help="Revoke the old key at once, and what it accepted.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Give the node a new signing key, and all its datasets that key. Restart the node
     afterwards.
@@ -299,6 +388,9 @@ def rotate_key_(
         round(overlap_hours * 3600),
         stolen,
     )
+    if as_json:
+        typer.echo(json.dumps({"node": new, "revoked": stolen}))
+        return
     console.print(
         f"the node key is {new} now; the one before is "
         f"{'revoked' if stolen else 'kept for its jobs'}"
@@ -316,6 +408,7 @@ def offer(
     minute_units: Annotated[
         int, typer.Option(help="Usual price of a minute of training, base units.")
     ] = 0,
+    as_json: Json = False,
 ) -> None:
     """Say on-chain what machine this hospital trains on, and what it usually costs. Each dataset's
     own rate decides.
@@ -328,24 +421,22 @@ def offer(
     hospital_id = enrol(configuration, owner)
     nodes = NodeRegistry(owner, configuration.registry)
     nodes.set_offer(hospital_id, configuration.payment_token, minute_units, hardware)
+    if as_json:
+        typer.echo(json.dumps({"hospital_id": hospital_id, "hardware": hardware}))
+        return
     console.print(f"hospital {hospital_id} offers: {hardware}")
 
 
 @node.command()
 def start(folder: Folder) -> None:
     """Serve the node's datasets until stopped. Dials out only; listens on no port."""
-    import torch
-
+    from fl_client.node.contacts import Diary
     from fl_client.node.handlers import make_app
     from fl_client.node.listing import register_node
     from fl_client.node.publishing import Publisher
     from fl_client.node.room import DataRoom
     from fl_client.node.skew import clock_problem
     from fl_client.node.supernode import serve, stop_soon
-
-    # A denormal takes dozens of times as long as another number: one patient's could be heard.
-    # Before torch starts its threads, which take the setting over.
-    torch.set_flush_denormal(True)
 
     form = "%(asctime)s %(name)s %(levelname)s %(message)s"
     logging.basicConfig(
@@ -373,16 +464,26 @@ def start(folder: Folder) -> None:
         raise ConfigError("no dataset can be served: " + "; ".join(room.skipped.values()))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop_soon(room.stopping))
+    diary = Diary(folder, lambda: chain.answered_at, lambda: room.workers.missing)
     register_node(configuration)
+    diary.spoke("hub")
+    diary.keep(room.stopping)
     log = logging.getLogger("datahub.node")
-    offers = Publisher(room)
+    offers = Publisher(room, spoke=partial(diary.spoke, "hub"))
+
+    def between() -> None:
+        offers.look()
+        room.look_at_sources()
+        room.clear_inbox()
+
     serve(
         make_app(room, offers.soon),
         superlink=configuration.superlink,
         ca_file=configuration.ca_file,
         key=configuration.supernode_key,
         stop=room.stopping,
-        between=offers.look,
+        between=between,
+        spoke=partial(diary.spoke, "superlink"),
         on_connected=lambda node_id: log.info(
             "%s is connected as SuperNode %s", configuration.name, node_id
         ),
@@ -421,7 +522,7 @@ def audit_(
     from fl_client.privacy.adversary import survey
     from fl_client.privacy.audit import audit
 
-    torch.set_flush_denormal(True)  # as `start` does
+    torch.set_flush_denormal(True)  # as jobs' workers do
 
     noise, _ = calibrate(epsilon, delta, sampling_rate, steps, 1, 1e-3)
     found = [
@@ -468,49 +569,20 @@ def audit_(
 def status(
     folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """What each dataset has spent of its lifetime epsilon, and for which jobs.
+    """What each dataset has spent of its lifetime epsilon and earned, which jobs wait and are under
+    way, and when the node last spoke with the hub, the SuperLink and the chain.
 
     "if pre-declared" is the tighter figure that would hold had all jobs been fixed in advance;
-    nothing is admitted by it.
+    nothing is admitted by it. Looks at the sources: reads files that were touched, runs queries.
     """
-    from fl_client.node.served import open_ledger, problem, read_table, register
-    from fl_client.privacy.accounting import pld_epsilon
+    from fl_client.office.state import look
 
-    configuration = node_config.read(folder)
-    ledger, secret = open_ledger(folder)
-    lines: list[dict[str, Any]] = []
-    unread = list(configuration.unusable.values())
-    if behind := ledger.file.behind():
-        unread.append(f"the ledger: {behind}; datahub node reconcile {folder}")
-    for entry in configuration.datasets:
-        why = problem(folder, entry, secret)
-        if entry.name not in ledger.datasets():  # listed by an older version, not started since
-            if why:
-                unread.append(f"dataset {entry.dataset_id}: {why}")
-                continue
-            register(folder, ledger, entry, read_table(folder, entry, secret))
-        budget = ledger.budget(entry.name)
-        older = [entry.patient_set] if entry.patient_set in ledger.datasets() else []
-        jobs = [job for name in (entry.name, *older) for job in ledger.jobs(name)]
-        history = [charge for name in (entry.name, *older) for charge in ledger.history(name)]
-        lines.append(
-            {
-                "dataset_id": entry.dataset_id,
-                "name": entry.manifest.name,
-                "epsilon_spent": ledger.epsilon_spent(entry.name),
-                "epsilon_committed": ledger.epsilon_committed(entry.name),
-                "epsilon_pld": pld_epsilon(history, budget.delta),
-                "jobs_left": ledger.jobs_left(entry.name),
-                "epsilon_lifetime": budget.epsilon,
-                "delta": budget.delta,
-                "not_served": why,
-                "jobs": [vars(job) for job in jobs],
-            }
-        )
+    state = look(node_config.read(folder))
+    lines = state.datasets
     if as_json:
-        typer.echo(json.dumps(lines))
+        typer.echo(json.dumps(state.as_dict()))
         return
-    table = Table(title=configuration.name)
+    table = Table(title=state.name)
     columns = (
         "dataset|epsilon spent|if pre-declared|with reserved|lifetime|delta|jobs|more like the last"
     )
@@ -533,5 +605,45 @@ def status(
             console.print(
                 f"dataset {line['dataset_id']} is not served: {line['not_served']}", soft_wrap=True
             )
-    for sentence in unread:
+        elif line["source_away"]:
+            console.print(
+                f"dataset {line['dataset_id']} is served as it was frozen: {line['source_away']}",
+                soft_wrap=True,
+            )
+    for sentence in state.unread:
         console.print(f"not served: {sentence}", soft_wrap=True)
+    _print_running(state)
+
+
+def _print_running(state: State) -> None:
+    """What goes on besides epsilon."""
+    say = partial(console.print, soft_wrap=True)
+    for line in state.datasets:
+        if earned := line["earned"]:
+            say(
+                f"dataset {line['dataset_id']} has earned {earned['hospital_units']} units for the "
+                f"hospital ({earned['withdrawn_units']} taken out) and "
+                f"{earned['contributor_units']} for contributors, by {earned['jobs_settled']} jobs"
+            )
+    if state.chain_away:
+        say(f"what was earned is not known now: {state.chain_away}")
+    said = [f"{len(ids)} {what.replace('_', ' ')}" for what, ids in state.jobs.items()]
+    say(f"jobs: {', '.join(said)}{'; see datahub node inbox' if state.jobs['waiting'] else ''}")
+    if state.contacts is None:
+        say("the node has not run here yet, or is of an older version")
+        return
+    when = partial(ago, now=state.at)
+    say(
+        f"the node runs since {when(state.contacts.started)}"
+        if state.running
+        else f"the node does not run; it was last seen {when(state.contacts.written)}"
+    )
+    for party, at in state.contacts.spoke.items():
+        say(f"last answer of the {party}: {when(at)}")
+    missing = state.contacts.walls
+    if missing is None:
+        say("walls: no job has needed them since it runs; try them: datahub node walls FOLDER")
+    elif not missing:
+        say("walls: all are there")
+    for wall, why in (missing or {}).items():
+        say(f"no wall around jobs' {wall}: {why}")

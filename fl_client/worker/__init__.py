@@ -1,0 +1,1 @@
+"""The walls around a job: a process of its own that sees a model and a cohort, and nothing else."""
