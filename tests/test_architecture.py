@@ -16,7 +16,7 @@ ALCOVES = {
     "datatokens": ["chain", "bindings"],
     "fl_client": ["data", "model", "privacy", "worker", "node", "office"],
     "fl_server": [],
-    "datahub": ["market", "web", "buyer", "demo"],
+    "datahub": ["index", "migrations", "market", "web", "buyer", "demo"],
 }
 APART = {
     ("datahub", "buyer", "market"),
@@ -53,6 +53,7 @@ PURE = [
     "fl_client/privacy/plan.py",
     "fl_client/node/policy.py",
     "fl_client/node/purposes.py",
+    "datahub/index/fold.py",
     "fl_client/office/drawing.py",
     "fl_client/node/attestation.py",
     "fl_client/privacy/evaluation.py",
@@ -167,6 +168,7 @@ def test_pure_files_import_nothing_that_acts(name: str) -> None:
 
 # files that this machine's user or program has written, the packaged ones, and the parsers
 OWN_JSON = {
+    "datahub/index/indexer.py",  # what it has written itself
     "datatokens/build.py",
     "datatokens/chain/artifacts.py",
     "datatokens/chain/devchain.py",

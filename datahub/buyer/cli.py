@@ -131,7 +131,7 @@ def datasets(hub_url: HubUrl, as_json: Json = False) -> None:
     from datahub.buyer.hub_client import Hub
     from datahub.money import money
 
-    rows = Hub(hub_url).get("/api/datasets")
+    rows = Hub(hub_url).rows("/api/datasets", 1000)
     if as_json:
         typer.echo(json.dumps(rows))
         return

@@ -20,13 +20,13 @@ from datahub.buyer import job_store, networks
 from datahub.buyer.hub_client import Hub
 from datahub.buyer.jobs import Job
 from datahub.buyer.search import Dataset, found
-from datahub.errors import OrderRefused
+from datahub.errors import BadRequest, OrderRefused
 from datatokens import deploy
 from datatokens.bindings.escrow import Escrow
 from datatokens.bindings.registry import Registry
 from datatokens.chain.connection import Chain, connect
 from datatokens.terms import USUAL_DEADLINE_S, DisputeTerms, JobTerms, canonical_json, sign_text
-from fl_client.data.manifests import Manifest
+from fl_client.data.manifests import UNITS, Manifest
 from fl_client.data.schemas import OUTPUT, Schema
 from fl_client.errors import NodeError
 from fl_client.protocol import JobSpec
@@ -174,14 +174,26 @@ class Market:
         max_price_units: int | None = None,
         unit: str = "",
         online: bool | None = None,
+        most: int = 200,
     ) -> list[Dataset]:
-        """The hub's datasets with every word of `text` in their names, descriptions, columns or
-        target; that cost at most `max_price_units`; whose `unit` of privacy is "patient" or
-        "record"; whose node is online now, or is not. Raises HubError.
+        """The hub's datasets on sale, by name: those in whose names, descriptions, columns or
+        target every word of `text` begins a word; that cost at most `max_price_units`; whose
+        `unit` of privacy is "patient" or "record"; whose node is online now, or is not; the first
+        `most`. Raises HubError, BadRequest.
 
         This is the hub's word; what is paid for is checked on the chain when it is quoted.
         """
-        return found(self.hub.get("/api/datasets"), text, max_price_units, unit, online)
+        if unit and unit not in UNITS:
+            raise BadRequest(f"unit={unit!r:.60} must be {' or '.join(UNITS)}")
+        rows = self.hub.rows(
+            "/api/datasets",
+            most,
+            q=text[:200] or None,
+            most_units=max_price_units,
+            unit=unit or None,
+            online=online or None,
+        )
+        return found(rows, max_price_units, unit, online)
 
     def quote(
         self,
@@ -237,7 +249,7 @@ class Market:
         ids = quoting.dataset_ids("datasets", _ids(datasets))
         if not ids:
             raise OrderRefused("datasets: name at least one dataset id")
-        rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
+        rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets", id=ids)}
         facts = [quoting.listed(self.registry, rows, d, self.address, market) for d in ids]
         persons = [one.manifest.persons for one in facts]
         schema = facts[0].manifest.schema
@@ -294,7 +306,7 @@ class Market:
         from datahub.buyer import questions, quoting
 
         ids = quoting.dataset_ids("datasets", _ids(datasets))
-        rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets")}
+        rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets", id=ids)}
         schema = self._schema(rows, ids)
         asked = questions.parse(question, schema)
         found = self.quote(

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datahub.errors import BadRequest
 from fl_client.data import words
-from fl_client.data.manifests import UNITS, Manifest
+from fl_client.data.manifests import Manifest
 from fl_client.data.schemas import Schema
 from fl_client.data.words import ColumnWords
 from fl_client.errors import NodeError
@@ -47,30 +46,20 @@ class Dataset:
     online: bool
     schema: Schema = field(repr=False)
 
-    @property
-    def _words(self) -> str:
-        said = (self.name, self.hospital, self.description, self.target, self.learns)
-        return " ".join((*said, *(column.name for column in self.columns))).casefold()
-
 
 def found(
     rows: Sequence[Mapping[str, Any]],
-    text: str,
     max_price_units: int | None,
     unit: str,
     online: bool | None,
 ) -> list[Dataset]:
     """The datasets in a hub's answer that fit. Those whose hospital has not sent a manifest, or not
-    a whole one, are none that can be ordered. Raises BadRequest for another unit.
+    a whole one, are none that can be ordered.
     """
-    if unit and unit not in UNITS:
-        raise BadRequest(f"unit={unit!r:.60} must be {' or '.join(UNITS)}")
-    wanted = text.casefold().split()
     return [
         one
         for one in filter(None, map(_dataset, rows))
-        if all(word in one._words for word in wanted)
-        and (max_price_units is None or one.price_units <= max_price_units)
+        if (max_price_units is None or one.price_units <= max_price_units)
         and unit in ("", one.unit)
         and online in (None, one.online)
     ]

@@ -7,116 +7,47 @@ Knows nothing of contributors or jobs.
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy.exc import IntegrityError
-from sqlmodel import Session, col, select
+from sqlmodel import col, select
 
 from datahub.errors import BadRequest, Conflict, NotFound
-from datahub.market import offers
+from datahub.index.tables import DatasetRow
+from datahub.market import entries, offers
 from datahub.market.desk import Desk
-from datahub.market.following import Logs
-from datahub.market.tables import DatasetRow, NodeRow, SchemaRow
-from datatokens.bindings.registry import Dataset
-from datatokens.errors import BankError, TermsError, TransactionRefused
-from datatokens.public_ledger import History
+from datahub.market.entries import Asked
+from datahub.market.tables import EntryRow, ManifestRow, NodeRow
+from datatokens.errors import TermsError
 from datatokens.terms import canonical_json
 from datatokens.wire import parse
 from fl_client.data.manifests import Manifest
 from fl_client.errors import DatasetError
 from fl_server.errors import SuperLinkError
 
-log = logging.getLogger("datahub.hub")
-
-SYNC_ATTEMPTS = 3
-FRESH_S = 1.0
-
-
-def sync(desk: Desk, pause: float = 0.0) -> None:
-    """Bring the dataset table up to the registry (new datasets, changed prices, keys, manifests):
-    all of it at the process's first look, then what has had an event since the last one, which is
-    at least `pause` seconds ago.
-    """
-    desk.listings.look(lambda logs: _keep(desk, _changed(desk, logs)), pause)
-
-
-def fresh(desk: Desk) -> None:
-    """`sync` for those who look only: what is kept is shown where the chain does not answer, and
-    however many look, the chain is asked once a second.
-    """
-    try:
-        sync(desk, FRESH_S)
-    except BankError as error:
-        log.warning("the catalogue may be old: %s", error)
-
-
-def _changed(desk: Desk, logs: Logs | None) -> list[Dataset]:
-    if logs is None:
-        _know_schemas(desk)
-        return desk.registry.datasets()
-    # dataset ids are small numbers and stand in a topic; accounts and hashes are never that small
-    count = desk.registry.count()
-    words = {int.from_bytes(topic, "big") for one in logs for topic in one["topics"][1:]}
-    return [desk.registry.dataset(word) for word in sorted(words) if 1 <= word <= count]
-
-
-def _keep(desk: Desk, listed: Iterable[Dataset]) -> None:
-    for attempt in range(SYNC_ATTEMPTS):
-        try:
-            with desk.session() as session:
-                for dataset in listed:
-                    _copy(session, dataset)
-                session.commit()
-            return
-        except IntegrityError:  # another worker inserted the same new dataset at the same moment
-            if attempt == SYNC_ATTEMPTS - 1:
-                raise
-
-
-def _copy(session: Session, dataset: Dataset) -> None:
-    manifest_hash = dataset.manifest_hash.hex()
-    row = session.get(DatasetRow, dataset.dataset_id)
-    facts: dict[str, Any] = {
-        "dataset_id": dataset.dataset_id,
-        "owner": dataset.owner,
-        "datatoken": dataset.datatoken,
-        "node": dataset.node,
-        "price_units": str(dataset.price_units),
-        "contributor_bps": dataset.contributor_bps,
-        "manifest_hash": manifest_hash,
-    }
-    if row is None:
-        session.add(DatasetRow(**facts))
-        return
-    if row.manifest_hash != manifest_hash:
-        row.manifest = None
-    for name, value in facts.items():
-        if getattr(row, name) != value:
-            setattr(row, name, value)
+PAGE, MOST_SHARING, MOST_GROUPS = 60, 64, 24
+STATES = ("active", "paused", "retired")
 
 
 def dataset_row(desk: Desk, dataset_id: int) -> DatasetRow:
-    """The row of a dataset, as the chain has it now. Raises NotFound."""
-    try:
-        _keep(desk, [desk.registry.dataset(dataset_id)])
-    except (TransactionRefused, TermsError) as error:
-        raise NotFound(f"dataset_id={dataset_id} is not listed") from error
+    """The row of a dataset, as the chain has it now. Raises NotFound, ChainUnreachable."""
+    desk.index.catch_up()
     with desk.session() as session:
         row = session.get(DatasetRow, dataset_id)
-        assert row is not None  # it was kept above, and rows are never deleted
-        return row
+    if row is None:
+        raise NotFound(f"dataset_id={dataset_id} is not listed")
+    return row
 
 
-def manifest_of(row: DatasetRow) -> Manifest:
+def manifest_of(desk: Desk, row: DatasetRow) -> Manifest:
     """The manifest that the hospital has sent. Raises Conflict where it has not yet."""
-    if row.manifest is None:
+    with desk.session() as session:
+        kept = session.get(ManifestRow, row.manifest_hash)
+    if kept is None:
         raise Conflict(
             f"dataset {row.dataset_id} has no manifest here yet; its hospital must send it"
         )
-    return Manifest.from_dict(parse(row.manifest.encode()))
+    return Manifest.from_dict(parse(kept.document.encode()))
 
 
 def put_manifest(desk: Desk, dataset_id: int, document: Mapping[str, Any]) -> None:
@@ -131,98 +62,123 @@ def put_manifest(desk: Desk, dataset_id: int, document: Mapping[str, Any]) -> No
         raise BadRequest(
             f"manifest: its hash is not the one that dataset {dataset_id} has on-chain"
         )
-    row.manifest = raw.decode()
+    schema_hash = hashlib.sha256(canonical_json(manifest.as_dict()["schema"])).hexdigest()
     with desk.session() as session:
-        session.add(row)
-        session.merge(_schema_of(row))
+        session.merge(
+            ManifestRow(
+                manifest_hash=row.manifest_hash, schema_hash=schema_hash, document=raw.decode()
+            )
+        )
+        same = select(DatasetRow.dataset_id).where(DatasetRow.manifest_hash == row.manifest_hash)
+        entries.refresh(session, session.exec(same).all())
         session.commit()
-
-
-def _schema_of(row: DatasetRow) -> SchemaRow:
-    found = hashlib.sha256(_schema_in(row)).hexdigest()
-    return SchemaRow(manifest_hash=row.manifest_hash, schema_hash=found)
-
-
-def _schema_in(row: DatasetRow) -> bytes:
-    """The schema's canonical JSON: a part of the manifest's, which was checked when it was kept."""
-    assert row.manifest is not None
-    return canonical_json(parse(row.manifest.encode())["schema"])
-
-
-def _know_schemas(desk: Desk) -> None:
-    """Of manifests that were kept before schemas were known by their hash."""
-    with desk.session() as session:
-        known = select(SchemaRow.manifest_hash)
-        kept = select(DatasetRow).where(col(DatasetRow.manifest).is_not(None))
-        for row in session.exec(kept.where(col(DatasetRow.manifest_hash).not_in(known))):
-            session.merge(_schema_of(row))
-        with suppress(IntegrityError):  # another worker has started at the same moment
-            session.commit()
 
 
 def schema(desk: Desk, schema_hash: str) -> bytes:
     """The canonical JSON whose SHA-256 is `schema_hash`, of any dataset here. Raises NotFound."""
-    if not (ids := sharing(desk, schema_hash)):
+    with desk.session() as session:
+        of = select(EntryRow.dataset_id).where(EntryRow.schema_hash == schema_hash).limit(1)
+        found = session.exec(of).first() if schema_hash else None
+    if found is None:
         raise NotFound(f"schema {schema_hash[:80]} is of no dataset here")
-    return schema_of(desk, ids[0])
+    return schema_of(desk, found)
 
 
 def schema_of(desk: Desk, dataset_id: int) -> bytes:
     """The canonical JSON of a dataset's schema. Raises NotFound."""
     with desk.session() as session:
         row = session.get(DatasetRow, dataset_id)
-    if row is None or row.manifest is None:
+        kept = session.get(ManifestRow, row.manifest_hash) if row else None
+    if kept is None:
         raise NotFound(f"dataset_id={dataset_id} is not listed here with a manifest")
-    return _schema_in(row)
+    return _schema_in(kept)
+
+
+def _schema_in(row: ManifestRow) -> bytes:
+    """The schema's canonical JSON: a part of the manifest's, which was checked when it was kept."""
+    return canonical_json(parse(row.document.encode())["schema"])
 
 
 def sharing(desk: Desk, schema_hash: str) -> list[int]:
-    """The datasets that have this schema, which one order can be over."""
+    """The first datasets (MOST_SHARING) that have this schema, which one order can be over."""
     with desk.session() as session:
-        wanted = (
-            select(DatasetRow.dataset_id)
-            .join(SchemaRow, col(SchemaRow.manifest_hash) == col(DatasetRow.manifest_hash))
-            .where(SchemaRow.schema_hash == schema_hash, col(DatasetRow.manifest).is_not(None))
-        )
-        return sorted(session.exec(wanted).all())
+        return entries.sharing(session, schema_hash, MOST_SHARING)
+
+
+def groups(desk: Desk) -> list[dict[str, Any]]:
+    """The schemas that most datasets have: how many they are, with how many persons, and the lines
+    of the first of them (at most MOST_SHARING).
+    """
+    with desk.session() as session:
+        found = entries.groups(session, MOST_GROUPS)
+    return [
+        {"datasets": number, "persons": persons, "rows": listing(desk, sharing(desk, schema_hash))}
+        for schema_hash, number, persons in found
+    ]
+
+
+def sharing_counts(desk: Desk, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Schema hash -> how many datasets on sale have it, of those in `rows`."""
+    with desk.session() as session:
+        return entries.counts(session, {row["schema_hash"] or "" for row in rows})
+
+
+def of_node(desk: Desk, node: str) -> list[dict[str, Any]]:
+    """The first datasets (PAGE) that a node key serves."""
+    with desk.session() as session:
+        wanted = select(DatasetRow.dataset_id).where(DatasetRow.node == node)
+        ids = session.exec(wanted.order_by(col(DatasetRow.dataset_id)).limit(PAGE)).all()
+    return listing(desk, ids)
 
 
 def dataset(desk: Desk, dataset_id: int) -> dict[str, Any]:
     """One line of `listing`, with what the chain has seen of its privacy: the highest lifetime
-    epsilon that its node has attested, and for how many jobs; None where the chain does not answer.
-    Raises NotFound.
+    epsilon that its node has attested, and for how many jobs. Raises NotFound.
     """
     found = listing(desk, [dataset_id])
     if not found:
         raise NotFound(f"dataset_id={dataset_id} is not listed")
-    privacy: dict[str, Any] | None = None
-    try:
-        history = desk.spent().get(dataset_id, History((), ()))
-        privacy = {
-            "epsilon_spent": history.epsilon_micro / 10**6,
-            "jobs_attested": len(history.attested),
-        }
-    except BankError as error:
-        log.warning("what was spent is not known: %s", error)
-    return found[0] | {"privacy": privacy}
+    return found[0]
 
 
-def listing(desk: Desk, only: Collection[int] | None = None) -> list[dict[str, Any]]:
-    """The catalogue as shown: every dataset (or `only` these), its public manifest, whether its
-    node is connected. From tables alone, but for who is connected, which may be a second old.
+def page(desk: Desk, asked: Asked, limit: int = PAGE) -> tuple[list[dict[str, Any]], str]:
+    """What fits, in order, as `listing` has it, at most `limit`; and the cursor of the next page,
+    "" for none. Raises BadRequest.
     """
+    with desk.session() as session:
+        ids, more = entries.page(session, asked, limit)
+    rows = {row["dataset_id"]: row for row in listing(desk, ids)}
+    return [rows[one] for one in ids if one in rows], more
+
+
+def online_nodes(desk: Desk) -> set[str]:
+    """The node keys whose machine is connected, up to a second ago."""
     try:
         online = desk.online()
     except SuperLinkError:
-        online = set()
-    offered = offers.current(desk)
-    wanted = select(DatasetRow).order_by(col(DatasetRow.dataset_id))
-    if only is not None:
-        wanted = wanted.where(col(DatasetRow.dataset_id).in_(only))
+        return set()
     with desk.session() as session:
-        nodes = {row.node: int(row.supernode_id) for row in session.exec(select(NodeRow)).all()}
-        known = session.exec(select(SchemaRow)).all()
-        schemas = {row.manifest_hash: row.schema_hash for row in known}
+        wanted = select(NodeRow.node).where(col(NodeRow.supernode_id).in_(map(str, online)))
+        return set(session.exec(wanted).all())
+
+
+def listing(desk: Desk, only: Collection[int]) -> list[dict[str, Any]]:
+    """These datasets by id, each with its public manifest and offer, and whether its node is
+    connected. From tables alone, but for who is connected.
+    """
+    wanted = (
+        select(DatasetRow, ManifestRow)
+        .join(
+            ManifestRow,
+            col(ManifestRow.manifest_hash) == col(DatasetRow.manifest_hash),
+            isouter=True,
+        )
+        .where(col(DatasetRow.dataset_id).in_(only))
+        .order_by(col(DatasetRow.dataset_id))
+    )
+    online = online_nodes(desk)
+    offered = offers.current(desk, only)
+    with desk.session() as session:
         rows = session.exec(wanted).all()
     return [
         {
@@ -233,10 +189,15 @@ def listing(desk: Desk, only: Collection[int] | None = None) -> list[dict[str, A
             "price_units": int(row.price_units),
             "contributor_bps": row.contributor_bps,
             "manifest_hash": row.manifest_hash,
-            "manifest": parse(row.manifest.encode()) if row.manifest else None,
-            "schema_hash": schemas.get(row.manifest_hash) if row.manifest else None,
+            "manifest": parse(kept.document.encode()) if kept else None,
+            "schema_hash": kept.schema_hash if kept else None,
+            "state": STATES[row.state],
             "offer": offered.get(row.dataset_id),
-            "online": nodes.get(row.node) in online if row.node in nodes else False,
+            "online": row.node in online,
+            "privacy": {
+                "epsilon_spent": row.epsilon_micro / 10**6,
+                "jobs_attested": row.jobs_attested,
+            },
         }
-        for row in rows
+        for row, kept in rows
     ]

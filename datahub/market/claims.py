@@ -6,19 +6,18 @@ the contributor's own transaction (or one on its behalf) moves the money.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from sqlmodel import select
 
 from datahub.errors import BadRequest
+from datahub.index.tables import ClaimedRow, EpochRow
 from datahub.market import contributors
 from datahub.market.desk import Desk
 from datahub.market.tables import ContributorRow
-from datatokens.errors import BankError, TermsError
+from datatokens.errors import TermsError
+from datatokens.merkle import total_weight
 from datatokens.terms import address
-
-log = logging.getLogger("datahub.hub")
 
 
 @dataclass(frozen=True)
@@ -44,25 +43,28 @@ def claims_of(desk: Desk, account: str) -> list[Claim]:
         raise BadRequest(str(error)) from error
     claims = []
     with desk.session() as session:
-        for row in session.exec(
-            select(ContributorRow).where(ContributorRow.account == account)
-        ).all():
+        rows = session.exec(select(ContributorRow).where(ContributorRow.account == account)).all()
+        for row in rows:
             root, siblings = contributors.proof(desk, row)
-            units, claimed = 0, 0
-            try:
-                claimed = desk.revenue.claimed(row.dataset_id, row.epoch, account)
-                # a list that was replaced while it waited proves nothing, and would spoil the whole
-                # transaction
-                if desk.revenue.epoch(row.dataset_id, row.epoch).root == root:
-                    units = desk.revenue.claimable(
-                        row.dataset_id, row.epoch, account, int(row.weight)
-                    )
-            except BankError as error:
-                log.warning(
-                    "claims of %s from dataset %d are not known: %s", account, row.dataset_id, error
-                )
-            proof = tuple("0x" + sibling.hex() for sibling in siblings)
-            claims.append(
-                Claim(row.dataset_id, row.epoch, account, int(row.weight), units, claimed, proof)
+            key = row.dataset_id, row.epoch
+            there = session.get(EpochRow, key)
+            taken = session.get(ClaimedRow, (*key, account))
+            claimed = int(taken.units) if taken else 0
+            # a list that was replaced while it waited proves nothing, and would spoil the whole
+            # transaction
+            live = there is not None and there.root == root.hex()
+            units = (
+                entitled(int(there.credited_units), int(row.weight), root) - claimed
+                if live and there is not None
+                else 0
             )
+            proof = tuple("0x" + sibling.hex() for sibling in siblings)
+            claims.append(Claim(*key, account, int(row.weight), max(0, units), claimed, proof))
     return claims
+
+
+def entitled(credited_units: int, weight: int, root: bytes) -> int:
+    """What one contributor has earned so far of what an epoch was credited, rounded down as the
+    contract does (RevenuePools._left).
+    """
+    return credited_units * weight // total_weight(root)

@@ -6,24 +6,31 @@ Knows nothing of HTTP and takes no decision.
 
 from __future__ import annotations
 
-import threading
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sqlalchemy import Engine, event
-from sqlmodel import Session, SQLModel, create_engine
+from sqlmodel import Session, create_engine, func, select
 
 from datahub.config import HubConfig
-from datahub.market.following import Follower, Seldom
-from datatokens.bindings.escrow import Escrow, Settlement
+from datahub.index.indexer import Indexer, Touched
+from datahub.market import entries
+from datahub.market.domain import FINAL, JobState
+from datahub.market.leases import Leases
+from datahub.market.seldom import Seldom
+from datahub.market.tables import JobRow
+from datahub.migrations import migrate
+from datatokens.bindings.escrow import Escrow
 from datatokens.bindings.registry import Registry
 from datatokens.bindings.revenue import Revenue
 from datatokens.chain.connection import Chain, connect
-from datatokens.public_ledger import History, Watch
 from fl_server.runs import SuperLink
 from fl_server.superlink import operator_token
 
 ONLINE_S = 1.0  # how old an answer about who is connected may be
-SPENT_S = 2.0  # and one about what was attested
+FIGURES_S = 5.0  # and one of what all datasets and jobs add up to
 
 
 @dataclass(frozen=True)
@@ -37,20 +44,20 @@ class Desk:
     escrow: Escrow
     revenue: Revenue
     superlink: SuperLink
-    listings: Follower = field(init=False)  # of the registry
-    payments: Follower = field(init=False)  # of the market
+    index: Indexer = field(init=False)  # what the chain says, in this database
+    leases: Leases = field(init=False)
     online: Seldom[set[int]] = field(init=False)  # the SuperLink's ids of connected nodes
-    spent: Seldom[dict[int, History]] = field(init=False)  # by dataset id, of all time
-    settlements: dict[str, Settlement] = field(init=False, default_factory=dict)  # by job id
-    # held while model files are written, or those of nobody deleted
-    models: threading.Lock = field(init=False, default_factory=threading.Lock)
+    figures: Seldom[dict[str, int]] = field(init=False)  # of the home page
 
     def __post_init__(self) -> None:
+        config = self.config
         made = {
-            "listings": Follower(self.chain, self.config.registry),
-            "payments": Follower(self.chain, self.config.market),
-            "spent": Seldom(Watch(self.chain, self.config.market).look, SPENT_S),
+            "index": Indexer(
+                self.engine, self.chain, config.registry, config.market, _entries_again
+            ),
+            "leases": Leases(self.engine),
             "online": Seldom(lambda: self.superlink.online_nodes(), ONLINE_S),
+            "figures": Seldom(self._figures, FIGURES_S),
         }
         for name, value in made.items():
             object.__setattr__(self, name, value)
@@ -59,10 +66,32 @@ class Desk:
         """A database session; rows stay readable after commit."""
         return Session(self.engine, expire_on_commit=False)
 
+    @contextmanager
+    def models(self) -> Iterator[None]:
+        """Held while model files are written, or those of nobody deleted: by one thread of one of
+        the hub's processes.
+        """
+        with (self.config.folder / "models.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _figures(self) -> dict[str, int]:
+        with self.session() as session:
+            states = select(JobRow.state, func.count()).group_by(JobRow.state)
+            jobs = dict(session.exec(states).all())
+            return entries.totals(session) | {
+                "settled": jobs.get(JobState.SETTLED, 0),
+                "open_jobs": sum(n for state, n in jobs.items() if state not in FINAL),
+            }
+
+
+def _entries_again(session: Session, touched: Touched) -> None:
+    entries.refresh(session, touched.datasets)
+
 
 def open_database(url: str) -> Engine:
-    """The engine, with tables made. SQLite is put into WAL mode so that pages never wait for the
-    reconcile loop.
+    """The engine, with tables as this version has them: an older hub's are brought up to it. SQLite
+    is put into WAL mode so that pages never wait for the reconcile loop. Raises ConfigError.
     """
     engine = create_engine(url)
     if engine.dialect.name == "sqlite":
@@ -72,7 +101,7 @@ def open_database(url: str) -> Engine:
             connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[attr-defined]
             connection.execute("PRAGMA busy_timeout=10000")  # type: ignore[attr-defined]
 
-    SQLModel.metadata.create_all(engine)
+    migrate(engine)
     return engine
 
 

@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlmodel import Session, col, func, select
+from sqlalchemy import tuple_
+from sqlmodel import Session, col, select
 
 from datahub.errors import BadRequest, Conflict, NotFound
+from datahub.index.tables import EscrowRow
 from datahub.market import model_files
 from datahub.market.desk import Desk
 from datahub.market.domain import FINAL, JobState
 from datahub.market.tables import FigureRow, JobRow, NodeRow, QuoteRow
 from datahub.order import LONGEST_S
-from datatokens.bindings.escrow import Settlement
 from datatokens.errors import TermsError
 from datatokens.terms import JobTerms
 from datatokens.wire import parse
@@ -31,7 +32,6 @@ OUTSIDE = "settled outside this hub: there is no report or model of it here"
 # beyond it, which no hospital that guards anybody accepts, the tighter figure costs minutes
 MOST_EPSILON = 100.0
 CLOCK_S = 600
-MOST_SETTLEMENTS = 1000  # kept in memory
 
 
 def submit(desk: Desk, raw_terms: bytes, files: tuple[bytes, ...] = ()) -> JobRow:
@@ -65,7 +65,7 @@ def submit(desk: Desk, raw_terms: bytes, files: tuple[bytes, ...] = ()) -> JobRo
                 f"job {job_id[:12]} is not taken: {problem}; `datahub refund` brings its money "
                 "back after the deadline"
             )
-    with desk.models, desk.session() as session:
+    with desk.models(), desk.session() as session:
         if row := session.get(JobRow, job_id):  # told of and seen on the chain at the same time
             return row
         named = [getattr(spec, name) for name in model_files.NAMES]
@@ -93,7 +93,7 @@ def _again(desk: Desk, row: JobRow, spec: JobSpec, files: tuple[bytes, ...]) -> 
     """A job that is told of again may bring files that were lost here."""
     if JobState(row.state) not in FINAL:
         named = [getattr(spec, name) for name in model_files.NAMES]
-        with desk.models:
+        with desk.models():
             model_files.put(desk, (one for one in files if sha256_hex(one) in named))
 
 
@@ -164,9 +164,9 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
         if line["event"] == "admission" and "dataset_id" in line
     }
     waits = {} if JobState(row.state) in FINAL else undecided(lines)
-    settled = _settlement(desk, row)
+    settled = _settled(desk, row)
     # only what was attested is shown; hospitals may have settled among themselves, without this hub
-    ours = settled is not None and _is_ours(folder, settled.attestation.report_hash)
+    ours = settled is not None and _is_ours(folder, settled.report_hash)
     report = parse(folder.report) if ours else {"evaluation": None, "hospitals": []}
     attested = {line["dataset_id"]: line for line in report["hospitals"] if line["worked"]}
     return {
@@ -213,12 +213,12 @@ def describe(desk: Desk, row: JobRow) -> dict[str, Any]:
         "ended_at": row.ended_at.isoformat() if row.ended_at else None,
         "settlement": settled
         and {
-            "model_hash": settled.attestation.model_hash.hex(),
-            "report_hash": settled.attestation.report_hash.hex(),
-            "worked": settled.attestation.worked,
+            "model_hash": settled.model_hash,
+            "report_hash": settled.report_hash,
+            "worked": int(settled.worked),
             "paid_bps": settled.paid_bps,
-            "paid_units": settled.paid_units,
-            "change_units": settled.change_units,
+            "paid_units": int(settled.paid_units),
+            "change_units": int(settled.change_units),
         },
         "evaluation": report["evaluation"],
         "result_ready": ours,
@@ -244,48 +244,57 @@ def _figure(desk: Desk, job_id: str) -> float | None:
     return row.epsilon_pld if row else None
 
 
-def recent(desk: Desk, limit: int = 100) -> list[dict[str, Any]]:
-    """The newest jobs, one short line each."""
+def recent(desk: Desk, limit: int = 100, after: str = "") -> tuple[list[dict[str, Any]], str]:
+    """The newest jobs, one short line each, and the cursor of the next page, "" for none. Raises
+    BadRequest for a cursor that is none.
+    """
+    place = col(JobRow.quoted_at), col(JobRow.job_id)
+    wanted = select(JobRow, EscrowRow.amount_units).join(
+        EscrowRow, col(EscrowRow.job_id) == col(JobRow.job_id), isouter=True
+    )
+    if after:
+        wanted = wanted.where(tuple_(*place) < tuple_(*_cursor(after)))
+    ordered = wanted.order_by(*(one.desc() for one in place)).limit(limit + 1)
     with desk.session() as session:
-        rows = session.exec(
-            select(JobRow).order_by(col(JobRow.quoted_at).desc()).limit(limit)
-        ).all()
-    return [
+        rows = session.exec(ordered).all()
+    shown = [
         {
             "job_id": row.job_id,
             "buyer": row.buyer,
             "state": row.state,
             "reason": row.reason,
-            "amount_units": JobTerms.from_json(row.terms.encode()).amount_units,
+            # a job that was told of in the very moment of its payment is not in the index yet
+            "amount_units": int(units or JobTerms.from_json(row.terms.encode()).amount_units),
             "funded_at": row.funded_at.isoformat() if row.funded_at else None,
         }
-        for row in rows
+        for row, units in rows[:limit]
     ]
+    last = rows[limit - 1][0] if len(rows) > limit else None
+    return shown, f"{last.quoted_at.isoformat()},{last.job_id}" if last else ""
 
 
-def counts(desk: Desk) -> dict[str, int]:
-    """How many jobs are in each state."""
-    with desk.session() as session:
-        return dict(session.exec(select(JobRow.state, func.count()).group_by(JobRow.state)).all())
+def _cursor(text: str) -> tuple[datetime, str]:
+    at, _, job_id = text.partition(",")
+    try:
+        return datetime.fromisoformat(at), job_id
+    except ValueError as error:
+        raise BadRequest(
+            f"after={text[:60]!r} is no cursor; take it from the page before"
+        ) from error
 
 
-def _settlement(desk: Desk, row: JobRow) -> Settlement | None:
-    """What the chain says of a settled job, which is final: read once."""
+def _settled(desk: Desk, row: JobRow) -> EscrowRow | None:
+    """What the chain says of a settled job; None before."""
     if row.state != JobState.SETTLED:
         return None
-    if row.job_id not in desk.settlements:
-        found = desk.escrow.settlement(bytes.fromhex(row.job_id))
-        if found is None:
-            return None
-        if len(desk.settlements) >= MOST_SETTLEMENTS:
-            desk.settlements.clear()
-        desk.settlements[row.job_id] = found
-    return desk.settlements[row.job_id]
+    with desk.session() as session:
+        found = session.get(EscrowRow, row.job_id)
+    return found if found is not None and found.status == "settled" else None
 
 
-def _is_ours(folder: RunFolder, report_hash: bytes) -> bool:
+def _is_ours(folder: RunFolder, report_hash: str) -> bool:
     """Whether the report here is the one that was attested on the chain."""
-    return folder.has_result and sha256_hex(folder.report) == report_hash.hex()
+    return folder.has_result and sha256_hex(folder.report) == report_hash
 
 
 def result(desk: Desk, row: JobRow) -> RunFolder:

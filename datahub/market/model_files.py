@@ -19,7 +19,7 @@ NAMES = ("graph_hash", "weights_hash")
 
 
 def put(desk: Desk, contents: Iterable[bytes]) -> None:
-    """Write files under their hashes. `desk.models` must be held until a row names them."""
+    """Write files under their hashes. `desk.models()` must be held until a row names them."""
     for content in contents:
         path = desk.config.models_folder / sha256_hex(content)
         if not path.exists():
@@ -27,7 +27,7 @@ def put(desk: Desk, contents: Iterable[bytes]) -> None:
 
 
 def sweep(desk: Desk, session: Session) -> None:
-    """Delete the files that nothing names. `desk.models` must be held."""
+    """Delete the files that nothing names. `desk.models()` must be held."""
     named: set[str] = set()
     for hashes in session.exec(select(QuoteRow.graph_hash, QuoteRow.weights_hash)).all():
         named.update(hashes)

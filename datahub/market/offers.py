@@ -5,13 +5,14 @@ dataset's node key, shown in the catalogue, and asked at a quote. Knows nothing 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlmodel import select
+from sqlmodel import col, select
 
 from datahub.errors import BadRequest, Conflict, NotFound
+from datahub.market import entries
 from datahub.market.desk import Desk
 from datahub.market.tables import OfferRow
 from datatokens.bindings.registry import State
@@ -66,13 +67,15 @@ def put_offer(desk: Desk, dataset_id: int, text: str, signature: str) -> None:
                 issued_at=offer.issued_at,
             )
         )
+        session.flush()
+        entries.refresh(session, [dataset_id])
         session.commit()
 
 
-def current(desk: Desk) -> dict[int, dict[str, Any]]:
-    """Dataset -> its offer with the signature under it, of those that are still good."""
+def current(desk: Desk, only: Collection[int]) -> dict[int, dict[str, Any]]:
+    """Dataset -> its offer with the signature under it, of those of `only` that are still good."""
     with desk.session() as session:
-        rows = session.exec(select(OfferRow)).all()
+        rows = session.exec(select(OfferRow).where(col(OfferRow.dataset_id).in_(only))).all()
     found = ((Offer.from_json(row.document.encode()), row.signature) for row in rows)
     return {
         offer.dataset_id: {**asdict(offer), "signature": signature}

@@ -71,7 +71,7 @@ def _with_model(order: Order, listed: Sequence[Listed]) -> Order:
 
 def _listed(desk: Desk, dataset_id: int) -> Listed:
     row = catalogue.dataset_row(desk, dataset_id)
-    manifest = catalogue.manifest_of(row)
+    manifest = catalogue.manifest_of(desk, row)
     with desk.session() as session:
         if session.get(NodeRow, row.node) is None:
             raise Conflict(f"dataset {dataset_id}: its node has not registered with this hub yet")

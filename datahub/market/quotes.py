@@ -13,9 +13,10 @@ import time
 from sqlmodel import Session, col, delete, func, select
 
 from datahub.errors import Conflict
+from datahub.index.tables import EscrowRow
 from datahub.market import jobs, model_files
 from datahub.market.desk import Desk
-from datahub.market.following import Logs
+from datahub.market.seldom import Pauses
 from datahub.market.tables import QuoteRow
 from datatokens.terms import JobTerms
 from fl_client.protocol import JobSpec
@@ -30,7 +31,7 @@ MOST_MODEL_BYTES = 2 * 1024**3  # of all quotes that wait
 def keep(desk: Desk, terms: JobTerms, graph: bytes, weights: bytes) -> None:
     """Keep quoted terms and the model's files until they are paid, pushed out or an hour old."""
     spec = JobSpec.from_dict(terms.spec)
-    with desk.models, desk.session() as session:
+    with desk.models(), desk.session() as session:
         session.add(
             QuoteRow(
                 job_id=terms.job_id.hex(),
@@ -66,31 +67,27 @@ def forget_old(desk: Desk) -> None:
     any more. Raises ChainUnreachable, and drops nothing.
     """
     take_up(desk)
-    with desk.models, desk.session() as session:
+    with desk.models(), desk.session() as session:
         session.exec(delete(QuoteRow).where(col(QuoteRow.quoted_at) < time.time() - KEPT_S))
         session.commit()
         model_files.sweep(desk, session)
 
 
-def take_up(desk: Desk) -> None:
-    """Make a job of every waiting quote that has been paid since the last look. Raises
-    ChainUnreachable.
-    """
-    desk.payments.look(lambda logs: _take_up(desk, logs))
-
-
-def _take_up(desk: Desk, logs: Logs | None) -> None:
-    waiting = select(QuoteRow)
-    if logs is not None:  # every event about a job has its id first
-        ids = {bytes(topic).hex() for one in logs for topic in one["topics"][1:2]}
-        waiting = waiting.where(col(QuoteRow.job_id).in_(ids))
+def take_up(desk: Desk, pauses: Pauses | None = None) -> None:
+    """Make a job of every waiting quote that was paid. Raises ChainUnreachable."""
+    pauses = pauses or Pauses()
+    desk.index.catch_up()
+    paid = select(QuoteRow).join(EscrowRow, col(EscrowRow.job_id) == col(QuoteRow.job_id))
     with desk.session() as session:
-        rows = session.exec(waiting).all()
+        rows = session.exec(paid.where(EscrowRow.status == "funded")).all()
     for row in rows:
+        if not pauses.over(row.job_id):
+            continue
+        pauses.note(row.job_id, failed=True)
         try:
             jobs.submit(desk, row.terms.encode())
         except Conflict as error:
-            if logs is not None:  # at the first look most are simply not paid
-                log.warning("job %s is not taken up: %s", row.job_id[:12], error)
+            log.warning("job %s is not taken up: %s", row.job_id[:12], error)
         else:
+            pauses.note(row.job_id, failed=False)
             log.info("job %s is paid, and taken up", row.job_id[:12])

@@ -18,9 +18,11 @@ from typing import Any
 from sqlmodel import col, select
 
 from datahub.errors import Conflict, HubError
-from datahub.market import jobs, quotes
+from datahub.market import entries, jobs, quotes
 from datahub.market.desk import Desk
 from datahub.market.domain import FINAL, JobState, advance
+from datahub.market.leases import LIVES_S
+from datahub.market.seldom import Pauses
 from datahub.market.tables import JobRow, NodeRow
 from datatokens.errors import BankError
 from datatokens.terms import JobTerms
@@ -38,27 +40,23 @@ TICK_S = 0.3
 QUIET_S = 2.0  # a run that writes is alive, and the SuperLink need not be asked
 ACCEPT_AGAIN_S = 20.0
 AWAY_S = 5.0  # after a look that could not be taken, as the chain was away
-LONGEST_PAUSE_S = 60.0
 
 
-class Reconciler(threading.Thread):
-    """The loop, in a thread of the hub's process. One broken job never stops the others."""
+class Loop(threading.Thread):
+    """The hub's chores, in a thread of its process. One broken job never stops the others."""
 
-    def __init__(self, desk: Desk):
-        super().__init__(name="reconcile", daemon=True)
-        self.desk = desk
+    def __init__(self, desk: Desk, chores: Mapping[Callable[[Desk], None], float], name: str):
+        super().__init__(name=name, daemon=True)
+        self.desk, self.chores = desk, chores
         self.stopping = threading.Event()
-        self.pauses = Pauses()
+        self.turned_at = time.time()  # unix seconds of the last turn, in which a chore may hang
 
     def run(self) -> None:
-        """Until stopped: every open job takes its next step."""
-        chores: dict[Callable[[Desk], None], float] = {  # -> how often, in seconds
-            quotes.take_up: TICK_S,
-            lambda desk: reconcile(desk, self.pauses): TICK_S,
-            quotes.forget_old: 60.0,
-        }
+        """Until stopped: each chore, every so many seconds."""
+        chores = self.chores
         due = dict.fromkeys(chores, 0.0)
         while not self.stopping.wait(TICK_S):
+            self.turned_at = time.time()
             for chore in chores:
                 if time.monotonic() < due[chore]:
                     continue
@@ -74,35 +72,46 @@ class Reconciler(threading.Thread):
                     due[chore] = time.monotonic() + AWAY_S
 
 
-class Pauses:
-    """Jobs whose last step failed are left alone for a while, twice as long each time."""
+def loops(desk: Desk, *, drive: bool) -> list[Loop]:
+    """What runs beside a hub's answers: the index and this process's leases; with `drive` jobs
+    too, in a thread of their own, since a step may wait long for the chain.
+    """
+    pauses = Pauses()
+    looking: dict[Callable[[Desk], None], float] = {  # -> how often, in seconds
+        lambda desk: desk.index.catch_up(): TICK_S,
+        forget_ended_offers: 5.0,
+    }
+    if not drive:
+        return [Loop(desk, looking, "index")]
+    driving: dict[Callable[[Desk], None], float] = {
+        lambda desk: quotes.take_up(desk, pauses): TICK_S,
+        lambda desk: reconcile(desk, pauses, shared=True): TICK_S,
+        quotes.forget_old: 60.0,
+    }
+    looking[lambda desk: desk.leases.renew()] = LIVES_S / 3
+    return [Loop(desk, looking, "index"), Loop(desk, driving, "reconcile")]
 
-    def __init__(self) -> None:
-        self._until: dict[str, tuple[float, float]] = {}  # job id -> (monotonic time, its length)
 
-    def over(self, job_id: str) -> bool:
-        """Whether the job may be looked at."""
-        return self._until.get(job_id, (0.0, 0.0))[0] <= time.monotonic()
-
-    def note(self, job_id: str, failed: bool) -> None:
-        """After a look."""
-        length = min(LONGEST_PAUSE_S, 2 * self._until.get(job_id, (0.0, TICK_S))[1])
-        if failed:
-            self._until[job_id] = (time.monotonic() + length, length)
-        else:
-            self._until.pop(job_id, None)
+def forget_ended_offers(desk: Desk) -> None:
+    """What nodes said of what is left, where it is good no longer."""
+    with desk.session() as session:
+        if entries.forget_ended_offers(session):
+            session.commit()
 
 
-def reconcile(desk: Desk, pauses: Pauses | None = None) -> None:
-    """One look at every open job that has no pause; whatever one job's step raises is its own."""
+def reconcile(desk: Desk, pauses: Pauses | None = None, shared: bool = False) -> None:
+    """One look at every open job that has no pause; whatever one job's step raises is its own. Of
+    several hub processes (`shared`) each looks at its own.
+    """
     pauses = pauses or Pauses()
     with desk.session() as session:
         rows = session.exec(
             select(JobRow).where(col(JobRow.state).not_in([str(s) for s in FINAL]))
         ).all()
     online = cache(desk.superlink.online_nodes)  # asked once a look, if any job waits for it
+    mine = desk.leases.share([f"job:{row.job_id}" for row in rows]) if shared else None
     for row in rows:
-        if not pauses.over(row.job_id):
+        if not pauses.over(row.job_id) or (mine is not None and f"job:{row.job_id}" not in mine):
             continue
         failed = True
         before = (row.state, row.reason, row.run_id, row.runs_started)
@@ -287,6 +296,7 @@ def _another_run(row: JobRow, reason: str) -> None:
 
 
 def _end(desk: Desk, row: JobRow, state: JobState) -> None:
+    desk.index.catch_up()  # whoever reads of the end finds what was paid
     if state is JobState.SETTLED:
         row.reason = ""
         try:

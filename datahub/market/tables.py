@@ -1,4 +1,5 @@
-"""The hub's tables. A cache: everything about money can be read again from the chain.
+"""The hub's own tables: what people and nodes have sent, and how far jobs are. What the chain says
+is in datahub/index/tables.py.
 
 "Table", not "model": a model is the trained network.
 """
@@ -7,31 +8,63 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from sqlalchemy import BigInteger, Column, Index, String
 from sqlmodel import Field, SQLModel
 
 
-class DatasetRow(SQLModel, table=True):
-    """A listed dataset as the registry has it, with its public manifest once the hospital has sent
-    it.
+class ManifestRow(SQLModel, table=True):
+    """A public manifest that a hospital has sent (canonical JSON), by its SHA-256, which the chain
+    has; both hashes are 64 hexadecimal digits.
     """
 
-    __tablename__ = "dataset"
-    dataset_id: int = Field(primary_key=True)
-    owner: str
-    datatoken: str
-    node: str = Field(index=True)
-    price_units: str  # integers up to 2**96 as text: SQLite's integers end at 2**63
-    contributor_bps: int
-    manifest_hash: str
-    manifest: str | None = None
-
-
-class SchemaRow(SQLModel, table=True):
-    """Which schema a kept manifest has: 64 hexadecimal digits each."""
-
-    __tablename__ = "dataset_schema"
+    __tablename__ = "manifest"
     manifest_hash: str = Field(primary_key=True)
     schema_hash: str = Field(index=True)
+    document: str
+
+
+class EntryRow(SQLModel, table=True):
+    """A dataset as the catalogue finds it: what it is searched, filtered and sorted by. Made from
+    the index, the manifest and the offer whenever one of them changes (entries.py).
+
+    `epsilon_left` is what one more job may cost; `price_rank` is the price in base units, at most
+    2**63 - 1; `on_sale`: it is active and its manifest is here.
+    """
+
+    __tablename__ = "entry"
+    __table_args__ = (
+        Index("entry_schema", "schema_hash", "on_sale", "persons"),
+        *(
+            Index(f"entry_{column}", "on_sale", column, "dataset_id")
+            for column in ("title", "price_rank", "persons", "epsilon_left")
+        ),
+    )
+    dataset_id: int = Field(primary_key=True)
+    on_sale: bool
+    title: str
+    hospital: str
+    kind: str
+    unit: str
+    node: str = Field(index=True)
+    schema_hash: str
+    persons: int = Field(sa_column=Column(BigInteger, nullable=False))
+    price_rank: int = Field(sa_column=Column(BigInteger, nullable=False))
+    epsilon_left: float
+    offer_ends: int | None = Field(default=None, index=True)  # unix seconds
+
+
+class WordRow(SQLModel, table=True):
+    """A word of what is public of a dataset, in small letters."""
+
+    __tablename__ = "entry_word"
+    __table_args__ = (Index("entry_word_of", "dataset_id", "word"),)
+    # in the order of its letters' numbers everywhere, so that an index finds what begins with one
+    word: str = Field(
+        sa_column=Column(
+            String().with_variant(String(collation="C"), "postgresql"), primary_key=True
+        )
+    )
+    dataset_id: int = Field(primary_key=True)
 
 
 class OfferRow(SQLModel, table=True):
@@ -105,6 +138,15 @@ class JobRow(SQLModel, table=True):
     reason: str = ""
     run_id: str | None = None
     runs_started: int = 0
-    quoted_at: datetime
+    quoted_at: datetime = Field(index=True)
     funded_at: datetime | None = None
     ended_at: datetime | None = None
+
+
+class LeaseRow(SQLModel, table=True):
+    """Who of several hub processes does a thing, and until when (unix seconds)."""
+
+    __tablename__ = "lease"
+    name: str = Field(primary_key=True)
+    holder: str
+    until: float

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -34,6 +34,7 @@ from datahub.market import (
     wallets,
 )
 from datahub.market.desk import Desk
+from datahub.market.entries import Asked
 from datahub.order import Order
 from datahub.web import live, pages
 from datahub.web.bounds import Bounds
@@ -148,6 +149,31 @@ class OrderIn(Body):
     quorum: int | None = None
 
 
+class PageIn(BaseModel):
+    """One page of a list; `after`: the cursor that the page before named."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=100, ge=1, le=200)
+    after: str = Field(default="", max_length=300)
+
+
+class DatasetsIn(PageIn):
+    """What of the catalogue: see datahub.market.entries.Asked; or those of `id` alone."""
+
+    id: list[Annotated[int, Field(ge=1, le=2**32 - 1)]] = Field(default=[], max_length=64)
+    q: str = Field(default="", max_length=200)
+    schema_hash: str = Field(default="", max_length=64)
+    kind: Literal["", "table", "pictures"] = ""
+    unit: Literal["", "patient", "record"] = ""
+    most_units: int | None = Field(default=None, ge=0, le=2**63 - 1)
+    persons: int | None = Field(default=None, ge=0, le=2**63 - 1)
+    epsilon: float | None = Field(default=None, ge=0, le=1e9)
+    online: bool = False
+    all: bool = False
+    sort: Literal["name", "price", "size", "epsilon", "newest"] = "name"
+
+
 class TermsIn(Body):
     """The exact terms document of a quote."""
 
@@ -178,6 +204,13 @@ def _dispute(given: DisputeIn | None) -> DisputeTerms | None:
         raise BadRequest(str(error)) from error
 
 
+def _next(request: Request, response: Response, cursor: str) -> None:
+    """Name the next page, if there is one."""
+    if cursor:
+        url = request.url.include_query_params(after=cursor)
+        response.headers["link"] = f'<{url.path}?{url.query}>; rel="next"'
+
+
 def _base64(name: str, text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
@@ -197,15 +230,17 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        catalogue.sync(desk)
-        loop = reconcile.Reconciler(desk) if drive else None
-        if loop:
+        desk.index.catch_up()
+        app.state.loops = reconcile.loops(desk, drive=drive)
+        for loop in app.state.loops:
             loop.start()
         yield
-        if loop:
+        for loop in app.state.loops:
             loop.stopping.set()
+        for loop in app.state.loops:
             # a step that waits for the chain may be cut off: each is taken again until it is done
             loop.join(timeout=0.5)
+        desk.leases.end()
 
     app = FastAPI(
         title="datahub",
@@ -278,14 +313,36 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         }
 
     @app.get("/api/datasets")
-    def datasets(desk: DeskDep) -> list[dict[str, Any]]:
-        catalogue.fresh(desk)
-        return catalogue.listing(desk)
+    def datasets(
+        desk: DeskDep,
+        request: Request,
+        response: Response,
+        asked: Annotated[DatasetsIn, Query()],
+    ) -> list[dict[str, Any]]:
+        """The catalogue, a page at a time: the header Link names the next one (RFC 8288)."""
+        if asked.id:
+            return catalogue.listing(desk, asked.id)
+        nodes = frozenset(catalogue.online_nodes(desk)) if asked.online else None
+        wanted = Asked(
+            text=asked.q,
+            schema=asked.schema_hash,
+            kind=asked.kind,
+            unit=asked.unit,
+            most_units=asked.most_units,
+            persons=asked.persons,
+            epsilon=asked.epsilon,
+            nodes=nodes,
+            all=asked.all,
+            sort=asked.sort,
+            after=asked.after,
+        )
+        rows, more = catalogue.page(desk, wanted, asked.limit)
+        _next(request, response, more)
+        return rows
 
     @app.get("/api/datasets/{dataset_id}")
     def dataset(dataset_id: DatasetId, desk: DeskDep) -> dict[str, Any]:
         """One dataset, with what of its lifetime epsilon its node has attested as spent."""
-        catalogue.fresh(desk)
         return catalogue.dataset(desk, dataset_id)
 
     @app.put("/api/datasets/{dataset_id}/manifest")
@@ -376,8 +433,13 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         return wallets.refund(desk, job_id)
 
     @app.get("/api/jobs")
-    def list_jobs(desk: DeskDep) -> list[dict[str, Any]]:
-        return jobs.recent(desk)
+    def list_jobs(
+        desk: DeskDep, request: Request, response: Response, asked: Annotated[PageIn, Query()]
+    ) -> list[dict[str, Any]]:
+        """The newest jobs, a page at a time: the header Link names the next one (RFC 8288)."""
+        rows, more = jobs.recent(desk, asked.limit, asked.after)
+        _next(request, response, more)
+        return rows
 
     @app.get("/api/jobs/{job_id}")
     def job(job_id: str, desk: DeskDep) -> dict[str, Any]:

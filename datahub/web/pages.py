@@ -8,11 +8,10 @@ import csv
 import io
 import ipaddress
 import time
-from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse
@@ -23,6 +22,7 @@ from datahub.market import catalogue, hospitals, jobs
 from datahub.market.claims import claims_of
 from datahub.market.desk import Desk
 from datahub.market.domain import FINAL, JobState
+from datahub.market.entries import SORTS, Asked
 from datahub.money import money
 from datahub.synthetic import made_up
 from datahub.web import charts, glossary
@@ -47,13 +47,6 @@ SHOWN = 8  # columns of them
 RECORDS = 500  # in the table that can be downloaded,
 MOST_INPUTS = 100_000  # or fewer where a record is wide: part of a second's work
 TEST_CHAIN = 31337  # of the embedded chain
-SORTS = {
-    "name": lambda row: (row["manifest"] or {}).get("name", "~").casefold(),
-    "price": lambda row: row["price_units"],
-    "size": lambda row: -_persons(row),
-    "epsilon": lambda row: -_epsilon_left(row),
-    "newest": lambda row: -row["dataset_id"],
-}
 
 
 def _page(request: Request, name: str, **facts: Any) -> HTMLResponse:
@@ -88,18 +81,11 @@ def demo_chain(desk: Desk) -> str:
 @router.get("/")
 def home_page(request: Request) -> HTMLResponse:
     desk = _desk(request)
-    catalogue.fresh(desk)
-    rows = [row for row in catalogue.listing(desk) if row["manifest"]]
-    states = jobs.counts(desk)
     return _page(
         request,
         "home.html",
-        datasets=len(rows),
-        online=sum(bool(row["online"]) for row in rows),
-        hospitals=len({row["manifest"]["hospital"] for row in rows}),
-        persons=sum(row["manifest"]["persons"] for row in rows),
-        settled=states.get(JobState.SETTLED, 0),
-        open_jobs=sum(n for state, n in states.items() if state not in FINAL),
+        **desk.figures(),
+        online=len(catalogue.online_nodes(desk)),
         hub=str(request.base_url).rstrip("/"),
     )
 
@@ -116,33 +102,40 @@ def catalogue_page(
     patients: str = "",
     epsilon: str = "",
     sort: str = "name",
+    all: bool = False,
+    after: str = "",
 ) -> HTMLResponse:
     desk = _desk(request)
-    catalogue.fresh(desk)
-    rows = catalogue.listing(desk)
-    sharing = Counter(row["schema_hash"] for row in rows)
-    shown = [
-        row
-        for row in rows
-        if schema in ("", row["schema_hash"])
-        and _matches(row, q, kind, unit)
-        and (not online or row["online"])
-        and (not most or row["price_units"] <= 10**6 * _amount("most", most) + 0.5)
-        and (not patients or _persons(row) >= _amount("patients", patients))
-        and (not epsilon or _epsilon_left(row) >= _amount("epsilon", epsilon))
-    ]
-    shown.sort(key=SORTS.get(sort, SORTS["name"]))
-    asked = {"q": q[:200], "kind": kind, "unit": unit, "online": online, "most": most[:20]}
-    asked |= {"patients": patients[:20], "epsilon": epsilon[:20]}
+    sort = sort if sort in SORTS else "name"
+    wanted = Asked(
+        text=q[:200],
+        schema=schema[:64],
+        kind=kind,
+        unit=unit,
+        most_units=10**6 * _amount("most", most) + 0.5 if most else None,
+        persons=_amount("patients", patients) if patients else None,
+        epsilon=_amount("epsilon", epsilon) if epsilon else None,
+        nodes=frozenset(catalogue.online_nodes(desk)) if online else None,
+        all=all,
+        sort=sort,
+        after=after[:300],
+    )
+    shown, more = catalogue.page(desk, wanted)
+    asked = {"q": q[:200], "kind": kind, "unit": unit, "online": "true" if online else ""}
+    asked |= {"patients": patients[:20], "epsilon": epsilon[:20], "most": most[:20]}
+    asked |= {"all": "true" if all else "", "schema": schema[:64]}
+    given = {name: value for name, value in asked.items() if value} | {"sort": sort}
     return _page(
         request,
         "catalogue.html",
         datasets=shown,
-        sharing=sharing,
+        sharing=catalogue.sharing_counts(desk, shown),
         schema_hash=schema[:64],
-        asked=asked | {"sort": sort if sort in SORTS else "name"},
+        asked=asked | {"sort": sort},
         sorts=[*SORTS],
-        filtered=any(asked.values()) or bool(schema),
+        filtered=any(asked.values()),
+        next="?" + urlencode(given | {"after": more}) if more else "",
+        first="?" + urlencode(given) if after else "",
     )
 
 
@@ -154,38 +147,9 @@ def _amount(name: str, text: str) -> float:
     return found
 
 
-def _persons(row: dict[str, Any]) -> int:
-    return int(row["manifest"]["persons"]) if row["manifest"] else 0
-
-
-def _epsilon_left(row: dict[str, Any]) -> float:
-    """What one more job may cost, as the node says; the lifetime where it has not said."""
-    if row["offer"]:
-        return float(row["offer"]["epsilon_left"]) if row["offer"]["state"] == "open" else 0.0
-    return float(row["manifest"]["lifetime_epsilon"]) if row["manifest"] else 0.0
-
-
-def _matches(row: dict[str, Any], q: str, kind: str, unit: str) -> bool:
-    """Whether each word of a search is somewhere in what is public of a dataset."""
-    manifest = row["manifest"]
-    if manifest is None:
-        return not (q or kind or unit)
-    schema = manifest["schema"]
-    said = (manifest["name"], manifest["hospital"], manifest["description"])
-    names = (one["name"] for one in (*schema["features"], schema["target"]))
-    text = " ".join((*said, *names)).casefold()
-    pictures = schema.get("picture") is not None
-    return (
-        all(word in text for word in q.casefold().split())
-        and kind in ("", "pictures" if pictures else "table")
-        and unit in ("", manifest["unit"])
-    )
-
-
 @router.get("/datasets/{dataset_id}")
 def dataset_page(request: Request, dataset_id: DatasetId) -> HTMLResponse:
     desk = _desk(request)
-    catalogue.fresh(desk)
     row = catalogue.dataset(desk, dataset_id)
     facts: dict[str, Any] = {"sharing": [], "columns": [], "example": []}
     if row["manifest"] is not None:
@@ -233,21 +197,24 @@ def order_page(
     ordered, by schema.
     """
     desk = _desk(request)
-    catalogue.fresh(desk)
-    rows = [row for row in catalogue.listing(desk) if row["manifest"]]
     if not dataset:
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            groups.setdefault(row["schema_hash"], []).append(row)
-        return _page(request, "order_what.html", groups=[*groups.values()])
-    first = next((row for row in rows if row["dataset_id"] == dataset[0]), None)
+        return _page(request, "order_what.html", groups=catalogue.groups(desk))
+    chosen = [row for row in catalogue.listing(desk, dataset) if row["manifest"]]
+    first = next((row for row in chosen if row["dataset_id"] == dataset[0]), None)
     if first is None:
         raise BadRequest(f"dataset={dataset[0]} is not listed here with a manifest")
+    others = catalogue.listing(desk, catalogue.sharing(desk, first["schema_hash"]))
+    fitting = {
+        row["dataset_id"]: row
+        for row in (*chosen, *others)
+        if row["schema_hash"] == first["schema_hash"]
+    }
+    rows = [fitting[number] for number in sorted(fitting)]
     schema = Schema.from_dict(first["manifest"]["schema"])
     return _page(
         request,
         "order.html",
-        rows=[row for row in rows if row["schema_hash"] == first["schema_hash"]],
+        rows=rows,
         chosen=set(dataset),
         target=schema.target,
         losses=list(schema.losses),
@@ -261,8 +228,10 @@ def order_page(
 
 
 @router.get("/jobs")
-def jobs_page(request: Request) -> HTMLResponse:
-    return _page(request, "jobs.html", jobs=jobs.recent(_desk(request)))
+def jobs_page(request: Request, after: str = "") -> HTMLResponse:
+    shown, more = jobs.recent(_desk(request), after=after[:300])
+    following = "?" + urlencode({"after": more}) if more else ""
+    return _page(request, "jobs.html", jobs=shown, next=following, first=bool(after))
 
 
 @router.get("/jobs/{job_id}")
@@ -299,9 +268,8 @@ def _where_it_went(job: dict[str, Any]) -> list[tuple[str, int]]:
 def hospital_page(request: Request, node: str) -> HTMLResponse:
     """A hospital by the key that its node signs with."""
     desk = _desk(request)
-    catalogue.fresh(desk)
     card = hospitals.hospital(desk, node)
-    rows = [row for row in catalogue.listing(desk) if row["node"] == card["node"]]
+    rows = catalogue.of_node(desk, card["node"])
     return _page(request, "hospital.html", card=card, rows=rows)
 
 

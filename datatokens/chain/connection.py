@@ -12,7 +12,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urldefrag
 
@@ -391,12 +391,14 @@ class Chain:
             )
         )
 
-    def raw_logs(self, address: str, from_block: int, to_block: int) -> list[Mapping[str, Any]]:
-        """Every event of a contract in these blocks, undecoded, oldest first."""
+    def raw_logs(
+        self, addresses: Sequence[str], from_block: int, to_block: int
+    ) -> list[Mapping[str, Any]]:
+        """Every event of these contracts in these blocks, undecoded, oldest first."""
         chunk, found = self.log_range, []
         for first in range(from_block, to_block + 1, chunk):
             last = min(first + chunk - 1, to_block)
-            asked: Any = {"address": address, "fromBlock": first, "toBlock": last}
+            asked: Any = {"address": list(addresses), "fromBlock": first, "toBlock": last}
             found += self._ask(lambda: self._web3.eth.get_logs(asked))  # noqa: B023 called at once
         return found
 

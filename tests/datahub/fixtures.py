@@ -4,6 +4,7 @@ tests/conftest.py, as the tests of the hub, of buyers and of faults share it.
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import uvicorn
 from bank_world import World, found_world
+from sqlalchemy import text
 
 from datahub.market import catalogue
 from datahub.web.api import create_app
@@ -30,10 +32,24 @@ def hub_bank() -> Iterator[World]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of the last test's hub, so that the next one's reads only what is new."""
+    return tmp_path_factory.mktemp("index") / "hub.sqlite"
+
+
 @pytest.fixture
-def bare_hub(hub_bank: World, tmp_path: Path) -> HubWorld:
+def bare_hub(hub_bank: World, tmp_path: Path, indexed: Path) -> HubWorld:
     """A hub that has not been sent a manifest yet."""
-    return open_hub(hub_bank, tmp_path)
+    (tmp_path / "hub").mkdir()
+    if indexed.exists():
+        shutil.copy(indexed, tmp_path / "hub" / "hub.sqlite")
+    hub = open_hub(hub_bank, tmp_path)
+    hub.desk.index.catch_up()
+    indexed.unlink(missing_ok=True)
+    with hub.desk.session() as session:
+        session.exec(text(f"VACUUM INTO '{indexed}'"))  # type: ignore[call-overload]
+    return hub
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ def open_hub(bank: World, folder: Path) -> HubWorld:
     with desk.session() as session:
         for n in range(3):
             row = NodeRow(node=bank.node(n), supernode_public_key="", supernode_id=str(11 + n))
-            session.add(row)
+            session.merge(row)
         session.commit()
     return HubWorld(bank, desk, superlink)
 

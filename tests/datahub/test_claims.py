@@ -20,6 +20,7 @@ def earning(hub: HubWorld) -> int:
     epoch = post(hub, dataset_id, ENTRIES)
     contributors.put_contributors(hub.desk, dataset_id, epoch, ENTRIES)
     hub.bank.revenue(hub.bank.buyer).pay_revenue(dataset_id, REVENUE)
+    hub.desk.index.catch_up()
     return dataset_id
 
 
@@ -35,6 +36,7 @@ def test_claims_of__revenue_came_in__the_share_by_weight_with_a_proof_that_pays(
         ACCOUNTS[3], [Claim(dataset_id, claim.epoch, claim.weight, proof)]
     )
     assert paid == {dataset_id: claim.claimable_units}
+    hub.desk.index.catch_up()
     (after,) = claims.claims_of(hub.desk, ACCOUNTS[3])
     assert (after.claimable_units, after.claimed_units) == (0, claim.claimable_units)
 

@@ -69,6 +69,7 @@ def test_register_node__a_machine_that_nobody_vouches_for__refuses(
 
 def test_hospital__a_registered_key__shows_its_registration_and_standing(hub: HubWorld) -> None:
     node, _ = enrolled(hub)
+    hub.desk.index.catch_up()
     card = hospitals.hospital(hub.desk, node)
     assert (card["node"], card["state"]) == (node, "active")
     assert card["owner"] == hub.bank.hospitals[0].address and card["datasets"] == []

@@ -14,7 +14,7 @@ from datahub.buyer import job_store, networks
 from datahub.buyer.hub_client import Hub
 from datahub.buyer.jobs import Job
 from datahub.buyer.search import Dataset
-from datahub.errors import BadRequest, HubError, OrderRefused
+from datahub.errors import BadRequest, HubError, NotFound, OrderRefused
 from datahub.market import catalogue
 from datatokens.chain.rpc_server import accounts
 from datatokens.terms import canonical_json
@@ -61,9 +61,9 @@ def test_search__without_a_key__finds_datasets_and_says_them_in_words(
 def test_search__a_dataset_without_a_manifest__is_none_to_order(
     hub: HubWorld, hub_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = catalogue.listing(hub.desk)
+    rows = catalogue.listing(hub.desk, hub.bank.dataset_ids)
     rows[0]["manifest"], rows[1]["manifest"] = None, {"version": 2, "unit": "patient"}
-    monkeypatch.setattr(Hub, "get", lambda *_: rows)
+    monkeypatch.setattr(Hub, "rows", lambda *_, **__: rows)
     assert [one.id for one in Market(hub_url).search()] == [3]
 
 
@@ -118,7 +118,11 @@ def test_schema_of_a_job__whose_datasets_have_another_by_now__is_gone_and_nothin
 ) -> None:
     job = market.quote([1, 2], epsilon=2.0, purpose="research", rounds=2).keep()
     (job_store.jobs_folder() / job.id / job_store.SCHEMA).unlink()
-    monkeypatch.setattr(catalogue, "sharing", lambda *_: [])
+
+    def gone(*_: object) -> bytes:
+        raise NotFound(f"schema {SCHEMA.hash} is of no dataset here")
+
+    monkeypatch.setattr(catalogue, "schema", gone)
     assert job._schema() == b""
     with pytest.raises(HubError, match="is of no dataset here"):
         market.hub.call("GET", f"/api/schemas/{SCHEMA.hash}")

@@ -99,7 +99,7 @@ def test_put_offer__anybody_else_s_word__refused(hub: HubWorld) -> None:
         put(hub, offer(hub, issued_at=int(time.time()) + 999, valid_until=int(time.time()) + 999))
     with pytest.raises(BadRequest, match="offer: "):
         offers.put_offer(hub.desk, first, "[" * 30_000, "00" * 65)
-    assert offers.current(hub.desk) == {}
+    assert offers.current(hub.desk, hub.bank.dataset_ids) == {}
 
 
 def test_put_offer__an_older_one_again__refused(hub: HubWorld) -> None:

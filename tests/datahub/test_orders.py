@@ -69,7 +69,7 @@ def test_quote__a_built_in_model_and_nothing_else_named__the_default_plan_of_pub
     )
     terms, epsilon = orders.quote(hub.desk, hub.order(model=defaults.MODEL, **left_open))
     spec = JobSpec.from_dict(terms.spec)
-    width = catalogue.manifest_of(catalogue.dataset_row(hub.desk, 1)).schema.width
+    width = catalogue.manifest_of(hub.desk, catalogue.dataset_row(hub.desk, 1)).schema.width
     chosen = defaults.plan(defaults.MODEL, [100, 200, 300], width, 2.0, 1e-5)
     assert (spec.rounds, spec.local_steps) == (chosen.rounds, chosen.local_steps)
     assert spec.learning_rate == chosen.learning_rate

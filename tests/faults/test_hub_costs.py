@@ -20,18 +20,19 @@ from sqlmodel import delete, select
 
 from datahub.demo.stack import free_ports
 from datahub.errors import BadRequest, Busy, Conflict
+from datahub.index.indexer import Indexer, Touched
 from datahub.market import (
     catalogue,
     claims,
     contributors,
-    following,
     jobs,
     orders,
     quotes,
     reconcile,
 )
 from datahub.market.desk import Desk
-from datahub.market.following import Follower, Seldom
+from datahub.market.entries import Asked
+from datahub.market.seldom import Seldom
 from datahub.market.tables import QuoteRow, TreeRow
 from datatokens.chain.rpc_server import accounts
 from datatokens.merkle import Tree
@@ -46,7 +47,6 @@ from fl_client.privacy import accounting
 from fl_client.privacy.plan import Charge
 from fl_client.protocol import sha256_hex
 from fl_server.certificates import write_certificates
-from tests.clocks import clock
 from tests.datahub.hub_world import HubWorld, manifest
 from tests.datahub.test_contributors import ACCOUNTS, ENTRIES, listed, post
 
@@ -145,7 +145,7 @@ def test_payments_of_others_and_looks_without_news__change_nothing(hub: HubWorld
     hub.bank.escrow(hub.bank.buyer).create_job(stranger)
     quotes.take_up(hub.desk)
     quotes.take_up(hub.desk)
-    assert jobs.recent(hub.desk) == []
+    assert jobs.recent(hub.desk)[0] == []
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_paid_job_that_cannot_run_here__is_refused_at_the_door(
     hub.bank.escrow(hub.bank.buyer).create_job(terms)
     with pytest.raises(Conflict, match=sentence):
         jobs.submit(hub.desk, terms.to_json())
-    assert jobs.recent(hub.desk) == []
+    assert jobs.recent(hub.desk)[0] == []
 
 
 # -- the catalogue ---------------------------------------------------------------------------------
@@ -190,73 +190,63 @@ def asked(hub: HubWorld, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]
     yield found
 
 
-def test_the_catalogue__asks_the_chain_once_a_second_whoever_looks(
-    hub: HubWorld, asked: list[str], monkeypatch: pytest.MonkeyPatch
+def test_the_catalogue__asks_the_chain_nothing__and_the_index_once_a_look(
+    hub: HubWorld, asked: list[str]
 ) -> None:
-    now = [time.monotonic()]  # however long fifty looks take on a busy machine
-    clock(monkeypatch, following, monotonic=lambda: now[0])
-    catalogue.sync(hub.desk)
+    hub.desk.index.catch_up()
     asked.clear()
     for _ in range(50):
-        catalogue.fresh(hub.desk)
-        catalogue.listing(hub.desk)
+        catalogue.listing(hub.desk, hub.bank.dataset_ids)
+        catalogue.page(hub.desk, Asked(text="age"))
+        claims.claims_of(hub.desk, ACCOUNTS[0])
+        jobs.recent(hub.desk)
     assert asked == []
-    monkeypatch.setattr(catalogue, "FRESH_S", 0.0)
     for _ in range(5):
-        catalogue.fresh(hub.desk)
+        hub.desk.index.catch_up()
     assert len(asked) == 5  # the number of the newest block, and nothing more without news
 
 
-def test_one_price_changes__one_dataset_is_read_again(
-    hub: HubWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    catalogue.sync(hub.desk)
-    read: list[int] = []
-    real = hub.desk.registry.dataset
-    monkeypatch.setattr(hub.desk.registry, "dataset", lambda d: read.append(d) or real(d))  # type: ignore[func-returns-value]
+def test_one_price_changes__one_dataset_is_made_again(hub: HubWorld) -> None:
+    hub.desk.index.catch_up()
+    again: list[Touched] = []
+    other = Indexer(
+        hub.desk.engine,
+        hub.desk.chain,
+        hub.desk.config.registry,
+        hub.desk.config.market,
+        lambda session, touched: again.append(touched),
+    )
     mine = hub.bank.registry(hub.bank.hospitals[1])
     before = mine.dataset(2).price_units
     mine.set_price(2, before + 1)
     try:
-        catalogue.sync(hub.desk)
-        shown = {row["dataset_id"]: row["price_units"] for row in catalogue.listing(hub.desk)}
+        other.catch_up()
+        (row,) = catalogue.listing(hub.desk, [2])
     finally:
         mine.set_price(2, before)
-    assert read == [2] and shown[2] == before + 1
+    assert again == [Touched(frozenset({2}), frozenset())] and row["price_units"] == before + 1
 
 
-def test_a_look_that_fails__is_taken_again_from_where_it_was(hub: HubWorld) -> None:
-    follower = Follower(hub.desk.chain, hub.desk.config.registry)
-    follower.look(lambda logs: None)
+def test_a_turn_that_fails__is_taken_again_whole(
+    hub: HubWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = hub.bank.registry(hub.bank.hospitals[1])
-    mine.set_price(2, mine.dataset(2).price_units)
+    before = mine.dataset(2).price_units
+    mine.set_price(2, before + 2)
 
-    def fails(logs: object) -> None:
-        raise RuntimeError("the database is full")
+    def fails(session: object, touched: object) -> None:
+        raise RuntimeError("the disk is full")
 
-    with pytest.raises(RuntimeError):
-        follower.look(fails)
-    seen: list[object] = []
-    follower.look(seen.append)
-    follower.look(seen.append)
-    assert len(seen) == 1 and seen[0]
-
-
-def test_a_chain_that_went_another_way__is_read_from_the_start(hub: HubWorld) -> None:
-    follower = Follower(hub.desk.chain, hub.desk.config.registry)
-    follower.look(lambda logs: None)
-    number, _ = follower._seen or (0, None)
-    follower._seen = number - 1, b"\1" * 32  # the hash of a block that is no longer there
-    seen: list[object] = []
-    follower.look(seen.append)
-    assert seen == [None]
-
-
-def test_a_chain_that_hangs__holds_one_of_those_who_look_and_not_all(hub: HubWorld) -> None:
-    follower = Follower(hub.desk.chain, hub.desk.config.registry)
-    follower.look(lambda logs: None)
-    with follower._lock:  # as a look that the chain does not answer holds it
-        follower.look(lambda logs: pytest.fail("looked"), pause=0.001)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(hub.desk.index, "_after", fails)
+            with pytest.raises(RuntimeError):
+                hub.desk.index.catch_up()
+        assert catalogue.listing(hub.desk, [2])[0]["price_units"] == before
+        hub.desk.index.catch_up()
+        assert catalogue.listing(hub.desk, [2])[0]["price_units"] == before + 2
+    finally:
+        mine.set_price(2, before)
 
 
 def test_a_job_that_is_told_of_and_seen_at_the_same_time__is_one_job(hub: HubWorld) -> None:
@@ -266,7 +256,7 @@ def test_a_job_that_is_told_of_and_seen_at_the_same_time__is_one_job(hub: HubWor
         seen = [pool.submit(quotes.take_up, hub.desk) for _ in range(2)]
         assert {one.result().job_id for one in told} == {terms.job_id.hex()}
         assert [one.result() for one in seen] == [None, None]
-    assert len(jobs.recent(hub.desk)) == 1
+    assert len(jobs.recent(hub.desk)[0]) == 1
 
 
 def test_seldom__many_ask__one_answer_until_the_pause_is_over_and_none_after_an_error() -> None:

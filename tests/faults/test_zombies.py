@@ -9,7 +9,7 @@ import json
 import httpx
 import pytest
 
-from datahub.market import reconcile
+from datahub.market import reconcile, seldom
 from datahub.market.jobs import job_row
 from datatokens.bindings.registry import State
 from datatokens.terms import acceptance_message, attestation_message, sign
@@ -45,8 +45,8 @@ def test_a_job_whose_step_fails__is_left_alone_longer_each_time(
         raise OverflowError("whatever")
 
     monkeypatch.setattr(reconcile, "step", fails)
-    clock(monkeypatch, reconcile, monotonic=lambda: now[0])
-    pauses = reconcile.Pauses()
+    clock(monkeypatch, seldom, monotonic=lambda: now[0])
+    pauses = seldom.Pauses()
     while now[0] < 600:
         reconcile.reconcile(hub.desk, pauses)
         now[0] += reconcile.TICK_S

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -19,52 +12,17 @@ from fl_client.data.sources import Source
 from fl_client.data.tables import load
 from fl_client.errors import DatasetError, SourceAway
 from tests.fl_client.test_sources import OMOP, SCHEMA, SECRET
+from tests.postgresql import needs_postgresql, running_postgresql
 
-FOUND = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-pytestmark = pytest.mark.skipif(
-    not FOUND or (os.getuid() == 0 and not shutil.which("runuser")),
-    reason="PostgreSQL is not installed",
-)
+pytestmark = needs_postgresql
 pytest.importorskip("psycopg", reason="the PostgreSQL driver is not installed")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own are root's alone
-    as_user: list[str] = []
-    if os.getuid() == 0:  # the server refuses to be root
-        as_user = ["runuser", "-u", "postgres", "--"]
-        shutil.chown(folder, "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data, binaries = folder / "data", FOUND[-1].parent
-    made = [str(binaries / "initdb"), "-D", str(data), "-U", "owner", "-A", "trust"]
-    subprocess.run([*as_user, *made], check=True, capture_output=True, cwd="/")
-    options = ["-D", str(data), "-p", str(port), "-k", str(folder), "-h", "127.0.0.1"]
-    log = (folder / "log").open("w")
-    running = subprocess.Popen(
-        [*as_user, str(binaries / "postgres"), *options], stdout=log, stderr=log, cwd="/"
-    )
-    url = f"postgresql+psycopg://owner@127.0.0.1:{port}/postgres"
-    try:
-        for _ in range(100):
-            try:
-                _fill(url)
-                break
-            except Exception:
-                time.sleep(0.1)
+    with running_postgresql() as url:
+        _fill(url)
         yield url
-    finally:
-        subprocess.run(
-            [*as_user, str(binaries / "pg_ctl"), "-D", str(data), "stop", "-m", "fast"],
-            check=True,
-            capture_output=True,
-            cwd="/",
-        )
-        running.wait(20)
-        log.close()
-        shutil.rmtree(folder)
 
 
 def _fill(url: str) -> None:

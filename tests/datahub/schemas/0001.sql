@@ -1,0 +1,22 @@
+-- The hub's tables as they were before versions were written down, with rows as hubs have left them.
+CREATE TABLE dataset (dataset_id INTEGER NOT NULL, owner VARCHAR NOT NULL, datatoken VARCHAR NOT NULL, node VARCHAR NOT NULL, price_units VARCHAR NOT NULL, contributor_bps INTEGER NOT NULL, manifest_hash VARCHAR NOT NULL, manifest VARCHAR, PRIMARY KEY (dataset_id));
+CREATE INDEX ix_dataset_node ON dataset (node);
+CREATE TABLE offer (dataset_id INTEGER NOT NULL, document VARCHAR NOT NULL, signature VARCHAR NOT NULL, issued_at INTEGER NOT NULL, PRIMARY KEY (dataset_id));
+CREATE TABLE node (node VARCHAR NOT NULL, supernode_public_key VARCHAR NOT NULL, supernode_id VARCHAR NOT NULL, PRIMARY KEY (node));
+CREATE TABLE contributor (dataset_id INTEGER NOT NULL, epoch INTEGER NOT NULL, position INTEGER NOT NULL, account VARCHAR NOT NULL, weight VARCHAR NOT NULL, PRIMARY KEY (dataset_id, epoch, position));
+CREATE INDEX ix_contributor_account ON contributor (account);
+CREATE TABLE tree (dataset_id INTEGER NOT NULL, epoch INTEGER NOT NULL, root VARCHAR NOT NULL, leaves INTEGER NOT NULL, PRIMARY KEY (dataset_id, epoch));
+CREATE TABLE quote (job_id VARCHAR NOT NULL, terms VARCHAR NOT NULL, graph_hash VARCHAR NOT NULL, weights_hash VARCHAR NOT NULL, model_bytes INTEGER NOT NULL, quoted_at FLOAT NOT NULL, PRIMARY KEY (job_id));
+CREATE INDEX ix_quote_graph_hash ON quote (graph_hash);
+CREATE INDEX ix_quote_weights_hash ON quote (weights_hash);
+CREATE INDEX ix_quote_quoted_at ON quote (quoted_at);
+CREATE TABLE figure (job_id VARCHAR NOT NULL, epsilon_pld FLOAT, PRIMARY KEY (job_id));
+CREATE TABLE job (job_id VARCHAR NOT NULL, buyer VARCHAR NOT NULL, terms VARCHAR NOT NULL, state VARCHAR NOT NULL, reason VARCHAR NOT NULL, run_id VARCHAR, runs_started INTEGER NOT NULL, quoted_at TIMESTAMP NOT NULL, funded_at TIMESTAMP, ended_at TIMESTAMP, PRIMARY KEY (job_id));
+CREATE INDEX ix_job_buyer ON job (buyer);
+CREATE INDEX ix_job_state ON job (state);
+INSERT INTO dataset VALUES (1, '0xA', '0xB', '0xC', '1000000', 2500, 'aa', '{"schema":{"b":1,"a":[2]}}');
+INSERT INTO dataset VALUES (2, '0xA', '0xB', '0xC', '1000000', 2500, 'bb', NULL);
+INSERT INTO node VALUES ('0xC', 'PEM', '18446744073709551615');
+INSERT INTO contributor VALUES (1, 1, 0, '0xD', '7');
+INSERT INTO tree VALUES (1, 1, 'cc', 1);
+INSERT INTO job VALUES ('dd', '0xE', '{}', 'settled', '', '5', 1, '2026-11-24 10:00:00', '2026-11-24 10:00:01', '2026-11-24 10:01:00');
