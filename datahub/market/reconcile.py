@@ -106,7 +106,9 @@ def reconcile(desk: Desk, pauses: Pauses | None = None, shared: bool = False) ->
     pauses = pauses or Pauses()
     with desk.session() as session:
         rows = session.exec(
-            select(JobRow).where(col(JobRow.state).not_in([str(s) for s in FINAL]))
+            select(JobRow).where(
+                col(JobRow.state).in_([str(s) for s in JobState if s not in FINAL])
+            )
         ).all()
     online = cache(desk.superlink.online_nodes)  # asked once a look, if any job waits for it
     mine = desk.leases.share([f"job:{row.job_id}" for row in rows]) if shared else None
