@@ -16,7 +16,7 @@ ALCOVES = {
     "datatokens": ["chain", "bindings"],
     "fl_client": ["data", "model", "privacy", "worker", "node", "office"],
     "fl_server": [],
-    "datahub": ["index", "migrations", "market", "web", "buyer", "demo"],
+    "datahub": ["metadata", "index", "migrations", "market", "web", "buyer", "demo"],
 }
 APART = {
     ("datahub", "buyer", "market"),

@@ -275,4 +275,5 @@ class Job:
             raise OrderRefused(
                 "the report in the result is not the one that the hospitals attested on-chain"
             )
-        return Result(got.arrays, got.graph, got.report, self.terms.to_json(), self._schema())
+        terms, hub = self.terms.to_json(), self.market.hub.url
+        return Result(got.arrays, got.graph, got.report, terms, self._schema(), hub)

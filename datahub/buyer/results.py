@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from datahub.buyer import frames, outcomes
 from datahub.buyer.frames import Doubt, Inputs, Table
 from datahub.errors import HubError
+from datahub.metadata import model_card
 from datatokens.errors import TermsError
 from datatokens.terms import JobTerms
 from datatokens.wire import parse
@@ -35,12 +37,13 @@ if TYPE_CHECKING:
     from datahub.buyer.trained import Trained
     from fl_client.model.graph import GraphModel
 
-MODEL, GRAPH, REPORT, TERMS, SCHEMA = (
+MODEL, GRAPH, REPORT, TERMS, SCHEMA, CARD = (
     "model.safetensors",
     "graph.json",
     "report.json",
     "terms.json",
     "schema.json",
+    "README.md",
 )
 HONEST = (
     "How far each column moved this model's own output for this record, from where it is when all "
@@ -66,7 +69,8 @@ class Explanation:
 @dataclass(frozen=True)
 class Result:
     """Parameters (name -> float32), the model's graph, report, terms and schema (canonical JSON
-    each); `schema_json` is empty where neither buyer nor hub had it any more.
+    each); `schema_json` is empty where neither buyer nor hub had it any more. `hub` is where it was
+    bought, for its card; "" where that is not known.
 
     That they belong together is checked whenever one is made: raises ResultError.
     """
@@ -76,6 +80,7 @@ class Result:
     report: bytes
     terms: bytes
     schema_json: bytes = b""
+    hub: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -120,17 +125,30 @@ class Result:
             raise ResultError(f"{folder / MODEL}: {error}") from error
         return cls(arrays, content[GRAPH], content[REPORT], content[TERMS], schema)
 
-    def save(self, folder: Path | str) -> list[str]:
-        """Write it to `folder`; the names of its files."""
+    def save(self, folder: Path | str, license: str = model_card.LICENSE) -> list[str]:
+        """Write it to `folder`, with a model card (metadata/model_card.py) under the license that
+        you give it, by Hugging Face's name for it; the names of its files. A README.md that is
+        there and is no model card of this kind stays as it is.
+        """
         files = {
             MODEL: to_safetensors(self.arrays),
             GRAPH: self.graph,
             REPORT: self.report,
             TERMS: self.terms,
         } | ({SCHEMA: self.schema_json} if self.schema_json else {})
+        if _free_for_a_card(Path(folder) / CARD):
+            files[CARD] = self.card(license).encode()
         for name, content in files.items():
             write_whole(Path(folder) / name, content)
         return list(files)
+
+    def card(self, license: str = model_card.LICENSE) -> str:
+        """What it is and what it is not, as a model card."""
+        terms, schema = JobTerms.from_json(self.terms), None
+        with suppress(ResultError):  # a card without columns is better than no result
+            schema = self.schema
+        spec, report = JobSpec.from_dict(terms.spec), parse(self.report)
+        return model_card.document(terms, spec, report, schema, self.hub, license)
 
     @cached_property
     def schema(self) -> Schema:
@@ -245,6 +263,15 @@ class Result:
         for doubt in frames.doubts(inputs, schema):
             warnings.warn(doubt, Doubt, stacklevel=3)
         return inputs
+
+
+def _free_for_a_card(path: Path) -> bool:
+    """Whether a model card may be written there: over nothing, or over an older one of ours."""
+    try:
+        with path.open("rb") as file:
+            return model_card.MARK.encode() in file.read(4096)
+    except FileNotFoundError:
+        return True
 
 
 def _spread(values: np.ndarray, inputs: Inputs) -> np.ndarray:

@@ -7,7 +7,8 @@ Knows nothing of contributors or jobs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlmodel import col, select
@@ -25,7 +26,7 @@ from fl_client.data.manifests import Manifest
 from fl_client.errors import DatasetError
 from fl_server.errors import SuperLinkError
 
-PAGE, MOST_SHARING, MOST_GROUPS = 60, 64, 24
+PAGE, MOST_SHARING, MOST_GROUPS = 30, 64, 24
 STATES = ("active", "paused", "retired")
 
 
@@ -64,11 +65,15 @@ def put_manifest(desk: Desk, dataset_id: int, document: Mapping[str, Any]) -> No
         )
     schema_hash = hashlib.sha256(canonical_json(manifest.as_dict()["schema"])).hexdigest()
     with desk.session() as session:
-        session.merge(
-            ManifestRow(
-                manifest_hash=row.manifest_hash, schema_hash=schema_hash, document=raw.decode()
+        if session.get(ManifestRow, row.manifest_hash) is None:
+            session.merge(
+                ManifestRow(
+                    manifest_hash=row.manifest_hash,
+                    schema_hash=schema_hash,
+                    document=raw.decode(),
+                    kept_at=time.time(),
+                )
             )
-        )
         same = select(DatasetRow.dataset_id).where(DatasetRow.manifest_hash == row.manifest_hash)
         entries.refresh(session, session.exec(same).all())
         session.commit()
@@ -117,10 +122,14 @@ def groups(desk: Desk) -> list[dict[str, Any]]:
     ]
 
 
-def sharing_counts(desk: Desk, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Schema hash -> how many datasets on sale have it, of those in `rows`."""
+def following(desk: Desk, after: int, most: int) -> list[int]:
+    """The next `most` datasets on sale whose ids are above `after`, in order."""
     with desk.session() as session:
-        return entries.counts(session, {row["schema_hash"] or "" for row in rows})
+        wanted = select(EntryRow.dataset_id).where(
+            col(EntryRow.on_sale).is_(True), col(EntryRow.dataset_id) > after
+        )
+        ordered = wanted.order_by(col(EntryRow.dataset_id)).limit(most)
+        return list(session.exec(ordered).all())
 
 
 def of_node(desk: Desk, node: str) -> list[dict[str, Any]]:
@@ -191,6 +200,7 @@ def listing(desk: Desk, only: Collection[int]) -> list[dict[str, Any]]:
             "manifest_hash": row.manifest_hash,
             "manifest": parse(kept.document.encode()) if kept else None,
             "schema_hash": kept.schema_hash if kept else None,
+            "kept_at": kept.kept_at if kept else None,
             "state": STATES[row.state],
             "offer": offered.get(row.dataset_id),
             "online": row.node in online,

@@ -48,6 +48,7 @@ class Desk:
     leases: Leases = field(init=False)
     online: Seldom[set[int]] = field(init=False)  # the SuperLink's ids of connected nodes
     figures: Seldom[dict[str, int]] = field(init=False)  # of the home page
+    shared: Seldom[dict[str, int]] = field(init=False)  # schema hash -> datasets, if several
 
     def __post_init__(self) -> None:
         config = self.config
@@ -58,6 +59,7 @@ class Desk:
             "leases": Leases(self.engine),
             "online": Seldom(lambda: self.superlink.online_nodes(), ONLINE_S),
             "figures": Seldom(self._figures, FIGURES_S),
+            "shared": Seldom(self._shared, FIGURES_S),
         }
         for name, value in made.items():
             object.__setattr__(self, name, value)
@@ -74,6 +76,10 @@ class Desk:
         with (self.config.folder / "models.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    def _shared(self) -> dict[str, int]:
+        with self.session() as session:
+            return entries.shared(session)
 
     def _figures(self) -> dict[str, int]:
         with self.session() as session:

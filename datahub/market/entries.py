@@ -22,8 +22,8 @@ from datatokens.wire import parse
 
 MOST_WORDS, LONGEST_WORD = 500, 40  # of one dataset that are searched, the first ones
 MOST_ASKED = 8  # words of one search
-# of a word that so few datasets have, all are looked at; of others the catalogue is walked in order
-RARE = 400
+# a search whose words are rarer, and that so few datasets fit, names them all
+COMMON, FEW = 20_000, 2_000
 AFTER_ALL = "\U0010ffff"
 SORTS: dict[str, tuple[Any, bool]] = {  # name -> its column, whether it falls
     "name": (col(EntryRow.title), False),
@@ -160,23 +160,32 @@ def _fits(session: Session, asked: Asked) -> list[ColumnElement[bool]]:
 
 
 def _with_words(session: Session, asked: Sequence[str]) -> list[Any]:
-    """Each word begins a word of the dataset's."""
+    """Each word begins a word of the dataset's. Where few datasets have them all, these are named;
+    else the catalogue is walked in its order, in which enough of them come soon.
+    """
     starts = {
         word: (col(WordRow.word) >= word, col(WordRow.word) < word + AFTER_ALL) for word in asked
     }
-    few = {
-        word: session.exec(select(WordRow.dataset_id).where(*start).limit(RARE + 1)).all()
-        for word, start in starts.items()
-    }
-    rarest = min(asked, key=lambda word: len(few[word]), default=None)
-    conditions: list[Any] = []
-    for word, start in starts.items():
-        if word == rarest and len(few[word]) <= RARE:
-            conditions.append(col(EntryRow.dataset_id).in_(set(few[word])))
-        else:
-            mine = select(WordRow.word).where(WordRow.dataset_id == EntryRow.dataset_id, *start)
-            conditions.append(mine.exists())
-    return conditions
+    rare = [start for start in starts.values() if _how_many(session, start) <= COMMON]
+    if rare:
+        have = [select(WordRow.dataset_id).where(*start) for start in rare]
+        all_of = have[0].intersect(*have[1:]) if len(have) > 1 else have[0].distinct()
+        few = session.execute(all_of.limit(FEW + 1)).scalars().all()
+        if len(few) <= FEW:
+            common = [start for start in starts.values() if start not in rare]
+            return [col(EntryRow.dataset_id).in_(few), *map(_has, common)]
+    return list(map(_has, starts.values()))
+
+
+def _how_many(session: Session, start: tuple[Any, ...]) -> int:
+    """How many words begin so, up to one more than COMMON."""
+    found = select(WordRow.dataset_id).where(*start).limit(COMMON + 1).subquery()
+    return session.exec(select(func.count()).select_from(found)).one()
+
+
+def _has(start: tuple[Any, ...]) -> Any:
+    mine = select(WordRow.word).where(WordRow.dataset_id == EntryRow.dataset_id, *start)
+    return mine.exists()
 
 
 def totals(session: Session) -> dict[str, int]:
@@ -213,9 +222,9 @@ def sharing(session: Session, schema_hash: str, most: int) -> list[int]:
     return list(session.exec(wanted.order_by(col(EntryRow.dataset_id)).limit(most)).all())
 
 
-def counts(session: Session, schemas: Iterable[str]) -> dict[str, int]:
-    """How many datasets on sale have each of these schemas."""
-    wanted = select(EntryRow.schema_hash, func.count()).where(
-        col(EntryRow.schema_hash).in_(schemas), col(EntryRow.on_sale).is_(True)
-    )
-    return dict(session.exec(wanted.group_by(EntryRow.schema_hash)).all())
+def shared(session: Session) -> dict[str, int]:
+    """How many datasets on sale have each schema that several have."""
+    count = func.count()
+    wanted = select(EntryRow.schema_hash, count).where(col(EntryRow.on_sale).is_(True))
+    several = wanted.group_by(EntryRow.schema_hash).having(count > 1)
+    return dict(session.exec(several).all())

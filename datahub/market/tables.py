@@ -14,13 +14,14 @@ from sqlmodel import Field, SQLModel
 
 class ManifestRow(SQLModel, table=True):
     """A public manifest that a hospital has sent (canonical JSON), by its SHA-256, which the chain
-    has; both hashes are 64 hexadecimal digits.
+    has; both hashes are 64 hexadecimal digits. `kept_at`: when it first came, in unix seconds.
     """
 
     __tablename__ = "manifest"
     manifest_hash: str = Field(primary_key=True)
     schema_hash: str = Field(index=True)
     document: str
+    kept_at: float
 
 
 class EntryRow(SQLModel, table=True):

@@ -7,6 +7,7 @@ Revises: 0001
 """
 
 import hashlib
+import time
 from typing import Any
 
 import sqlalchemy as sa
@@ -44,6 +45,7 @@ def upgrade() -> None:
                 canonical_json(parse(row.manifest.encode())["schema"])
             ).hexdigest(),
             "document": row.manifest,
+            "kept_at": time.time(),  # it was not written down before
         }
         for row in manifests
     }
@@ -63,7 +65,7 @@ def _large(*names: str, **more: Any) -> Columns:
     return [sa.Column(name, sa.BigInteger(), nullable=False, **more) for name in names]
 
 
-KEPT = ("manifest_hash", "schema_hash", "document")
+KEPT = ("manifest_hash", "schema_hash", "document", "kept_at")
 KEY: dict[str, Any] = {"primary_key": True}
 NUMBER: dict[str, Any] = {"primary_key": True, "autoincrement": False}
 TABLES: dict[str, Columns] = {
@@ -76,7 +78,11 @@ TABLES: dict[str, Columns] = {
         *_large("epsilon_micro"),
         *_whole("jobs_attested", "accepted", "settled", "failed", "disputed", "lost"),
     ],
-    "manifest": [*_text("manifest_hash", **KEY), *_text("schema_hash", "document")],
+    "manifest": [
+        *_text("manifest_hash", **KEY),
+        *_text("schema_hash", "document"),
+        sa.Column("kept_at", sa.Float(), nullable=False),
+    ],
     "entry": [
         *_whole("dataset_id", **KEY),
         sa.Column("on_sale", sa.Boolean(), nullable=False),

@@ -36,7 +36,7 @@ from datahub.market import (
 from datahub.market.desk import Desk
 from datahub.market.entries import Asked
 from datahub.order import Order
-from datahub.web import live, pages
+from datahub.web import live, metadata, pages
 from datahub.web.bounds import Bounds
 from datahub.web.pages import DatasetId
 from datatokens.errors import BankError, TermsError
@@ -258,6 +258,7 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
     policy = f"default-src 'self'; frame-ancestors 'none'; form-action 'self'{elsewhere}"
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     app.include_router(pages.router)
+    app.include_router(metadata.router)
 
     @app.exception_handler(HubError)
     async def _hub_error(request: Request, error: HubError) -> Response:

@@ -155,6 +155,7 @@ def seed(engine: Engine, sizes: dict[str, Any], trees: Path) -> str:
                 "manifest_hash": one.hash.hex(),
                 "schema_hash": one.schema.hash,
                 "document": document,
+                "kept_at": 1_700_000_000.0,
             }
         )
         columns[EntryRow].append(

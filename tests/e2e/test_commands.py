@@ -155,6 +155,7 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
         "report.json",
         "terms.json",
         "schema.json",
+        "README.md",
     }
     said = json.loads(datahub("predict", out, table, "--json"))
     assert said["records"] == len(table.read_text().splitlines()) - 1

@@ -238,6 +238,7 @@ def ending(wallet: Wallet) -> str:
         "report.json",
         "terms.json",
         "schema.json",
+        "README.md",
     }
     return RESULT
 
