@@ -24,6 +24,8 @@ class HubConfig:
     superlink: host:port of the SuperLink, also told to hospitals; superlink_folder: its state on
     this machine
     database: any SQLAlchemy URL
+    behind_proxy: whether a proxy of the operator's writes X-Forwarded-For, by which clients are
+    told apart then; false where anybody reaches the hub itself
     """
 
     folder: Path
@@ -36,6 +38,7 @@ class HubConfig:
     superlink_folder: Path
     database: str
     fee_bps: int
+    behind_proxy: bool = False
 
     @property
     def operator_key(self) -> str:
@@ -85,7 +88,9 @@ def read(folder: Path) -> HubConfig:
     problems: list[str] = []
     known = {*TEXTS, "chain_id", "registry", "market", "payment_token", "fee_bps"}
     problems += [f"{name} is missing" for name in sorted(known - set(raw))]
-    problems += [f"{name} is unknown" for name in sorted(set(raw) - known)]
+    problems += [f"{name} is unknown" for name in sorted(set(raw) - known - {"behind_proxy"})]
+    if type(raw.get("behind_proxy", False)) is not bool:
+        problems.append(f"behind_proxy={raw['behind_proxy']!r} must be true or false")
     for name in known & set(raw):
         try:
             if name in TEXTS and not (isinstance(raw[name], str) and raw[name]):

@@ -8,6 +8,8 @@ cli.py only.
   - Busy            429  too much of the kind at once; ask again
   - ConfigError     -    hub.toml is wrong; all problems in one sentence
   - OrderRefused    -    the buyer's own check of a quote failed: nothing was paid
+    + NotSettled    -    exit code 3: the job is still under way; ask again later
+    + Refunded      -    exit code 4: the job has ended without a model; its money is back
 """
 
 
@@ -15,6 +17,7 @@ class HubError(Exception):
     """Anything that this room refuses; the message is one sentence."""
 
     status = 400
+    exit_code = 1
 
 
 class NotFound(HubError):
@@ -47,3 +50,15 @@ class ConfigError(HubError):
 
 class OrderRefused(HubError):
     """The quote is not what was asked for; nothing was paid."""
+
+
+class NotSettled(OrderRefused):
+    """The job is still under way: what is asked for is there once it has settled."""
+
+    exit_code = 3
+
+
+class Refunded(OrderRefused):
+    """The job has ended without a model, and its money is back in the wallet."""
+
+    exit_code = 4

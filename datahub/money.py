@@ -1,14 +1,5 @@
-"""Amounts as people read them. Pure; knows nothing of chains: integers in, text out."""
+"""Where the pages find how an amount is shown (datatokens/money.py). Pure."""
 
-from __future__ import annotations
+from datatokens.money import DECIMALS, money
 
-DECIMALS = 6
-
-
-def money(units: int | str | None) -> str:
-    """Base units as an amount with its currency: 1500000 -> '1.50 tUSD'."""
-    if units is None:
-        return ""
-    whole, rest = divmod(int(units), 10**DECIMALS)
-    digits = f"{rest:0{DECIMALS}d}".rstrip("0").ljust(2, "0")
-    return f"{whole:,}.{digits} tUSD"
+__all__ = ["DECIMALS", "money"]

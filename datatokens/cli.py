@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The chain and the contracts on it.", no_args_is_help=True)
 
 Url = Annotated[str, typer.Option("--chain", help="JSON-RPC URL of the chain.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_URL = "http://127.0.0.1:8545"
 
 
@@ -72,6 +73,7 @@ def deploy(
     fee_recipient: Annotated[
         str, typer.Option(help="Whom the hub's fees are credited to; the key's account.")
     ] = "",
+    as_json: Json = False,
 ) -> None:
     """Deploy the registry and the market."""
     from datatokens import deploy as deployment
@@ -84,6 +86,9 @@ def deploy(
         made.save(out)
     except (BankError, OSError) as error:
         _fail(str(error))
+    if as_json:
+        typer.echo(json.dumps({**vars(made), "file": str(out)}))
+        return
     _say(
         f"registry {made.registry}, market {made.market}, payment token {made.payment_token}: "
         f"written to {out}"
@@ -105,7 +110,7 @@ def faucet(
         typer.Option(help="The test token's deployer, if that is no public test account."),
     ] = None,
     url: Url = DEFAULT_URL,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Give an address test money on the embedded chain: coins for gas, and freshly minted test
     dollars.
@@ -115,6 +120,7 @@ def faucet(
     from datatokens.deploy import Deployment
     from datatokens.errors import BankError
     from datatokens.faucet import UNITS, WEI, give
+    from datatokens.money import amount as both
 
     try:
         key = key_file.read_text().strip() if key_file else ""
@@ -130,7 +136,7 @@ def faucet(
     if as_json:
         typer.echo(json.dumps(asdict(purse)))
     else:
-        money = "" if purse.units is None else f"{purse.units / UNITS:g} tUSD and "
+        money = "" if purse.units is None else f"{both(purse.units)} and "
         _say(f"{purse.address} has {money}{purse.wei / WEI:g} coins for gas now")
 
 
@@ -140,6 +146,7 @@ def verify_code(
         "deployment.json"
     ),
     url: Url = DEFAULT_URL,
+    as_json: Json = False,
 ) -> None:
     """Compare the deployed code with this version, byte for byte. Exit status 1 if it does not
     match.
@@ -150,6 +157,9 @@ def verify_code(
         made = _verified(deployment, url)[1]
     except BankError as error:
         _fail(str(error))
+    if as_json:
+        typer.echo(json.dumps({**vars(made), "same_code": True}))
+        return
     _say(f"registry {made.registry} and market {made.market} carry the code of this version")
 
 
@@ -159,7 +169,7 @@ def status(
         "deployment.json"
     ),
     url: Url = DEFAULT_URL,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check the deployed code against this version, and count what is there. Exit status 1 if it
     does not match.
@@ -192,7 +202,7 @@ def privacy(
         "deployment.json"
     ),
     url: Url = DEFAULT_URL,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """What every dataset's patients have paid in epsilon, from the chain alone. Exit status 1 if
     one is overspent, or its figures cannot all be true.

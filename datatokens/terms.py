@@ -425,6 +425,14 @@ def sign(message: SignableMessage, key: str | bytes) -> bytes:
     return bytes(Account.sign_message(message, key).signature)
 
 
+def address_of_key(key: str) -> str:
+    """The account of a private key. Raises TermsError for what is none."""
+    try:
+        return str(Account.from_key(key).address)
+    except (ValueError, TypeError) as error:
+        raise TermsError("the private key must be 32 bytes, as 64 hexadecimal digits") from error
+
+
 def sign_text(text: str, key: str | bytes) -> bytes:
     """What a wallet's personal_sign gives for a text (EIP-191)."""
     return sign(encode_defunct(text=text), key)

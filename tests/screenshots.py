@@ -21,8 +21,8 @@ WIDTHS, SCHEMES = (375, 1440), ("light", "dark")
 
 def pages(hub: str) -> dict[str, str]:
     """Name -> path, of one of each kind that the market has something to show for."""
-    jobs = httpx.get(f"{hub}/api/jobs").json()
-    rows = httpx.get(f"{hub}/api/datasets").json()
+    jobs = httpx.get(f"{hub}/api/v1/jobs").json()
+    rows = httpx.get(f"{hub}/api/v1/datasets").json()
     first = rows[0]["dataset_id"]
     same = [one["dataset_id"] for one in rows if one["schema_hash"] == rows[0]["schema_hash"]]
     found = {

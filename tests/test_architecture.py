@@ -16,11 +16,13 @@ ALCOVES = {
     "datatokens": ["chain", "bindings"],
     "fl_client": ["data", "model", "privacy", "worker", "node", "office"],
     "fl_server": [],
-    "datahub": ["metadata", "index", "migrations", "market", "web", "buyer", "demo"],
+    "datahub": ["metadata", "index", "migrations", "market", "web", "buyer", "shell", "demo"],
 }
 APART = {
     ("datahub", "buyer", "market"),
     ("datahub", "buyer", "web"),
+    ("datahub", "shell", "market"),
+    ("datahub", "shell", "web"),
     ("fl_client", "model", "data"),
 }
 FILES = sorted(
@@ -48,6 +50,7 @@ PURE = [
     "datatokens/merkle.py",
     "datatokens/refusals.py",
     "datatokens/layouts.py",
+    "datatokens/money.py",
     "datatokens/terms.py",
     "datatokens/wire.py",
     "fl_client/privacy/plan.py",

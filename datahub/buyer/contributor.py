@@ -30,7 +30,7 @@ def claim_all(network: Network, key: str, account: str = "") -> dict[int, int]:
             item["weight"],
             tuple(bytes.fromhex(sibling.removeprefix("0x")) for sibling in item["proof"]),
         )
-        for item in Hub(network.hub).get(f"/api/claims/{owed}")
+        for item in Hub(network.hub).get(f"/api/v1/claims/{owed}")
         if item["claimable_units"] > 0
     ]
     return revenue.claim_on_behalf(owed, claims) if claims else {}

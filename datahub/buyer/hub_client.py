@@ -30,7 +30,7 @@ class Hub:
             raise HubError(f"the hub at {self.url} does not answer: {error}") from error
         if answer.is_error:
             try:
-                sentence = answer.json()["error"]
+                sentence = answer.json()["detail"]
             except (ValueError, KeyError, TypeError):
                 sentence = answer.text[:200]
             raise (NotFound if answer.status_code == NotFound.status else HubError)(sentence)

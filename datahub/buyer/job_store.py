@@ -11,20 +11,23 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datahub.buyer.networks import home
 from datahub.errors import NotFound, OrderRefused
 from datatokens.errors import TermsError
-from datatokens.terms import JobTerms
+from datatokens.terms import JobTerms, canonical_json
+from datatokens.wire import parse
 from fl_client.node.job_folder import private_folder, write_whole
 
 PAYING_S = 300.0  # how long one payment of a wallet waits for another; a send waits 180 s at most
 TERMS, GRAPH, WEIGHTS = "terms.json", "graph.json", "weights.safetensors"
 SCHEMA = "schema.json"
+ORDER = "order.json"  # what was asked for, to ask for the same again
 QUESTION = "question.txt"  # of a job that asks for figures; its graph says the same
 SHORTEST_NAME = 6  # digits of a job id that are enough, if they are of one job only
 
@@ -57,6 +60,15 @@ class KeptJob:
         return path.read_bytes() if path.exists() else b""
 
     @property
+    def order(self) -> dict[str, Any]:
+        """The datasets and settings that were asked for (Market.quote); {} where the job was kept
+        before they were.
+        """
+        path = self.path / ORDER
+        found: dict[str, Any] = parse(path.read_bytes()) if path.exists() else {}
+        return found
+
+    @property
     def question(self) -> str:
         """What the job asks; nothing for one that trains."""
         path = self.path / QUESTION
@@ -69,7 +81,12 @@ def jobs_folder() -> Path:
 
 
 def keep(
-    terms: JobTerms, graph: bytes, weights: bytes, schema: bytes, question: str = ""
+    terms: JobTerms,
+    graph: bytes,
+    weights: bytes,
+    schema: bytes,
+    question: str = "",
+    order: Mapping[str, Any] | None = None,
 ) -> KeptJob:
     """Write a job down, readable by this user only, on the disk when this returns."""
     kept = KeptJob(jobs_folder() / terms.job_id.hex())
@@ -78,6 +95,8 @@ def keep(
     files = {GRAPH: graph, WEIGHTS: weights, SCHEMA: schema, TERMS: terms.to_json()}
     if question:
         files = {QUESTION: question.encode(), **files}
+    if order:
+        files = {ORDER: canonical_json(dict(order)), **files}
     for name, content in files.items():
         write_whole(kept.path / name, content)
     return kept
@@ -112,7 +131,7 @@ def sole_payer(wallet: str) -> Iterator[None]:
             if time.monotonic() > end:
                 raise OrderRefused(
                     f"another process has been paying from {wallet} for {PAYING_S:.0f} s: nothing "
-                    "was paid here; end it, or wait for it, and go on with: datahub resume"
+                    "was paid here; end it, or wait for it, and go on with: datahub job resume"
                 )
             time.sleep(0.05)
         yield
@@ -136,6 +155,6 @@ def whole_id(start: str, known: list[str]) -> str:
         why = f"{len(found)} jobs begin so" if len(found) > 1 else "no such job is known"
         raise NotFound(
             f"job {start[:70]!r}: {why}; give its id, or at least {SHORTEST_NAME} digits of it "
-            "(datahub jobs lists them)"
+            "(datahub job list lists them)"
         )
     return found[0]

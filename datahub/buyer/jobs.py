@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from datahub.buyer import job_store
 from datahub.buyer.results import Result
-from datahub.errors import HubError, NotFound, OrderRefused
+from datahub.errors import HubError, NotFound, NotSettled, OrderRefused, Refunded
 from datatokens.bindings.escrow import Status
 from datatokens.errors import TermsError, TransactionRefused
 from datatokens.terms import JobTerms
@@ -47,7 +47,7 @@ class Job:
         if kept := job_store.kept(self.id):
             return kept.terms
         try:
-            raw = self.market.hub.call("GET", f"/api/jobs/{self.id}/terms").content
+            raw = self.market.hub.call("GET", f"/api/v1/jobs/{self.id}/terms").content
         except HubError as error:
             raise HubError(
                 f"the terms of job {self.id[:12]} are not on this disk, and not to be had from the "
@@ -69,7 +69,7 @@ class Job:
         if (kept := job_store.kept(self.id)) and sha256_hex(kept.schema) == wanted:
             return kept.schema
         try:
-            found = self.market.hub.call("GET", f"/api/schemas/{wanted}").content
+            found = self.market.hub.call("GET", f"/api/v1/schemas/{wanted}").content
         except NotFound:
             return (
                 b""  # since its datasets have another one by now: the model is there all the same
@@ -103,15 +103,15 @@ class Job:
         over = self.market.chain.now() > deadline
         following = {
             Status.NONE: "not paid: nothing was taken",
-            Status.FUNDED: f"datahub {'refund' if over else 'resume'} {self.id[:12]}",
-            Status.SETTLED: f"datahub result {self.id[:12]}",
+            Status.FUNDED: f"datahub job {'refund' if over else 'resume'} {self.id[:12]}",
+            Status.SETTLED: f"datahub job result {self.id[:12]}",
             Status.REFUNDED: "every unit came back",
         }
         return {
             "job_id": self.id,
             "state": str(status),
             "deadline": deadline,
-            "next": following.get(status, f"datahub resume {self.id[:12]}"),
+            "next": following.get(status, f"datahub job resume {self.id[:12]}"),
         }
 
     def pay(self) -> None:
@@ -136,7 +136,7 @@ class Job:
                     raise OrderRefused(
                         f"job {self.id[:12]} was not paid and nothing was taken: another machine "
                         f"is paying from {self.market.address} too and has changed its approval; "
-                        f"when that is done: datahub resume {self.id[:12]}"
+                        f"when that is done: datahub job resume {self.id[:12]}"
                     ) from error
                 # sent before, by a process that was killed while the block was waited for
                 if error.name != "JobExists" or self._changed(Status.NONE) is Status.NONE:
@@ -157,7 +157,7 @@ class Job:
         """
         body = {"terms": self.terms.to_json().decode()}
         try:
-            self.market.hub.call("POST", "/api/jobs", body)
+            self.market.hub.call("POST", "/api/v1/jobs", body)
         except HubError:
             if (kept := job_store.kept(self.id)) is None:
                 raise
@@ -165,15 +165,15 @@ class Job:
 
             files = dict(zip(("graph", "weights"), kept.model_files, strict=True))
             more = {name: b64encode(content).decode() for name, content in files.items()}
-            self.market.hub.call("POST", "/api/jobs", body | more)
+            self.market.hub.call("POST", "/api/v1/jobs", body | more)
 
     def status(self) -> dict[str, Any]:
         """The hub's view: state, reason, rounds so far."""
-        answer: dict[str, Any] = self.market.hub.get(f"/api/jobs/{self.id}")
+        answer: dict[str, Any] = self.market.hub.get(f"/api/v1/jobs/{self.id}")
         return answer
 
     def watch(self, timeout_s: float = 3600) -> Iterator[dict[str, Any]]:
-        """The status again and again until it is final."""
+        """The status again and again until it is final. Raises NotSettled after `timeout_s`."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             status = self.status()
@@ -181,24 +181,42 @@ class Job:
             if status["state"] in ("settled", "refunded"):
                 return
             time.sleep(POLL_S)
-        raise HubError(
+        raise NotSettled(
             f"job {self.id[:12]} is not finished after {timeout_s:.0f} s; ask again later: "
-            f"datahub resume {self.id[:12]}"
+            f"datahub job resume {self.id[:12]}"
         )
 
     def wait(
         self, on_status: Callable[[dict[str, Any]], None] | None = None, timeout_s: float = 3600
     ) -> Result:
-        """Wait for settlement and open the result. Raises OrderRefused if the job was refunded
-        instead.
+        """Wait for settlement and open the result. Raises Refunded where the money came back
+        instead, HubError where only the hub says so, NotSettled after `timeout_s`.
         """
         status: dict[str, Any] = {}
         for status in self.watch(timeout_s):
             if on_status:
                 on_status(status)
         if status["state"] == "refunded":
-            raise OrderRefused(f"job {self.id[:12]} was refunded: {status['reason']}")
+            raise self.money_back(status["reason"])
         return self.result()
+
+    def money_back(self, reason: str) -> HubError:
+        """What to raise where the hub says that the job was refunded: Refunded if the chain says so
+        too, for which a connection that is behind is waited for; else HubError.
+        """
+        status = self.on_chain
+        if status is not Status.REFUNDED:
+            status = self._changed(status)
+        because = f"{': ' * bool(reason)}{reason}"
+        if status is Status.REFUNDED:
+            return Refunded(
+                f"job {self.id[:12]} was refunded{because}; every unit is back in "
+                f"{self.market.address}"
+            )
+        return HubError(
+            f"the hub says that job {self.id[:12]} was refunded{because}; the chain says that it "
+            f"is {status}"
+        )
 
     def refund(self) -> None:
         """After the deadline: every unit back, on the terms kept here or, without them, on those of
@@ -210,7 +228,8 @@ class Job:
         if (left := self.deadline - self.market.chain.now()) >= 0:
             raise OrderRefused(
                 f"job {self.id[:12]} has {left} s left until its deadline; only after it the money "
-                f"comes back without the hospitals (datahub resume {self.id[:12]} waits for them)"
+                f"comes back without the hospitals (datahub job resume {self.id[:12]} waits for "
+                "them)"
             )
         try:
             if kept := job_store.kept(self.id):
@@ -264,12 +283,12 @@ class Job:
 
     def result(self) -> Result:
         """The model with its report, terms and schema, checked against what the hospitals attested
-        on-chain.
+        on-chain. Raises NotSettled before that, Refunded where the money came back instead.
         """
         settlement = self.market.escrow.settlement(bytes.fromhex(self.id))
         if settlement is None:
-            raise OrderRefused(f"job {self.id[:12]} is {self.on_chain}, not settled: no result yet")
-        sealed = self.market.hub.call("GET", f"/api/jobs/{self.id}/result").content
+            raise self._without_result()
+        sealed = self.market.hub.call("GET", f"/api/v1/jobs/{self.id}/result").content
         got = unseal(sealed, self.market.result_key, self.id, settlement.attestation.model_hash)
         if sha256_hex(got.report) != settlement.attestation.report_hash.hex():
             raise OrderRefused(
@@ -277,3 +296,20 @@ class Job:
             )
         terms, hub = self.terms.to_json(), self.market.hub.url
         return Result(got.arrays, got.graph, got.report, terms, self._schema(), hub)
+
+    def _without_result(self) -> OrderRefused:
+        name, status = self.id[:12], self.on_chain
+        if status is Status.REFUNDED:
+            return Refunded(
+                f"job {name} was refunded, so there is no result: order it again with: "
+                f"datahub job repeat {name}"
+            )
+        if status is Status.NONE:
+            return OrderRefused(
+                f"job {name} was never paid, so there is no result; pay it with: "
+                f"datahub job resume {name}"
+            )
+        return NotSettled(
+            f"job {name} is {status}, not settled: no result yet; look at it with: "
+            f"datahub job watch {name}"
+        )

@@ -14,7 +14,7 @@ from datahub.errors import OrderRefused
 from datahub.order import Listed, Order, Venue, differences, epsilon_of, terms_of
 from datatokens.bindings.registry import Registry, State
 from datatokens.errors import TermsError, TransactionRefused
-from datatokens.terms import JobTerms
+from datatokens.terms import DisputeTerms, JobTerms
 from fl_client.data.manifests import Manifest
 from fl_client.data.schemas import Schema
 from fl_client.errors import GraphRefused, NodeError
@@ -37,6 +37,39 @@ def dataset_ids(field: str, given: Any) -> tuple[int, ...]:
         if given.count(one) > 1:
             raise OrderRefused(f"{field}: {one} is named twice; name each dataset once")
     return tuple(given)
+
+
+def order_of(
+    asked: Mapping[str, Any],
+    files: tuple[bytes, bytes],
+    persons: Sequence[int],
+    buyer: str,
+    public_key: str,
+) -> Order:
+    """What is sent to the hub for what was `asked` (Market.quote) with these model files, of
+    datasets with so many persons. Raises OrderRefused for what is no number.
+    """
+    given = {key: value for key, value in asked.items() if key != "max_fee_units"}
+    for name in ("learning_rate", "clip_norm", "server_momentum"):
+        given[name] = None if asked[name] is None else _number(name, asked[name])
+    for name in ("datasets", "vouchers", "purpose_codes"):
+        given[name] = tuple(asked[name])
+    delta, dispute = asked["delta"], asked["dispute"]
+    usual = min(1e-5, *(1 / (10 * n) for n in persons))
+    given |= {
+        "graph": files[0],
+        "weights": files[1],
+        "epsilon": _number("epsilon", asked["epsilon"]),
+        "delta": usual if delta is None else _number("delta", delta),
+        "dispute": DisputeTerms(**dispute) if dispute else None,
+    }
+    return Order(buyer=buyer, buyer_public_key=public_key, **given)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise OrderRefused(f"{name}={str(value)[:60]} must be a finite number")
+    return float(value)
 
 
 def listed(
@@ -81,8 +114,6 @@ def model_files(
 
     from fl_client.model.export import export_model
     from fl_client.model.families import FAMILIES, build
-    from fl_client.model.fit import check_loss, check_outputs
-    from fl_client.model.graph import load_model, parameters
 
     if not isinstance(loss, str):
         raise OrderRefused(f"loss={str(loss)[:60]} must be the name of a loss, as text")
@@ -111,6 +142,24 @@ def model_files(
             f"{error}; it was called with inputs of shape {tuple(getattr(inputs, 'shape', ()))}, "
             f"and the dataset has {_inputs(shape)}"
         ) from error
+    check_files(graph, weights, schema, loss, server_rates)
+    return graph, weights
+
+
+def check_files(
+    graph: bytes,
+    weights: bytes,
+    schema: Schema,
+    loss: str,
+    server_rates: Mapping[str, float] | None = None,
+) -> None:
+    """Raises OrderRefused or GraphRefused where a hospital with this `schema` would not take these
+    files for `loss`, or `server_rates` do not name their parameters.
+    """
+    from fl_client.model.fit import check_loss, check_outputs
+    from fl_client.model.graph import load_model, parameters
+
+    shape = schema.inputs(loss)
     loaded = load_model(graph, weights)
     check_loss(loaded, loss)
     check_outputs(loaded, loss, schema.losses)
@@ -125,7 +174,6 @@ def model_files(
             f"server_rates: the model has no parameter {str(min(strange, key=str))[:60]!r}; it has "
             f"{', '.join(sorted(names))[:300]}"
         )
-    return graph, weights
 
 
 def _inputs(shape: tuple[int, ...]) -> str:

@@ -107,7 +107,7 @@ class Result:
     @classmethod
     def load(cls, folder: Path | str) -> Result:
         """A result that was saved, its hashes checked. That it is the one that hospitals attested,
-        only the chain can say: `datahub result JOB`. Raises ResultError.
+        only the chain can say: `datahub job result JOB`. Raises ResultError.
         """
         folder = Path(folder)
         try:
@@ -117,7 +117,7 @@ class Result:
         except OSError as error:
             raise ResultError(
                 f"{folder} holds no result: {Path(error.filename or '').name} cannot be read; "
-                "write it again with: datahub result JOB --out FOLDER"
+                "write it again with: datahub job result JOB --out FOLDER"
             ) from error
         try:
             arrays = from_safetensors(content[MODEL])

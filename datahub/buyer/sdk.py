@@ -8,15 +8,15 @@ comes after is a job (jobs.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from datahub.buyer import job_store, networks
+from datahub.buyer import access, job_store, networks
+from datahub.buyer.access import Tier
 from datahub.buyer.hub_client import Hub
 from datahub.buyer.jobs import Job
 from datahub.buyer.search import Dataset, found
@@ -25,6 +25,7 @@ from datatokens import deploy
 from datatokens.bindings.escrow import Escrow
 from datatokens.bindings.registry import Registry
 from datatokens.chain.connection import Chain, connect
+from datatokens.money import amount
 from datatokens.terms import USUAL_DEADLINE_S, DisputeTerms, JobTerms, canonical_json, sign_text
 from fl_client.data.manifests import UNITS, Manifest
 from fl_client.data.schemas import OUTPUT, Schema
@@ -34,6 +35,8 @@ from fl_server.results import KEY_MESSAGE, result_key
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from datahub.order import Listed
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,14 @@ class Quote:
     schema: Schema
     market: Market = field(repr=False, compare=False)
     question: str = ""  # of a job that asks for figures (questions.py)
+    asked: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)  # to repeat
 
     def keep(self) -> Job:
         """Write the job down, which is done before anything is sent: from here on it has an id to
         go on with.
         """
         schema = canonical_json(self.schema.as_dict())
-        job_store.keep(self.terms, self.graph, self.weights, schema, self.question)
+        job_store.keep(self.terms, self.graph, self.weights, schema, self.question, self.asked)
         return Job(self.market, self.terms.job_id.hex())
 
     def order(self) -> Job:
@@ -186,7 +190,7 @@ class Market:
         if unit and unit not in UNITS:
             raise BadRequest(f"unit={unit!r:.60} must be {' or '.join(UNITS)}")
         rows = self.hub.rows(
-            "/api/datasets",
+            "/api/v1/datasets",
             most,
             q=text[:200] or None,
             most_units=max_price_units,
@@ -239,64 +243,102 @@ class Market:
         """
         # torch is loaded here, where a model is touched, and by nothing else that a buyer does
         from datahub.buyer import quoting
-        from datahub.order import Order, Venue
-        from fl_client.privacy.evaluation import expected_intervals
-        from fl_client.privacy.looks import is_one_yes_no
 
-        if max_fee_units is not None and type(max_fee_units) is not int:
-            raise OrderRefused(f"max_fee_units={max_fee_units!r:.60} must be a whole number")
+        ids, facts = self._facts(datasets)
+        schema = facts[0].manifest.schema
+        loss = next(iter(schema.losses)) if loss is None else loss
+        files = quoting.model_files(model, example, schema, loss, server_rates)
+        asked = {
+            "epsilon": epsilon,
+            "purpose": purpose,
+            "delta": delta,
+            "model": model if isinstance(model, str) else None,
+            "loss": loss,
+            "rounds": rounds,
+            "local_steps": local_steps,
+            "learning_rate": learning_rate,
+            "clip_norm": clip_norm,
+            "server_momentum": server_momentum,
+            "server_rates": dict(server_rates)
+            if isinstance(server_rates, Mapping)
+            else server_rates,
+            "reward_units": reward_units,
+            "vouchers": list(quoting.dataset_ids("vouchers", vouchers)),
+            "compute_minutes": compute_minutes,
+            "dispute": asdict(dispute) if dispute else None,
+            "deadline_s": deadline_s,
+            "quorum": quorum,
+            "max_fee_units": max_fee_units,
+            "purpose_codes": list(purpose_codes),
+            "answer_s": answer_s,
+        }
+        return self._proposed(facts, files, {"datasets": list(ids), **asked})
+
+    def _facts(self, datasets: Sequence[int | Dataset]) -> tuple[tuple[int, ...], list[Listed]]:
+        """The datasets' numbers, and what the chain says of each. Raises OrderRefused."""
+        from datahub.buyer import quoting
+
         market = self.network.deployment.market
         ids = quoting.dataset_ids("datasets", _ids(datasets))
         if not ids:
             raise OrderRefused("datasets: name at least one dataset id")
-        rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets", id=ids)}
-        facts = [quoting.listed(self.registry, rows, d, self.address, market) for d in ids]
+        rows = {row["dataset_id"]: row for row in self.hub.get("/api/v1/datasets", id=ids)}
+        return ids, [quoting.listed(self.registry, rows, d, self.address, market) for d in ids]
+
+    def _proposed(
+        self, facts: Sequence[Listed], files: tuple[bytes, bytes], asked: Mapping[str, Any]
+    ) -> Quote:
+        """The hub's terms for what is `asked` of these datasets with these model files, checked."""
+        from datahub.buyer import quoting
+        from datahub.order import Venue
+        from fl_client.privacy.evaluation import expected_intervals
+        from fl_client.privacy.looks import is_one_yes_no
+
+        max_fee_units = asked["max_fee_units"]
+        if max_fee_units is not None and type(max_fee_units) is not int:
+            raise OrderRefused(f"max_fee_units={max_fee_units!r:.60} must be a whole number")
         persons = [one.manifest.persons for one in facts]
-        schema = facts[0].manifest.schema
-        loss = next(iter(schema.losses)) if loss is None else loss
-        graph, weights = quoting.model_files(model, example, schema, loss, server_rates)
-        order = Order(
-            buyer=self.address,
-            buyer_public_key=self.result_public_key,
-            datasets=ids,
-            vouchers=quoting.dataset_ids("vouchers", vouchers),
-            compute_minutes=compute_minutes,
-            dispute=dispute,
-            graph=graph,
-            weights=weights,
-            loss=loss,
-            epsilon=_number("epsilon", epsilon),
-            delta=min(1e-5, *(1 / (10 * n) for n in persons))
-            if delta is None
-            else _number("delta", delta),
-            model=model if isinstance(model, str) else None,
-            rounds=rounds,
-            local_steps=local_steps,
-            learning_rate=_number_or_none("learning_rate", learning_rate),
-            clip_norm=_number_or_none("clip_norm", clip_norm),
-            server_momentum=_number_or_none("server_momentum", server_momentum),
-            server_rates=server_rates,
-            reward_units=reward_units,
-            purpose=purpose,
-            deadline_s=deadline_s,
-            quorum=quorum,
-            purpose_codes=tuple(purpose_codes),
-            answer_s=answer_s,
-        )
-        venue = Venue(self.chain.chain_id, market, self.network.fee_bps)
-        answer = self.hub.call("POST", "/api/quotes", order.body()).json()
+        order = quoting.order_of(asked, files, persons, self.address, self.result_public_key)
+        venue = Venue(self.chain.chain_id, self.network.deployment.market, self.network.fee_bps)
+        answer = self.hub.call("POST", "/api/v1/quotes", order.body()).json()
         terms, cost = quoting.checked(answer, order, facts, venue, self.chain.now())
         if max_fee_units is not None and terms.fee_units > max_fee_units:
             raise OrderRefused(
-                f"the hub's fee of {terms.fee_units} base units is above the {max_fee_units} that "
-                "you allow; nothing was paid"
+                f"the hub's fee of {amount(terms.fee_units)} is above the {amount(max_fee_units)} "
+                "that you allow; nothing was paid"
             )
         spec = JobSpec.from_dict(terms.spec)
         wide = {}
-        if is_one_yes_no(loss, spec.outputs):
+        if is_one_yes_no(order.loss, spec.outputs):
             expected = expected_intervals(persons, spec.plan.score_noise_multiplier).values()
             wide = {n: max(one[n.lower()] for one in expected) for n in ("accuracy", "AUC")}
-        return Quote(terms, spec, terms.amount_units, cost, wide, graph, weights, schema, self)
+        schema = facts[0].manifest.schema
+        return Quote(terms, spec, terms.amount_units, cost, wide, *files, schema, self, asked=asked)
+
+    def repeat(self, job_id: str) -> Quote:
+        """A new quote for what a job of this wallet was ordered with: the same datasets, settings,
+        model and first weights, at today's prices. Nothing is paid yet. Raises OrderRefused for a
+        job that is not kept on this disk, or whose datasets have another schema by now.
+        """
+        from datahub.buyer import quoting
+
+        job = self.job(job_id)
+        kept = job_store.kept(job.id)
+        asked = kept.order if kept else {}
+        if kept is None or not asked:
+            raise OrderRefused(
+                f"job {job.id[:12]}: what was asked for is not kept on this disk, so it cannot be "
+                "repeated from here; order it anew with: datahub order new"
+            )
+        _, facts = self._facts(asked["datasets"])
+        schema = facts[0].manifest.schema
+        if schema.hash != JobSpec.from_dict(kept.terms.spec).schema_hash:
+            raise OrderRefused(
+                f"job {job.id[:12]}: its datasets have another schema by now; look at it (datahub "
+                f"data show {asked['datasets'][0]}) and order anew with: datahub order new"
+            )
+        quoting.check_files(*kept.model_files, schema, asked["loss"], asked["server_rates"])
+        return replace(self._proposed(facts, kept.model_files, asked), question=kept.question)
 
     def ask(self, datasets: Sequence[int | Dataset], question: str, **settings: Any) -> Quote:
         """Terms of a job that answers `question` (questions.py), checked: nothing is paid yet. The
@@ -306,7 +348,7 @@ class Market:
         from datahub.buyer import questions, quoting
 
         ids = quoting.dataset_ids("datasets", _ids(datasets))
-        rows = {row["dataset_id"]: row for row in self.hub.get("/api/datasets", id=ids)}
+        rows = {row["dataset_id"]: row for row in self.hub.get("/api/v1/datasets", id=ids)}
         schema = self._schema(rows, ids)
         asked = questions.parse(question, schema)
         found = self.quote(
@@ -340,6 +382,34 @@ class Market:
                 continue
         raise OrderRefused(f"datasets: the hub has no schema of {', '.join(map(str, ids))}")
 
+    def tiers(self, dataset_id: int) -> list[Tier]:
+        """The tiers of a dataset from the chain: price, hours, and what this wallet holds."""
+        return access.tiers(self._paying(), dataset_id)
+
+    def access_price(self, dataset_id: int, tier: int = 0, count: int = 1) -> int:
+        """What `count` datatokens of a tier cost now, fees included, in base units."""
+        return access.price(self._paying(), dataset_id, tier, count).total_units
+
+    def buy_access(
+        self, dataset_id: int, tier: int = 0, count: int = 1, *, max_units: int | None = None
+    ) -> int:
+        """Buy datatokens; the base units paid, at most `max_units`. One of a tier without hours is
+        a voucher: `quote(..., vouchers=[dataset_id])` pays with it.
+        """
+        return access.buy(self._paying(), dataset_id, tier, count, max_units)
+
+    def take_access(self, dataset_id: int, tier: int = 0, count: int = 1) -> None:
+        """Take datatokens that a dataset's owner gives away. Raises TransactionRefused."""
+        access.take(self._paying(), dataset_id, tier, count)
+
+    def give_access(self, dataset_id: int, to: str, count: int = 1, tier: int = 0) -> None:
+        """Give datatokens that this wallet holds to another account."""
+        access.give(self._paying(), dataset_id, to, count, tier)
+
+    def use_access(self, dataset_id: int, tier: int) -> int:
+        """Use one datatoken of a tier with hours up; when the access ends (unix seconds)."""
+        return access.use(self._paying(), dataset_id, tier)
+
     def job(self, job_id: str) -> Job:
         """A job of this wallet by its id or the beginning of it: one that is kept here, or one that
         the chain says this wallet has paid. Raises NotFound.
@@ -366,13 +436,3 @@ def _ids(datasets: Sequence[int | Dataset]) -> Any:
     if not isinstance(datasets, Sequence) or isinstance(datasets, str):
         return datasets
     return [one.id if isinstance(one, Dataset) else one for one in datasets]
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise OrderRefused(f"{name}={str(value)[:60]} must be a finite number")
-    return float(value)
-
-
-def _number_or_none(name: str, value: Any) -> float | None:
-    return None if value is None else _number(name, value)

@@ -187,7 +187,7 @@ class Stack:
     @property
     def network(self) -> dict[str, Any]:
         """What the hub says of the network."""
-        answer: dict[str, Any] = httpx.get(f"{self.hub_url}/api/network", timeout=10).json()
+        answer: dict[str, Any] = httpx.get(f"{self.hub_url}/api/v1/network", timeout=10).json()
         return answer
 
     def start_node(self, folder: Path) -> None:
@@ -196,5 +196,5 @@ class Stack:
 
     def online(self, count: int) -> bool:
         """Whether `count` datasets have their node connected."""
-        rows = httpx.get(f"{self.hub_url}/api/datasets", timeout=10).json()
+        rows = httpx.get(f"{self.hub_url}/api/v1/datasets", timeout=10).json()
         return sum(bool(row["online"]) for row in rows) >= count

@@ -41,7 +41,7 @@ def summary_of(
     names = {h.dataset_id: h.name for h in hospitals}
     settled = status["state"] == "settled"
     report = (
-        httpx.get(f"{stack.hub_url}/api/jobs/{job.id}/report", timeout=10).json()
+        httpx.get(f"{stack.hub_url}/api/v1/jobs/{job.id}/report", timeout=10).json()
         if settled
         else None
     )

@@ -36,9 +36,9 @@ from datahub.demo.stack import (
 )
 from datahub.demo.summary import summary_of, test_auc, write
 from datahub.errors import HubError
-from datahub.money import money
 from datatokens.bindings.registry import Token
 from datatokens.bindings.revenue import Revenue
+from datatokens.money import money
 from datatokens.terminal import Terminal, marked
 from datatokens.wire import parse
 from fl_client.node import config as node_config
@@ -111,7 +111,7 @@ def _keep_running(stack: Stack, hospitals: list[Hospital]) -> None:
         ("order a model in the browser, with the demo wallet", f"{stack.hub_url}/order"),
         (f"say yes for {asks.name}, which asks a person", f"datahub node page {asks.folder}"),
         ("take what contributors have earned", f"{stack.hub_url}/claims"),
-        ("the buyer's commands", f"DATAHUB_HOME={networks.home()} datahub jobs --key-file KEY"),
+        ("the buyer's commands", f"DATAHUB_HOME={networks.home()} datahub job list --key-file KEY"),
         ("the chain (31337), for a wallet of your own", stack.chain_url),
         ("test account of the buyer", " ".join(stack.accounts[BUYER])),
         ("... of a contributor", " ".join(stack.accounts[FIRST_CONTRIBUTOR])),

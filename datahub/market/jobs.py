@@ -62,7 +62,7 @@ def submit(desk: Desk, raw_terms: bytes, files: tuple[bytes, ...] = ()) -> JobRo
         quoted = session.get(QuoteRow, job_id)
         if quoted is None and (problem := _not_ours(desk, session, terms)):
             raise Conflict(
-                f"job {job_id[:12]} is not taken: {problem}; `datahub refund` brings its money "
+                f"job {job_id[:12]} is not taken: {problem}; `datahub job refund` brings its money "
                 "back after the deadline"
             )
     with desk.models(), desk.session() as session:

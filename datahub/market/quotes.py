@@ -14,7 +14,7 @@ from sqlmodel import Session, col, delete, func, select
 
 from datahub.errors import Conflict
 from datahub.index.tables import EscrowRow
-from datahub.market import jobs, model_files
+from datahub.market import jobs, model_files, repeats
 from datahub.market.desk import Desk
 from datahub.market.seldom import Pauses
 from datahub.market.tables import QuoteRow
@@ -71,6 +71,7 @@ def forget_old(desk: Desk) -> None:
         session.exec(delete(QuoteRow).where(col(QuoteRow.quoted_at) < time.time() - KEPT_S))
         session.commit()
         model_files.sweep(desk, session)
+    repeats.forget(desk)
 
 
 def take_up(desk: Desk, pauses: Pauses | None = None) -> None:

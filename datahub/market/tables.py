@@ -151,3 +151,15 @@ class LeaseRow(SQLModel, table=True):
     name: str = Field(primary_key=True)
     holder: str
     until: float
+
+
+class RepeatRow(SQLModel, table=True):
+    """What a request that its client has named was answered, for an hour; hashes of name and
+    request.
+    """
+
+    __tablename__ = "repeat"
+    name: str = Field(primary_key=True)
+    asked: str
+    answer: str
+    at: float = Field(index=True)  # unix seconds

@@ -106,7 +106,7 @@ def dataset(listed: Listed) -> dict[str, Any]:
         "dct:type": {"@id": PERSONAL, "@type": "skos:Concept"},
         "dct:accessRights": {"@id": NON_PUBLIC, "@type": "dct:RightsStatement"},
         "dct:conformsTo": {
-            "@id": f"{listed.hub}/api/schemas/{listed.schema_hash}",
+            "@id": f"{listed.hub}/api/v1/schemas/{listed.schema_hash}",
             "@type": "dct:Standard",
             "dct:identifier": f"sha256:{listed.schema_hash}",
         },

@@ -100,6 +100,11 @@ TABLES: dict[str, Columns] = {
         *_text("holder"),
         sa.Column("until", sa.Float(), nullable=False),
     ],
+    "repeat": [
+        *_text("name", **KEY),
+        *_text("asked", "answer"),
+        sa.Column("at", sa.Float(), nullable=False),
+    ],
     "index_seen": [*_whole("only", **KEY), *_large("version"), *_text("market")],
     "index_block": [*_large("number", **NUMBER), *_text("hash")],
     "index_event": [
@@ -156,4 +161,5 @@ INDEXES = [
     ("index_line_dataset", "index_line", ["dataset_id", "epsilon_micro"]),
     ("ix_index_key_hospital_id", "index_key", ["hospital_id"]),
     ("ix_job_quoted_at", "job", ["quoted_at"]),
+    ("ix_repeat_at", "repeat", ["at"]),
 ]

@@ -1,7 +1,7 @@
 """The hub's HTTP door: JSON under /api, pages elsewhere. Maps errors to statuses; decides nothing.
 
-Every answer to a user's mistake is {"error": "one sentence"}. Amounts travel as integers in base
-units.
+Every answer to a user's mistake is one sentence in a problem document (RFC 9457). Amounts travel
+as integers in base units.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from starlette.exceptions import HTTPException
@@ -31,13 +31,15 @@ from datahub.market import (
     offers,
     orders,
     reconcile,
+    repeats,
     wallets,
 )
 from datahub.market.desk import Desk
 from datahub.market.entries import Asked
 from datahub.order import Order
-from datahub.web import live, metadata, pages
+from datahub.web import live, metadata, pages, problems
 from datahub.web.bounds import Bounds
+from datahub.web.etags import ETags
 from datahub.web.pages import DatasetId
 from datatokens.errors import BankError, TermsError
 from datatokens.terms import USUAL_DEADLINE_S, DisputeTerms
@@ -59,16 +61,10 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Refusal(BaseModel):
-    """Every answer that is not what was asked for: one sentence."""
-
-    error: str
-
-
 # what any route may answer beside what was asked for
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Refusal, "description": why}
-    for status, why in {
+REFUSALS = problems.described(
+    {
+        304: "the client has it: If-None-Match named it",
         400: "no HTTP request of this kind",
         404: "no such thing",
         405: "no such method here",
@@ -76,10 +72,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         409: "the thing is in another state than this needs",
         413: "the body is too large",
         422: "a field is missing, unknown or out of range",
-        429: "too much at once; ask again",
+        429: "too much at once; ask again after as many seconds as Retry-After says",
         503: "chain or SuperLink does not answer; ask again",
-    }.items()
-}
+    }
+)
 
 
 class NodeIn(Body):
@@ -221,7 +217,7 @@ def _base64(name: str, text: str) -> bytes:
 def _say(request: Request, sentence: str, status: int) -> Response:
     """An error as JSON under /api, as a page elsewhere."""
     if request.url.path.startswith("/api/"):
-        return JSONResponse({"error": sentence}, status_code=status)
+        return Response(problems.document(status, sentence), status, media_type=problems.MEDIA_TYPE)
     return pages.error(request, sentence, status)
 
 
@@ -285,7 +281,8 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         response.headers["content-security-policy"] = policy
         return response
 
-    app.add_middleware(Bounds)
+    app.add_middleware(ETags)
+    app.add_middleware(Bounds, behind_proxy=desk.config.behind_proxy)
 
     @app.exception_handler(HTTPException)
     async def _elsewhere(request: Request, error: HTTPException) -> Response:
@@ -297,7 +294,7 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
     def health(desk: DeskDep) -> dict[str, Any]:
         return {"status": "ok", "block_time": desk.chain.now()}
 
-    @app.get("/api/network")
+    @app.get("/api/v1/network")
     def network(desk: DeskDep) -> dict[str, Any]:
         """What a node or a buyer needs to connect; compare the addresses with those in your
         contract.
@@ -313,7 +310,7 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
             "fee_bps": config.fee_bps,
         }
 
-    @app.get("/api/datasets")
+    @app.get("/api/v1/datasets")
     def datasets(
         desk: DeskDep,
         request: Request,
@@ -341,48 +338,55 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         _next(request, response, more)
         return rows
 
-    @app.get("/api/datasets/{dataset_id}")
+    @app.get("/api/v1/datasets/{dataset_id}")
     def dataset(dataset_id: DatasetId, desk: DeskDep) -> dict[str, Any]:
         """One dataset, with what of its lifetime epsilon its node has attested as spent."""
         return catalogue.dataset(desk, dataset_id)
 
-    @app.put("/api/datasets/{dataset_id}/manifest")
+    @app.put("/api/v1/datasets/{dataset_id}/manifest")
     def put_manifest(
         dataset_id: DatasetId, document: dict[str, Any], desk: DeskDep
     ) -> dict[str, Any]:
         catalogue.put_manifest(desk, dataset_id, document)
         return {"dataset_id": dataset_id}
 
-    @app.put("/api/datasets/{dataset_id}/contributors")
+    @app.put("/api/v1/datasets/{dataset_id}/contributors")
     def put_contributors(
         dataset_id: DatasetId, body: ContributorsIn, desk: DeskDep
     ) -> dict[str, Any]:
         contributors.put_contributors(desk, dataset_id, body.epoch, body.entries)
         return {"dataset_id": dataset_id, "epoch": body.epoch, "contributors": len(body.entries)}
 
-    @app.put("/api/datasets/{dataset_id}/offer")
+    @app.put("/api/v1/datasets/{dataset_id}/offer")
     def put_offer(dataset_id: DatasetId, body: OfferIn, desk: DeskDep) -> dict[str, Any]:
         offers.put_offer(desk, dataset_id, body.offer, body.signature)
         return {"dataset_id": dataset_id}
 
-    @app.get("/api/schemas/{schema_hash}")
+    @app.get("/api/v1/schemas/{schema_hash}")
     def schema(schema_hash: str, desk: DeskDep) -> Response:
         """The canonical JSON whose SHA-256 this is: what another hospital lists its table by, so
         that both fit one order.
         """
         return Response(catalogue.schema(desk, schema_hash), media_type="application/json")
 
-    @app.get("/api/hospitals/{node}")
+    @app.get("/api/v1/hospitals/{node}")
     def hospital(node: str, desk: DeskDep) -> dict[str, Any]:
         return hospitals.hospital(desk, node)
 
-    @app.post("/api/nodes")
+    @app.post("/api/v1/nodes")
     def register_node(body: NodeIn, desk: DeskDep) -> dict[str, Any]:
         supernode_id = hospitals.register_node(desk, body.node, body.supernode_public_key)
         return {"supernode_id": str(supernode_id)}
 
-    @app.post("/api/quotes")
-    def quote(body: OrderIn, desk: DeskDep) -> dict[str, Any]:
+    @app.post("/api/v1/quotes")
+    def quote(
+        body: OrderIn,
+        desk: DeskDep,
+        idempotency_key: Annotated[str, Header(max_length=repeats.LONGEST_KEY)] = "",
+    ) -> dict[str, Any]:
+        """Terms with a price. A client that names its request (Idempotency-Key) gets the same terms
+        again within the hour, where the first answer got lost.
+        """
         given = body.model_dump() | {
             "datasets": tuple(body.datasets),
             "vouchers": tuple(body.vouchers),
@@ -391,10 +395,15 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
             "graph": _base64("graph", body.graph),
             "weights": _base64("weights", body.weights),
         }
-        return orders.as_json(*orders.quote(desk, Order(**given)))
+        return repeats.once(
+            desk,
+            idempotency_key,
+            body.model_dump(),
+            lambda: orders.as_json(*orders.quote(desk, Order(**given))),
+        )
 
     @app.get(
-        "/api/jobs/{job_id}/events",
+        "/api/v1/jobs/{job_id}/events",
         response_class=StreamingResponse,
         responses={200: {"content": {"text/event-stream": {"schema": live.EVENT}}}},
     )
@@ -407,7 +416,7 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
             headers={"cache-control": "no-store"},
         )
 
-    @app.post("/api/jobs", status_code=201)
+    @app.post("/api/v1/jobs", status_code=201)
     def submit(body: JobIn, desk: DeskDep) -> dict[str, Any]:
         return jobs.describe(
             desk,
@@ -418,22 +427,22 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
             ),
         )
 
-    @app.post("/api/transactions/payment")
+    @app.post("/api/v1/transactions/payment")
     def payment(body: TermsIn, desk: DeskDep) -> dict[str, Any]:
         """What a buyer's own wallet signs to pay for quoted terms."""
         return wallets.payment(desk, body.terms.encode())
 
-    @app.post("/api/transactions/claim")
+    @app.post("/api/v1/transactions/claim")
     def claim(body: ClaimIn, desk: DeskDep) -> dict[str, Any]:
         """What a contributor's own wallet signs to be paid everything at once."""
         return wallets.claim(desk, body.account, body.to)
 
-    @app.post("/api/transactions/refund/{job_id}")
+    @app.post("/api/v1/transactions/refund/{job_id}")
     def refund(job_id: str, desk: DeskDep) -> dict[str, Any]:
         """What anybody's wallet signs to give an unsettled job's money back after its deadline."""
         return wallets.refund(desk, job_id)
 
-    @app.get("/api/jobs")
+    @app.get("/api/v1/jobs")
     def list_jobs(
         desk: DeskDep, request: Request, response: Response, asked: Annotated[PageIn, Query()]
     ) -> list[dict[str, Any]]:
@@ -442,30 +451,30 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         _next(request, response, more)
         return rows
 
-    @app.get("/api/jobs/{job_id}")
+    @app.get("/api/v1/jobs/{job_id}")
     def job(job_id: str, desk: DeskDep) -> dict[str, Any]:
         return jobs.describe(desk, jobs.job_row(desk, job_id))
 
-    @app.get("/api/jobs/{job_id}/terms")
+    @app.get("/api/v1/jobs/{job_id}/terms")
     def job_terms(job_id: str, desk: DeskDep) -> Response:
         """The canonical JSON whose hash the job's id is; whoever has it can refund, dispute or
         settle.
         """
         return Response(jobs.job_row(desk, job_id).terms, media_type="application/json")
 
-    @app.get("/api/jobs/{job_id}/report")
+    @app.get("/api/v1/jobs/{job_id}/report")
     def report(job_id: str, desk: DeskDep) -> Response:
         """The canonical JSON whose SHA-256 is on-chain."""
         raw = jobs.result(desk, jobs.job_row(desk, job_id)).report
         return Response(raw, media_type="application/json")
 
-    @app.get("/api/jobs/{job_id}/result")
+    @app.get("/api/v1/jobs/{job_id}/result")
     def result(job_id: str, desk: DeskDep) -> Response:
         """Model and report, sealed to the buyer's key: of no use to anybody else."""
         raw = jobs.result(desk, jobs.job_row(desk, job_id)).sealed
         return Response(raw, media_type="application/octet-stream")
 
-    @app.get("/api/claims/{account}")
+    @app.get("/api/v1/claims/{account}")
     def claims_of(account: str, desk: DeskDep) -> list[dict[str, Any]]:
         return [asdict(claim) for claim in claims.claims_of(desk, account)]
 

@@ -1,28 +1,30 @@
-"""What may come through the hub's door: bodies of bounded length, counted as they arrive, no slower
-than somebody on a bad line sends, and JSON that the one parser takes; every answer that is not a
-plain look is logged. Knows nothing of routes but their limits.
+"""What may come through the hub's door: so many requests of one client, bodies of bounded length,
+counted as they arrive, no slower than somebody on a bad line sends, and JSON that the one parser
+takes; every answer that is not a plain look is logged. Knows nothing of routes but their limits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
+from datahub.web import problems
+from datahub.web.rates import Rate, client_of
 from datatokens.errors import TermsError
 from datatokens.wire import parse
 
 MODEL_BYTES = 192 * 1024 * 1024  # a graph and weights of 64 MiB each, as base64
 # the beginning of a path -> the most bytes of its body
 LIMITS = {
-    "/api/quotes": MODEL_BYTES,
-    "/api/jobs": MODEL_BYTES,
-    "/api/datasets/": 64 * 1024 * 1024,  # a list of a million contributors
+    "/api/v1/quotes": MODEL_BYTES,
+    "/api/v1/jobs": MODEL_BYTES,
+    "/api/v1/datasets/": 64 * 1024 * 1024,  # a list of a million contributors
     "": 64 * 1024,
 }
 MANIFEST_BYTES = 1024 * 1024
@@ -30,6 +32,8 @@ MEMORY_BYTES = 1024**3  # of all bodies that are arriving or being read
 # somebody on a bad line: a body must come at this speed after the first seconds
 PATIENCE_S = 20.0
 BYTES_PER_S = 50_000
+# of one client that is not on this machine: so many a second, and so many at once
+LOOKS, CHANGES = (50.0, 500), (5.0, 100)
 
 log = logging.getLogger("datahub.hub")
 
@@ -54,15 +58,23 @@ class Bounds:
     without the body.
     """
 
-    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]):
-        self.app = app
+    def __init__(
+        self, app: Callable[[Message, Receive, Send], Awaitable[None]], behind_proxy: bool = False
+    ):
+        self.app, self.behind_proxy = app, behind_proxy
         self._held = 0  # bytes of all bodies
+        self._looks, self._changes = Rate(*LOOKS), Rate(*CHANGES)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         send = _logged(scope, send)
+        if wait := self._wait_s(scope):
+            again = math.ceil(wait)
+            sentence = f"too many requests from one client; the next one in {again} s"
+            await _say(send, 429, sentence, [(b"retry-after", b"%d" % again)])
+            return
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _without_body(send)
         body = bytearray()
@@ -78,6 +90,15 @@ class Bounds:
             await _say(send, 422, f"body: {error}")
         finally:
             self._held -= len(body)
+
+    def _wait_s(self, scope: Message) -> float:
+        headers = dict(scope["headers"])
+        said = headers.get(b"x-forwarded-for", b"").decode("latin-1") if self.behind_proxy else None
+        client = client_of((scope.get("client") or ("", 0))[0], said)
+        if client is None:
+            return 0.0
+        rate = self._looks if scope["method"] in ("GET", "HEAD") else self._changes
+        return rate.wait_s(client)
 
     async def _read(self, body: bytearray, most: int, receive: Receive) -> bool:
         """Read the body; False where the client has gone. Raises TooMuch."""
@@ -142,8 +163,10 @@ def _without_body(send: Send) -> Send:
     return head
 
 
-async def _say(send: Send, status: int, sentence: str) -> None:
-    content = json.dumps({"error": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+async def _say(
+    send: Send, status: int, sentence: str, more: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    content = problems.document(status, sentence)
+    headers = [(b"content-type", problems.MEDIA_TYPE.encode()), (b"connection", b"close"), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

@@ -15,7 +15,7 @@ from datahub.market import jobs
 from datahub.market.desk import Desk
 from datahub.market.domain import FINAL, JobState
 
-# of one event, as JSON Schema; `data` is the job as /api/jobs/ID has it, {} at the end
+# of one event, as JSON Schema; `data` is the job as /api/v1/jobs/ID has it, {} at the end
 EVENT = {
     "type": "object",
     "properties": {"event": {"enum": ["job", "end"]}, "data": {"type": "string"}},

@@ -14,6 +14,7 @@ from eth_utils.crypto import keccak
 from datatokens.bindings.registry import Registry, Token
 from datatokens.chain.connection import Chain
 from datatokens.errors import BankError, TransactionRefused
+from datatokens.money import amount
 from datatokens.terms import Attestation, DatasetTerm, JobTerms, Outcome, address, whole
 
 ONE_JOB = 10**18  # datatokens
@@ -94,8 +95,8 @@ class Escrow:
         have = payment.balance_units(account)
         if have < terms.amount_units:
             raise BankError(
-                f"{account} has {have} units of the payment token; this job needs "
-                f"{terms.amount_units}: send {terms.amount_units - have} more to that address"
+                f"{account} has {amount(have)}; this job needs {amount(terms.amount_units)}: send "
+                f"{amount(terms.amount_units - have)} more to that address"
             )
         vouchers = [(self._datatoken(account, d), ONE_JOB) for d in terms.datasets if d.voucher]
         return [(payment, terms.amount_units), *vouchers]

@@ -16,6 +16,7 @@ from datatokens.bindings.registry import Token
 from datatokens.chain.connection import Chain
 from datatokens.errors import BankError, TermsError
 from datatokens.merkle import MAX_WEIGHT, total_weight
+from datatokens.money import amount
 from datatokens.terms import DOMAIN_NAME, DOMAIN_VERSION, MAX_UNITS, address, whole
 
 MAX_COUNT = 10**9
@@ -293,8 +294,6 @@ class Revenue:
         payment = Token(self.chain, self.chain.read(self.contract.functions.paymentToken()))
         have = payment.balance_units(account)
         if have < needed:
-            raise BankError(
-                f"{account} has {have} units of the payment token; {purpose} costs {needed}"
-            )
+            raise BankError(f"{account} has {amount(have)}; {purpose} costs {amount(needed)}")
         if payment.allowance_units(account, self.contract.address) < needed:
             payment.approve(self.contract.address, needed)

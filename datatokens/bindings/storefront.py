@@ -11,6 +11,7 @@ from web3.logs import DISCARD
 from datatokens.bindings.registry import MAX_TIER, Token
 from datatokens.chain.connection import Chain
 from datatokens.errors import BankError
+from datatokens.money import amount
 from datatokens.terms import MAX_UNITS, address, whole
 
 MAX_PLATFORM_BPS = 500
@@ -161,7 +162,10 @@ class Storefront:
         payment = Token(self.chain, quote.payment_token)
         have = payment.balance_units(account)
         if have < most:
-            raise BankError(f"{account} has {have} units of the payment token; this costs {most}")
+            raise BankError(
+                f"{account} has {amount(have)}; this costs {amount(most)}: send "
+                f"{amount(most - have)} more to that address"
+            )
         if payment.allowance_units(account, self.contract.address) < most:
             payment.approve(self.contract.address, most)
         return dataset_id, _tier(tier_id), count, quote.market, most

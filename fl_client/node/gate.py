@@ -267,14 +267,14 @@ def _nothing(path: re.Match[str], body: Any) -> None:
 Check = Callable[[re.Match[str], Any], None]
 # what a node may send a hub: method, path, name, how many bytes, what it must be
 DOCUMENTS: tuple[tuple[str, str, str, int, Check], ...] = (
-    ("PUT", r"/api/datasets/(\d{1,10})/manifest", "manifest", MAX_MANIFEST_BYTES * 2, _manifest),
-    ("PUT", r"/api/datasets/(\d{1,10})/offer", "offer", MAX_OFFER_BYTES * 2, _offer),
-    ("PUT", r"/api/datasets/(\d{1,10})/contributors", "contributors", MOST_CONTRIBUTORS_BYTES,
+    ("PUT", r"/api/v1/datasets/(\d{1,10})/manifest", "manifest", MAX_MANIFEST_BYTES * 2, _manifest),
+    ("PUT", r"/api/v1/datasets/(\d{1,10})/offer", "offer", MAX_OFFER_BYTES * 2, _offer),
+    ("PUT", r"/api/v1/datasets/(\d{1,10})/contributors", "contributors", MOST_CONTRIBUTORS_BYTES,
      _contributors),
-    ("POST", r"/api/nodes", "registration", 4096, _registration),
-    ("GET", r"/api/network", "network", 4, _nothing),
-    ("GET", r"/api/jobs/[0-9a-f]{64}/(?:terms|report)", "job", 4, _nothing),
-    ("GET", r"/api/schemas/[0-9a-f]{64}", "schema", 4, _nothing),
+    ("POST", r"/api/v1/nodes", "registration", 4096, _registration),
+    ("GET", r"/api/v1/network", "network", 4, _nothing),
+    ("GET", r"/api/v1/jobs/[0-9a-f]{64}/(?:terms|report)", "job", 4, _nothing),
+    ("GET", r"/api/v1/schemas/[0-9a-f]{64}", "schema", 4, _nothing),
 )  # fmt: skip
 
 

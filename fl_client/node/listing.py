@@ -95,7 +95,7 @@ def hub_request(hub: str, method: str, path: str, body: Any = None) -> Any:
         raise ConfigError(f"the hub at {hub} does not answer: {error}") from error
     if answer.is_error:
         try:
-            sentence = answer.json()["error"]
+            sentence = answer.json()["detail"]
         except (ValueError, KeyError, TypeError):
             sentence = answer.text[:200]
         raise ConfigError(f"the hub refused: {sentence}")
@@ -111,7 +111,7 @@ def publish(config: NodeConfig, method: str, path: str, body: Any) -> Any:
 def terms_from(hub: str, job_id: str) -> JobTerms | None:
     """The terms of a job as the hub has them, if they are those that the job's id is a hash of."""
     try:
-        document = hub_request(hub, "GET", f"/api/jobs/{job_id}/terms")
+        document = hub_request(hub, "GET", f"/api/v1/jobs/{job_id}/terms")
         terms = JobTerms.from_json(canonical_json(document))
     except (ConfigError, TermsError):
         return None
@@ -127,7 +127,7 @@ def fetch_schema(hub: str, schema_hash: str) -> Schema:
             f"schema hash {schema_hash[:80]!r} must be 64 hexadecimal digits, as a dataset's page "
             "shows it"
         )
-    found = Schema.from_dict(hub_request(hub, "GET", f"/api/schemas/{schema_hash}"))
+    found = Schema.from_dict(hub_request(hub, "GET", f"/api/v1/schemas/{schema_hash}"))
     if found.hash != schema_hash:
         raise ConfigError(
             f"the hub at {hub} sent another schema, whose hash is {found.hash}; nothing was written"
@@ -207,7 +207,7 @@ def list_dataset(
         listing.price_units,
         listing.contributor_bps,
         manifest.hash,
-        f"{config.hub}/api/datasets",
+        f"{config.hub}/api/v1/datasets",
         listing.symbol,
     )
     # what is attested after each job is rounded up in the same way, so that a budget used to the
@@ -228,7 +228,7 @@ def list_dataset(
     entries.write(config.folder, entry)
     facts = {"dataset": dataset_id, "manifest_hash": manifest.hash.hex(), "persons": persons}
     AuditLog(config.folder).note("listed", **facts, epsilon=listing.lifetime_epsilon)
-    publish(config, "PUT", f"/api/datasets/{dataset_id}/manifest", manifest.as_dict())
+    publish(config, "PUT", f"/api/v1/datasets/{dataset_id}/manifest", manifest.as_dict())
     post_contributors(config, owner_key, dataset_id, contributors)
     return entry
 
@@ -245,14 +245,14 @@ def post_contributors(
     revenue = Revenue(connect(config.chain, owner_key), config.market)
     epoch = revenue.next_epoch(dataset_id)
     tree = Tree(dataset_id, epoch, contributors)
-    uri = f"{config.hub}/api/datasets/{dataset_id}/contributors"
+    uri = f"{config.hub}/api/v1/datasets/{dataset_id}/contributors"
     posted = revenue.post_contributors(dataset_id, tree.root, uri)
     if posted != epoch:
         raise ConfigError(
             f"dataset {dataset_id}: another list was posted at the same moment; post this one again"
         )
     body = {"epoch": epoch, "entries": [[account, weight] for account, weight in contributors]}
-    publish(config, "PUT", f"/api/datasets/{dataset_id}/contributors", body)
+    publish(config, "PUT", f"/api/v1/datasets/{dataset_id}/contributors", body)
     return epoch
 
 
@@ -299,7 +299,7 @@ def enrol(config: NodeConfig, owner: Chain) -> int:
     status = nodes.status(key)
     hospital_id = status.hospital_id
     if status.state is KeyState.UNKNOWN:
-        hospital_id = nodes.register(f"{config.hub}/api/hospitals/{key}")
+        hospital_id = nodes.register(f"{config.hub}/api/v1/hospitals/{key}")
         nodes.add_key(
             hospital_id,
             key,
@@ -383,4 +383,4 @@ def register_node(config: NodeConfig) -> int:
         "node": config.node_address,
         "supernode_public_key": config.supernode_public_key.decode(),
     }
-    return int(publish(config, "POST", "/api/nodes", body)["supernode_id"])
+    return int(publish(config, "POST", "/api/v1/nodes", body)["supernode_id"])

@@ -126,4 +126,4 @@ class Publisher:
             self._complained = False
 
     def _put(self, dataset_id: int, body: dict[str, str]) -> None:
-        publish(self.room.config, "PUT", f"/api/datasets/{dataset_id}/offer", body)
+        publish(self.room.config, "PUT", f"/api/v1/datasets/{dataset_id}/offer", body)

@@ -79,7 +79,7 @@ def replace_dataset(
     persons, left_out = released_count(ledger, entry.name, there, floor)
     manifest = replace(entry.manifest, persons=persons, left_out=left_out)
     # said again where the count happens to be the same: the version is another
-    registry.set_manifest(dataset_id, manifest.hash, f"{config.hub}/api/datasets")
+    registry.set_manifest(dataset_id, manifest.hash, f"{config.hub}/api/v1/datasets")
     now = entries.update(
         config.folder,
         dataset_id,
@@ -97,7 +97,7 @@ def _published(
     manifest = entry.manifest
     facts = {"manifest_hash": manifest.hash.hex(), "persons": manifest.persons}
     AuditLog(config.folder).note("replaced", dataset=entry.dataset_id, **facts)
-    path = f"/api/datasets/{entry.dataset_id}/manifest"
+    path = f"/api/v1/datasets/{entry.dataset_id}/manifest"
     publish(config, "PUT", path, entry.manifest.as_dict())
     return entry, registry.standing(entry.dataset_id).version
 

@@ -94,7 +94,7 @@ def init(
     """
     from fl_client.node.listing import hub_request
 
-    network = hub_request(hub, "GET", "/api/network")
+    network = hub_request(hub, "GET", "/api/v1/network")
     found = verify(connect(chain), network["registry"], network["market"])
     # what the contracts say of themselves, not what the hub says of them
     network |= {"chain_id": found.chain_id, "payment_token": found.payment_token}

@@ -19,6 +19,7 @@ from datatokens.bindings.registry import Listing, Registry, Roles, State
 from datatokens.bindings.revenue import Revenue
 from datatokens.bindings.storefront import Limits, Storefront
 from datatokens.chain.connection import Chain, connect
+from datatokens.money import amount
 from datatokens.terminal import Terminal
 from fl_client.errors import ConfigError
 from fl_client.node import config as node_config
@@ -34,13 +35,23 @@ TierId = Annotated[int, typer.Argument(help="The tier's id; 0 is one job.")]
 KeyFile = Annotated[
     Path, typer.Option(help="File with the owner's (or manager's) private key; read, not copied.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HOUR_S = 3600
+ONE_DATATOKEN = 10**18
 
 
 def _open(folder: Path, key_file: Path | None = None) -> tuple[Chain, Registry, Revenue]:
     made = node_config.read(folder)
     chain = connect(made.chain, key_file.read_text().strip() if key_file else None)
     return chain, Registry(chain, made.registry), Revenue(chain, made.market)
+
+
+def _say(sentence: str, as_json: bool, **facts: Any) -> None:
+    """What was done, as a sentence or as JSON."""
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def _one_of(name: str, value: str, allowed: type[Any]) -> Any:
@@ -56,7 +67,7 @@ def _one_of(name: str, value: str, allowed: type[Any]) -> Any:
 def show(
     folder: Folder,
     dataset_id: DatasetId,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """State, tiers, revenue and contributor list of one dataset, from the chain."""
     _, registry, revenue = _open(folder)
@@ -86,10 +97,11 @@ def show(
         typer.echo(json.dumps({**facts, "tiers": tiers}))
         return
     for name, value in facts.items():
-        console.print(f"{name}: {value}", highlight=False)
+        text = amount(value) if name.endswith("_units") else value
+        console.print(f"{name}: {text}", highlight=False)
     table = Table(
         "tier",
-        "price (base units)",
+        "price",
         "access (hours)",
         "minted",
         "at most",
@@ -100,10 +112,10 @@ def show(
     for number, tier in enumerate(tiers):
         table.add_row(
             str(number),
-            str(tier["price_units"]) if tier["price_units"] else "not sold",
+            amount(tier["price_units"]) if tier["price_units"] else "not sold",
             f"{tier['order_s'] / HOUR_S:g}" if tier["order_s"] else "one job",
-            f"{tier['minted'] / 10**18:g}",
-            f"{tier['max_supply'] / 10**18:g}" if tier["max_supply"] else "no limit",
+            f"{tier['minted'] / ONE_DATATOKEN:g}",
+            f"{tier['max_supply'] / ONE_DATATOKEN:g}" if tier["max_supply"] else "no limit",
             "closed" if tier["closed"] else "",
         )
     console.print(table)
@@ -115,11 +127,13 @@ def state(
     dataset_id: DatasetId,
     value: Annotated[str, typer.Argument(help="active, paused, or retired (which is for good).")],
     owner_key_file: KeyFile,
+    as_json: Json = False,
 ) -> None:
     """Pause, resume or retire a dataset."""
     found = _one_of("state", value, State)
     _open(folder, owner_key_file)[1].set_state(dataset_id, found)
-    console.print(f"dataset {dataset_id} is {found.name.lower()}")
+    name = found.name.lower()
+    _say(f"dataset {dataset_id} is {name}", as_json, dataset_id=dataset_id, state=name)
 
 
 @owner.command()
@@ -129,10 +143,17 @@ def price(
     tier_id: TierId,
     units: Annotated[int, typer.Argument(help="Base units of the payment token; 0 = not sold.")],
     owner_key_file: KeyFile,
+    as_json: Json = False,
 ) -> None:
     """Set a tier's price."""
     _open(folder, owner_key_file)[1].set_tier_price(dataset_id, tier_id, units)
-    console.print(f"tier {tier_id} of dataset {dataset_id} costs {units} base units")
+    _say(
+        f"tier {tier_id} of dataset {dataset_id} costs {amount(units)}",
+        as_json,
+        dataset_id=dataset_id,
+        tier=tier_id,
+        price_units=units,
+    )
 
 
 @owner.command("add-tier")
@@ -148,22 +169,47 @@ def add_tier(
     at_most: Annotated[
         int, typer.Option(help="Most datatokens that will ever be minted; 0 = no limit.")
     ] = 0,
+    as_json: Json = False,
 ) -> None:
     """Add a service tier with a datatoken of its own."""
     registry = _open(folder, owner_key_file)[1]
     number = registry.add_tier(
-        dataset_id, symbol, price_units, round(hours * HOUR_S), at_most * 10**18
+        dataset_id, symbol, price_units, round(hours * HOUR_S), at_most * ONE_DATATOKEN
     )
-    console.print(f"dataset {dataset_id} has tier {number}: {symbol}")
+    said = f"dataset {dataset_id} has tier {number}: {symbol}"
+    _say(said, as_json, dataset_id=dataset_id, tier=number, symbol=symbol)
 
 
 @owner.command("close-tier")
 def close_tier(
-    folder: Folder, dataset_id: DatasetId, tier_id: TierId, owner_key_file: KeyFile
+    folder: Folder,
+    dataset_id: DatasetId,
+    tier_id: TierId,
+    owner_key_file: KeyFile,
+    as_json: Json = False,
 ) -> None:
     """Mint no more of a tier; what was sold stays good."""
     _open(folder, owner_key_file)[1].close_tier(dataset_id, tier_id)
-    console.print(f"tier {tier_id} of dataset {dataset_id} is closed")
+    said = f"tier {tier_id} of dataset {dataset_id} is closed"
+    _say(said, as_json, dataset_id=dataset_id, tier=tier_id, closed=True)
+
+
+@owner.command()
+def give(
+    folder: Folder,
+    dataset_id: DatasetId,
+    tier_id: TierId,
+    to: Annotated[str, typer.Argument(help="Address of whom they are given to.")],
+    count: Annotated[int, typer.Argument(min=1, help="How many datatokens.")],
+    owner_key_file: KeyFile,
+    as_json: Json = False,
+) -> None:
+    """Make datatokens of a tier for somebody, for nothing: vouchers for jobs, or hours of
+    access.
+    """
+    _open(folder, owner_key_file)[1].mint_tier(dataset_id, tier_id, to, count * ONE_DATATOKEN)
+    said = f"{count} datatokens of tier {tier_id} of dataset {dataset_id} went to {to}"
+    _say(said, as_json, dataset_id=dataset_id, tier=tier_id, to=to, count=count)
 
 
 @owner.command()
@@ -180,14 +226,14 @@ def dispenser(
         bool, typer.Option("--allow-listed", help="Only accounts on the allow list.")
     ] = False,
     off: Annotated[bool, typer.Option("--off", help="Stop giving.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Give datatokens of a tier away, within limits."""
     chain, registry, _ = _open(folder, owner_key_file)
     limits = Limits(not off, allow_listed, per_account, per_account, in_all)
     Storefront(chain, registry.storefront()).set_limits(dataset_id, tier_id, limits)
-    console.print(
-        f"the dispenser of tier {tier_id} of dataset {dataset_id} is {'off' if off else 'on'}"
-    )
+    said = f"the dispenser of tier {tier_id} of dataset {dataset_id} is {'off' if off else 'on'}"
+    _say(said, as_json, dataset_id=dataset_id, tier=tier_id, **vars(limits))
 
 
 @owner.command()
@@ -202,11 +248,13 @@ def role(
         ),
     ],
     owner_key_file: KeyFile,
+    as_json: Json = False,
 ) -> None:
     """Let an account act for the owner; it ends when the dataset changes hands."""
     found = _one_of("role", value, Roles)
     _open(folder, owner_key_file)[1].set_roles(dataset_id, account, found)
-    console.print(f"{account} is {value} of dataset {dataset_id}")
+    said = f"{account} is {value} of dataset {dataset_id}"
+    _say(said, as_json, dataset_id=dataset_id, account=account, role=value)
 
 
 @owner.command()
@@ -219,13 +267,16 @@ def buyers(
     allow_list_only: Annotated[
         bool | None, typer.Option(help="Whether only allowed accounts may consume.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Put accounts on the allow list or the deny list."""
     registry, found = _open(folder, owner_key_file)[1], _one_of("list", value, Listing)
     registry.set_listing(dataset_id, accounts, found)
     if allow_list_only is not None:
         registry.set_allow_list_only(dataset_id, allow_list_only)
-    console.print(f"dataset {dataset_id}: {len(accounts)} accounts are {found.name.lower()}")
+    name = found.name.lower()
+    said = f"dataset {dataset_id}: {len(accounts)} accounts are {name}"
+    _say(said, as_json, dataset_id=dataset_id, accounts=accounts, listing=name)
 
 
 @owner.command()
@@ -234,25 +285,31 @@ def contributors(
     dataset_id: DatasetId,
     file: Annotated[Path, typer.Argument(help="CSV file with the header account,weight.")],
     owner_key_file: KeyFile,
+    as_json: Json = False,
 ) -> None:
     """Post another list of contributors, as when one withdraws. It waits three days to be live."""
     from fl_client.node.listing import post_contributors, read_contributors
 
     key, posted = owner_key_file.read_text().strip(), read_contributors(file)
     epoch = post_contributors(node_config.read(folder), key, dataset_id, posted)
-    console.print(
+    _say(
         f"dataset {dataset_id}: a list of {len(posted)} contributors is posted as epoch {epoch}; "
         f"when its three days are over: datahub owner activate {folder} {dataset_id} ...",
-        highlight=False,
-        soft_wrap=True,
+        as_json,
+        dataset_id=dataset_id,
+        contributors=len(posted),
+        epoch=epoch,
     )
 
 
 @owner.command()
-def activate(folder: Folder, dataset_id: DatasetId, key_file: KeyFile) -> None:
+def activate(
+    folder: Folder, dataset_id: DatasetId, key_file: KeyFile, as_json: Json = False
+) -> None:
     """Make the waiting contributor list the live one, once its three days are over. By anybody."""
     epoch = _open(folder, key_file)[2].activate_contributors(dataset_id)
-    console.print(f"dataset {dataset_id}: the contributor list of epoch {epoch} is live")
+    said = f"dataset {dataset_id}: the contributor list of epoch {epoch} is live"
+    _say(said, as_json, dataset_id=dataset_id, epoch=epoch)
 
 
 @owner.command()
@@ -263,8 +320,11 @@ def withdraw(
     to: Annotated[
         str, typer.Option(help="Where the money goes; default the key's own address.")
     ] = "",
+    as_json: Json = False,
 ) -> None:
     """Take out the hospital's part of a dataset's revenue."""
     chain, _, revenue = _open(folder, owner_key_file)
     units = revenue.withdraw_hospital(dataset_id, to or str(chain.address))
-    console.print(f"{units} base units went to {to or chain.address}")
+    receiver = to or str(chain.address)
+    said = f"{amount(units)} went to {receiver}"
+    _say(said, as_json, dataset_id=dataset_id, to=receiver, units=units)

@@ -208,8 +208,8 @@ def hub(config: NodeConfig) -> Check:
     def ask() -> Mapping[str, Any]:
         from fl_client.node import gate  # which loads torch: commands that only look start fast
 
-        gate.document("GET", "/api/network")
-        url = f"{config.hub.rstrip('/')}/api/network"
+        gate.document("GET", "/api/v1/network")
+        url = f"{config.hub.rstrip('/')}/api/v1/network"
         content = b""
         with httpx.stream("GET", url, timeout=PATIENCE_S) as answer:
             answer.raise_for_status()
@@ -248,7 +248,7 @@ def superlink(config: NodeConfig) -> Check:
     try:
         context = trusting(config.ca_file)
     except OSError as error:
-        do = "put back the ca_certificate that the hub shows at /api/network"
+        do = "put back the ca_certificate that the hub shows at /api/v1/network"
         return Check("superlink", FAILED, f"{config.ca_file.name} is no certificate: {error}", do)
 
     def dial() -> str:

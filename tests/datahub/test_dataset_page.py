@@ -73,15 +73,15 @@ def page(url: str) -> Page:
 
 
 def test_schema__by_its_hash__is_the_document_that_has_it(hub: HubWorld, hub_url: str) -> None:
-    raw = httpx.get(f"{hub_url}/api/schemas/{SCHEMA.hash}").content
+    raw = httpx.get(f"{hub_url}/api/v1/schemas/{SCHEMA.hash}").content
     assert hashlib.sha256(raw).hexdigest() == SCHEMA.hash and raw == canonical_json(
         SCHEMA.as_dict()
     )
-    answer = httpx.get(f"{hub_url}/api/schemas/{OTHER.hash}")
+    answer = httpx.get(f"{hub_url}/api/v1/schemas/{OTHER.hash}")
     assert answer.status_code == 404
-    assert answer.json() == {"error": f"schema {OTHER.hash} is of no dataset here"}
+    assert answer.json()["detail"] == f"schema {OTHER.hash} is of no dataset here"
     with published(hub, manifest(3, schema=OTHER)):
-        assert httpx.get(f"{hub_url}/api/schemas/{OTHER.hash}").status_code == 200
+        assert httpx.get(f"{hub_url}/api/v1/schemas/{OTHER.hash}").status_code == 200
         assert catalogue.sharing(hub.desk, SCHEMA.hash) == [1, 2]
     hub.desk.index.catch_up()  # the manifest is no longer the one on the chain
     with pytest.raises(NotFound):
@@ -136,7 +136,7 @@ def test_dataset__says_what_a_buyer_pays_for(hub: HubWorld, hub_url: str) -> Non
     )
     with published(hub, manifest(3, schema=schema, unit="patient", records_per_patient=4)):
         found = page(f"{hub_url}/datasets/3")
-        same = httpx.get(f"{hub_url}/api/datasets/3").json()
+        same = httpx.get(f"{hub_url}/api/v1/datasets/3").json()
     text = " ".join(found.text.split())
     for sentence in (
         "about 300 (noised), never fewer than 10",
@@ -171,7 +171,7 @@ def test_dataset__jobs_attested__spent_is_what_the_chain_has_seen(
         session.commit()
     text = " ".join(page(f"{hub_url}/datasets/1").text.split())
     assert "epsilon 2.250, as its node has attested" in text and "2 jobs attested" in text
-    said = CliRunner().invoke(app, ["dataset", "1", "--hub", hub_url]).output
+    said = CliRunner().invoke(app, ["data", "show", "1", "--hub", hub_url]).output
     assert "spent: epsilon 2.250, as its node has attested for 2 jobs" in said
 
 

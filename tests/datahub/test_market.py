@@ -106,7 +106,7 @@ def test_schema_of_a_job__lost_from_the_disk__comes_from_the_hub_and_is_checked(
         content = right.replace(b"55", b"65")
 
     def lying(self: Hub, method: str, where: str, json: object = None) -> object:
-        return Lie() if "/api/schemas/" in where else real(self, method, where, json)
+        return Lie() if "/api/v1/schemas/" in where else real(self, method, where, json)
 
     monkeypatch.setattr(Hub, "call", lying)
     with pytest.raises(OrderRefused, match="is not the one in its terms"):
@@ -125,7 +125,7 @@ def test_schema_of_a_job__whose_datasets_have_another_by_now__is_gone_and_nothin
     monkeypatch.setattr(catalogue, "schema", gone)
     assert job._schema() == b""
     with pytest.raises(HubError, match="is of no dataset here"):
-        market.hub.call("GET", f"/api/schemas/{SCHEMA.hash}")
+        market.hub.call("GET", f"/api/v1/schemas/{SCHEMA.hash}")
 
 
 def test_public_names__of_the_package__are_these_and_typed() -> None:

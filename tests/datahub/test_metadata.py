@@ -196,7 +196,7 @@ def test_dcat__one_dataset__has_what_the_profile_asks(hub_url: str) -> None:
             "200",
             f"{hub_url}/api",
             f"{here}/made-up.csv",
-            f"{hub_url}/api/schemas/{SCHEMA.hash}",
+            f"{hub_url}/api/v1/schemas/{SCHEMA.hash}",
         )
     ]
     assert rows(graph, "SELECT ?n WHERE { ?d healthdcatap:numberOfUniqueIndividuals ?n }") == []
@@ -249,7 +249,7 @@ def test_dcat__hostile_names__are_literals(hub: HubWorld, hub_url: str) -> None:
     assert rows(graph, "SELECT ?t WHERE { ?d a dcat:Dataset ; dct:title ?t }") == [(HOSTILE,)]
     addresses = {str(one) for triple in graph for one in triple if isinstance(one, rdflib.URIRef)}
     known = {str(one) for triple in calm for one in triple if isinstance(one, rdflib.URIRef)}
-    assert {one for one in addresses - known if "/api/schemas/" not in one} == set()
+    assert {one for one in addresses - known if "/api/v1/schemas/" not in one} == set()
     names = {name for (name,) in rows(graph, "SELECT ?k WHERE { ?d dcat:keyword ?k }")}
     assert names == {HOSTILE, HOSTILE + "t", "@id", "https://evil.example/"}
 

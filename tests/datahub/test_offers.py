@@ -118,11 +118,11 @@ def test_api__put_and_shown_in_the_catalogue__with_its_signature(hub: HubWorld) 
     async def talk() -> tuple[list[int], list[dict[str, Any]]]:
         transport = httpx.ASGITransport(create_app(hub.desk, drive=False))
         async with httpx.AsyncClient(transport=transport, base_url="http://hub") as client:
-            where = f"/api/datasets/{given.dataset_id}/offer"
+            where = f"/api/v1/datasets/{given.dataset_id}/offer"
             asked = [(where, body), (where, body | {"signature": "x"})]
-            asked.append(("/api/datasets/99/offer", body))
+            asked.append(("/api/v1/datasets/99/offer", body))
             codes = [(await client.put(path, json=sent)).status_code for path, sent in asked]
-            return codes, (await client.get("/api/datasets")).json()
+            return codes, (await client.get("/api/v1/datasets")).json()
 
     codes, rows = asyncio.run(talk())
     assert codes == [200, 422, 404]

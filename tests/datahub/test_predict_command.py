@@ -1,4 +1,4 @@
-"""`datahub predict`: a saved folder and a table of original columns, and nothing else."""
+"""`datahub model predict`: a saved folder and a table of original columns, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from datahub.buyer.cli import buyer_commands
 from datahub.buyer.results import Result
+from datahub.shell.model import model
 from fl_client.errors import DatasetError
 from fl_server.errors import ResultError
 from tests.datahub.made_results import AGE, SEX, result_of, schema_of
@@ -27,7 +27,7 @@ def result(tmp_path: Path) -> Result:
 
 
 def run(*arguments: str | Path) -> tuple[str, str]:
-    ended = CliRunner().invoke(buyer_commands, ["predict", *map(str, arguments)])
+    ended = CliRunner().invoke(model, ["predict", *map(str, arguments)])
     if ended.exception:
         raise ended.exception
     return ended.stdout, ended.stderr

@@ -46,7 +46,7 @@ def test_payment__signed_as_asked__is_a_paid_job(hub: HubWorld) -> None:
 
 def test_payment__too_little_or_anothers_terms__nothing_to_sign(hub: HubWorld) -> None:
     poor, _ = orders.quote(hub.desk, hub.order(buyer="0x" + "12" * 20))
-    with pytest.raises(Conflict, match="has 0 units of the payment token; this job needs"):
+    with pytest.raises(Conflict, match=r"has 0.00 tUSD \(0 base units\); this job needs"):
         wallets.payment(hub.desk, poor.to_json())
     with pytest.raises(BadRequest, match="are not this hub's"):
         wallets.payment(hub.desk, replace(poor, chain_id=5).to_json())
@@ -113,7 +113,7 @@ def test_quote__model_by_its_name_alone__is_the_one_that_the_shell_makes(
 ) -> None:
     from fl_client.model.families import files, graph_hash
 
-    answer = httpx.post(f"{hub_url}/api/quotes", json=order_of(hub), timeout=60).json()
+    answer = httpx.post(f"{hub_url}/api/v1/quotes", json=order_of(hub), timeout=60).json()
     spec = JobTerms.from_json(answer["terms"].encode()).spec
     assert spec["graph_hash"] == graph_hash("logistic_regression", 2, 1)
     assert spec["loss"] == "binary_cross_entropy"
@@ -123,7 +123,7 @@ def test_quote__model_by_its_name_alone__is_the_one_that_the_shell_makes(
         found = pool.map(lambda i: files("mlp", 2 + i % 2, 1)[0], range(8))
         assert len(set(found)) == 2
     for wrong in ("cnn", "resnet", None):
-        said = httpx.post(f"{hub_url}/api/quotes", json=order_of(hub, model=wrong), timeout=60)
+        said = httpx.post(f"{hub_url}/api/v1/quotes", json=order_of(hub, model=wrong), timeout=60)
         assert said.status_code == 422 and "must be one of logistic_regression, mlp" in said.text
 
 
@@ -134,15 +134,15 @@ def test_events__a_job_that_ends__is_told_once_and_the_stream_ends(
 
     row, _ = hub.job()
     monkeypatch.setattr(live, "LIVES_S", 0.2)
-    text = httpx.get(f"{hub_url}/api/jobs/{row.job_id}/events", timeout=30).text
+    text = httpx.get(f"{hub_url}/api/v1/jobs/{row.job_id}/events", timeout=30).text
     assert text.count("event: job") == 1 and "event: end" not in text
     with hub.desk.session() as session:
         row.state = "refunded"
         session.add(row)
         session.commit()
-    text = httpx.get(f"{hub_url}/api/jobs/{row.job_id}/events", timeout=30).text
+    text = httpx.get(f"{hub_url}/api/v1/jobs/{row.job_id}/events", timeout=30).text
     assert text.endswith("event: end\ndata: {}\n\n") and '"state": "refunded"' in text
     monkeypatch.setattr(live, "MOST_WATCHERS", 0)
-    text = httpx.get(f"{hub_url}/api/jobs/{row.job_id}/events", timeout=30).text
+    text = httpx.get(f"{hub_url}/api/v1/jobs/{row.job_id}/events", timeout=30).text
     assert text == "retry: 15000\n\n", "a crowd is told to come again"
-    assert httpx.get(f"{hub_url}/api/jobs/{'0' * 64}/events").status_code == 404
+    assert httpx.get(f"{hub_url}/api/v1/jobs/{'0' * 64}/events").status_code == 404

@@ -39,7 +39,8 @@ def test_faucet__a_new_address__has_test_dollars_and_gas(world: World, file: Pat
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == {"address": to, "units": 25_000_000, "wei": 2 * 10**18}
     assert world.money(world.operator).balance_units(to) == 25_000_000
-    assert asked(world, file, to).stdout.strip() == f"{to} has 1025 tUSD and 3 coins for gas now"
+    both = "1,025.00 tUSD (1025000000 base units)"
+    assert asked(world, file, to).stdout.strip() == f"{to} has {both} and 3 coins for gas now"
 
 
 def test_faucet__gas_alone__needs_no_market(world: World, tmp_path: Path) -> None:

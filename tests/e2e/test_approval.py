@@ -53,7 +53,7 @@ def fifth(m: Marketplace, folder: Path) -> Hospital:
 
 
 def _online(m: Marketplace, dataset_id: int) -> bool:
-    rows = {row["dataset_id"]: row for row in m.buyer.hub.get("/api/datasets")}
+    rows = {row["dataset_id"]: row for row in m.buyer.hub.get("/api/v1/datasets")}
     return bool(rows.get(dataset_id, {}).get("online"))
 
 

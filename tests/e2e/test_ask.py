@@ -28,7 +28,7 @@ def test_ask__over_four_hospitals__answers_within_its_interval_and_is_charged(
     (tmp_path / "key").write_text(m.stack.accounts[BUYER][1])
     sites = [f"--dataset={dataset_id}" for dataset_id in m.ids]
     told = ["--epsilon=1", "--purpose=research", f"--key-file={tmp_path / 'key'}", "--yes"]
-    command = [sys.executable, "-m", "datahub.cli", "ask", QUESTION, *sites, *told]
+    command = [sys.executable, "-m", "datahub.cli", "order", "ask", QUESTION, *sites, *told]
     ended = subprocess.run(
         [*command, f"--out={tmp_path / 'out'}", "--json"],
         capture_output=True,
@@ -62,7 +62,7 @@ def test_ask__over_four_hospitals__answers_within_its_interval_and_is_charged(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     for line in report["hospitals"]:
         assert 0.95 < line["epsilon_job"] <= 1.0 and line["scores"] == []
-    page = m.buyer.hub.get(f"/api/jobs/{said['job_id']}")
+    page = m.buyer.hub.get(f"/api/v1/jobs/{said['job_id']}")
     assert page["state"] == "settled" and page["evaluation"] is None
     shown = m.buyer.hub.call("GET", f"/jobs/{said['job_id']}").text
     assert "This job trains nothing" in shown and "Clipped loss" not in shown

@@ -122,7 +122,7 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     stack.start_node(node)
 
     def online() -> bool:
-        rows = json.loads(datahub("datasets", "--hub", stack.hub_url, "--json"))
+        rows = json.loads(datahub("data", "list", "--hub", stack.hub_url, "--json"))
         return bool(next(r for r in rows if r["dataset_id"] == entry.dataset_id)["online"])
 
     wait_for("the fifth node", online, stack.processes)
@@ -131,7 +131,8 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     wallet.write_text(stack.accounts[5][1])
     out = tmp_path / "result"
     bought = datahub(
-        "buy",
+        "order",
+        "new",
         "--key-file",
         wallet,
         "--dataset",
@@ -157,29 +158,33 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
         "schema.json",
         "README.md",
     }
-    said = json.loads(datahub("predict", out, table, "--json"))
+    said = json.loads(datahub("model", "predict", out, table, "--json"))
     assert said["records"] == len(table.read_text().splitlines()) - 1
     assert list(said["answers"]) == ["malignant"]
     assert all(0 <= chance <= 1 for chance in said["answers"]["malignant"])
     again = tmp_path / "again"
-    assert "settled; model" in datahub("result", job[:12], "--key-file", wallet, "--out", again)
+    assert "settled; model" in datahub(
+        "job", "result", job[:12], "--key-file", wallet, "--out", again
+    )
     assert (again / "report.json").read_bytes() == (out / "report.json").read_bytes()
-    passport = json.loads(datahub("verify", again, "--json"))
+    passport = json.loads(datahub("model", "verify", again, "--json"))
     assert passport["job_id"] == job and passport["datasets"] == [entry.dataset_id]
-    assert "is the one that 1 hospital signed for" in datahub("verify", again)
+    assert "is the one that 1 hospital signed for" in datahub("model", "verify", again)
     said = json.loads((again / "report.json").read_bytes())
     first = said["rounds"][0]
     forged = tmp_path / "forged"
     shutil.copytree(again, forged)
     text = (forged / "report.json").read_text().replace(f"{first['loss']}", "0.01", 1)
     (forged / "report.json").write_text(text)
-    assert "the report is not the one that was signed for" in datahub("verify", forged, fails=True)
-    mine = json.loads(datahub("jobs", "--key-file", wallet, "--json"))
+    assert "the report is not the one that was signed for" in datahub(
+        "model", "verify", forged, fails=True
+    )
+    mine = json.loads(datahub("job", "list", "--key-file", wallet, "--json"))
     assert next(r for r in mine if r["job_id"] == job)["state"] == "settled"
     assert "there is nothing to take back" in datahub(
-        "refund", job, "--key-file", wallet, fails=True
+        "job", "refund", job, "--key-file", wallet, fails=True
     )
-    assert "settled, 2 of 2 rounds" in datahub("job", job, "--hub", stack.hub_url)
+    assert "settled, 2 of 2 rounds" in datahub("job", "show", job, "--hub", stack.hub_url)
     for hospital in m.hospitals:  # a run leaves no trace at hospitals that are not in its terms
         assert not (hospital.folder / "jobs" / job).exists()
 
@@ -202,19 +207,27 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     )
     as_owner = (node, str(entry.dataset_id))
     signed = ("--owner-key-file", owner)
-    assert "2000000 base units went to" in datahub("owner", "withdraw", *as_owner, *signed)
+    assert "2.00 tUSD (2000000 base units) went to" in datahub(
+        "owner", "withdraw", *as_owner, *signed
+    )
     assert "has nothing to withdraw" in datahub("owner", "withdraw", *as_owner, *signed, fails=True)
     assert "is paused" in datahub("owner", "state", *as_owner, "paused", *signed)
     assert "must be one of active, paused, retired" in datahub(
         "owner", "state", *as_owner, "gone", *signed, fails=True
     )
     assert "is active" in datahub("owner", "state", *as_owner, "active", *signed)
-    assert "costs 5000000" in datahub("owner", "price", *as_owner, "0", "5000000", *signed)
+    assert "costs 5.00 tUSD (5000000 base units)" in datahub(
+        "owner", "price", *as_owner, "0", "5000000", *signed
+    )
     assert "has tier 1" in datahub(
         "owner", "add-tier", *as_owner, "--symbol", "DAY", "--hours", "24", *signed
     )
     limits = ("--per-account", "1", "--in-all", "10")
     assert "is on" in datahub("owner", "dispenser", *as_owner, "1", *limits, *signed)
+    given = datahub("owner", "give", *as_owner, "0", stack.accounts[5][0], "2", *signed)
+    assert "2 datatokens of tier 0" in given
+    held = datahub("data", "tiers", str(entry.dataset_id), "--key-file", wallet, "--json")
+    assert [tier["held"] for tier in json.loads(held)] == [2, 0]
     assert "is closed" in datahub("owner", "close-tier", *as_owner, "1", *signed)
     assert "is manager of" in datahub("owner", "role", *as_owner, account, "manager", *signed)
     assert "1 accounts are denied" in datahub(
@@ -227,7 +240,7 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
         "owner", "show", *as_owner
     )
     assert "offers: 2 cores" in datahub("node", "offer", node, "--hardware", "2 cores", *signed)
-    card = m.buyer.hub.get(f"/api/hospitals/{shown['node']}")
+    card = m.buyer.hub.get(f"/api/v1/hospitals/{shown['node']}")
     assert (card["description"], card["datasets"][0]["settled"]) == ("2 cores", 1)
 
     stack.deployment.save(tmp_path / "deployment.json")
@@ -255,7 +268,7 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
         datahub("node", "replace-dataset", *as_owner, "--file", fresh, *signed, "--json")
     )
     assert replaced["manifest_version"] == 2 and replaced["persons"] > 0
-    shown_now = m.buyer.hub.get("/api/datasets")
+    shown_now = m.buyer.hub.get("/api/v1/datasets")
     assert next(r for r in shown_now if r["dataset_id"] == entry.dataset_id)["manifest"]["persons"]
     after = json.loads(datahub("node", "status", node, "--json"))["datasets"][0]
     assert after["not_served"] == "" and after["epsilon_spent"] > status[0]["epsilon_spent"]
@@ -270,9 +283,9 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
     assert datahub("owner", "show", *as_owner).count(renewed.node_address) == 1
 
     wallet.write_text(key)
-    paid = json.loads(datahub("claim", "--key-file", wallet, "--json"))
+    paid = json.loads(datahub("claim", "all", "--key-file", wallet, "--json"))
     assert paid == {str(entry.dataset_id): 4_000_000 * 5000 // 10_000 * 3 // 4}
-    assert "nothing to claim now" in datahub("claim", "--key-file", wallet)
+    assert "nothing to claim now" in datahub("claim", "all", "--key-file", wallet)
     # an older ledger changes nothing until the difference is charged
     spent = json.loads(datahub("node", "status", node, "--json"))["datasets"][0]["epsilon_spent"]
     for path in node.glob("ledger.sqlite*"):
@@ -327,9 +340,9 @@ def test_commands__an_operator_makes_a_hub_of_their_own(
     ("arguments", "said"),
     [
         (["node", "start", "nowhere"], "holds no node.toml"),
-        (["job", "ab", "--hub", NOWHERE], "does not answer"),
+        (["job", "show", "ab", "--hub", NOWHERE], "does not answer"),
         (
-            ["claim", "--network", "nobody", "--key-file", "missing"],
+            ["claim", "all", "--network", "nobody", "--key-file", "missing"],
             "network 'nobody' is not pinned",
         ),
         (["demo", "--data", "iris"], "DATA=iris must be one of"),

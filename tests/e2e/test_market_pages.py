@@ -49,7 +49,7 @@ def test_order__in_the_browser__to_an_opened_model(
 ) -> None:
     stack = marketplace.stack
     account = stack.accounts[BUYER][0]
-    before, rows = marketplace.balance(), marketplace.buyer.hub.get("/api/datasets")
+    before, rows = marketplace.balance(), marketplace.buyer.hub.get("/api/v1/datasets")
     prices = sum(r["price_units"] for r in rows if r["dataset_id"] in marketplace.ids[:2])
     page.goto(f"{stack.hub_url}/order")
     page.click("a.button >> nth=0")
@@ -134,8 +134,8 @@ def test_every_page__on_a_phone_and_a_desk__is_no_wider_than_the_screen(
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)
     hub = marketplace.stack.hub_url
-    job = marketplace.buyer.hub.get("/api/jobs")[-1]["job_id"]
-    node = marketplace.buyer.hub.get("/api/datasets")[0]["node"]
+    job = marketplace.buyer.hub.get("/api/v1/jobs")[-1]["job_id"]
+    node = marketplace.buyer.hub.get("/api/v1/datasets")[0]["node"]
     ids = "&".join(f"dataset={one}" for one in marketplace.ids)
     account = marketplace.stack.accounts[FIRST_CONTRIBUTOR][0]
     paths = ["", "datasets", "datasets?q=nothing+fits", f"datasets/{marketplace.ids[0]}", "order"]

@@ -56,11 +56,11 @@ def test_pictures__a_buyers_own_network__is_trained_where_they_are(
     assert line["worked"] and line["unit"] == "patient" and 3.5 < line["epsilon_job"] <= 4.0
     before = dict(Small().state_dict())
     assert {n: a.shape for n, a in result.arrays.items()} == {n: a.shape for n, a in before.items()}
-    page = m.buyer.hub.get("/api/datasets")
+    page = m.buyer.hub.get("/api/v1/datasets")
     (shown,) = [row for row in page if row["dataset_id"] == entry.dataset_id]
     assert shown["manifest"]["schema"]["picture"]["size"] == [SIDE, SIDE]
 
 
 def _online(m: Marketplace, entry: object) -> bool:
-    rows = m.buyer.hub.get("/api/datasets")
+    rows = m.buyer.hub.get("/api/v1/datasets")
     return any(r["dataset_id"] == getattr(entry, "dataset_id", 0) and r["online"] for r in rows)

@@ -75,7 +75,7 @@ def test_walk__order_over_four_hospitals__settles_and_a_contributor_claims(
     paid_out = claim_all(m.stack.pinned, key)
     assert token.balance_units(account) - had == sum(paid_out.values()) > 0
     assert claim_all(m.stack.pinned, key) == {}
-    sealed = httpx.get(f"{m.stack.hub_url}/api/jobs/{job.id}/result").content
+    sealed = httpx.get(f"{m.stack.hub_url}/api/v1/jobs/{job.id}/result").content
     with pytest.raises(ResultError, match="does not open"):
         unseal(sealed, bytes(range(32)), job.id)
 
@@ -96,7 +96,7 @@ def test_walk__hub_killed_in_the_middle__the_job_goes_on(marketplace: Marketplac
 
 
 def _least_left(m: Marketplace) -> float:
-    rows = [row for row in m.buyer.hub.get("/api/datasets") if row["dataset_id"] in m.ids]
+    rows = [row for row in m.buyer.hub.get("/api/v1/datasets") if row["dataset_id"] in m.ids]
     return min(row["offer"]["epsilon_left"] if row["offer"] else 100.0 for row in rows)
 
 
@@ -120,7 +120,7 @@ def test_hub__job_that_nobody_paid__refused(marketplace: Marketplace) -> None:
     m = marketplace
     quote = m.buyer.quote(m.ids, epsilon=0.1, purpose=PURPOSE, rounds=1)
     with pytest.raises(HubError, match="holds no money for exactly these terms"):
-        m.buyer.hub.call("POST", "/api/jobs", {"terms": quote.terms.to_json().decode()})
+        m.buyer.hub.call("POST", "/api/v1/jobs", {"terms": quote.terms.to_json().decode()})
 
 
 def test_hub__paid_terms_changed_in_one_byte__refused(marketplace: Marketplace) -> None:
@@ -129,7 +129,7 @@ def test_hub__paid_terms_changed_in_one_byte__refused(marketplace: Marketplace) 
     Escrow(m.buyer.chain, m.stack.deployment.market).create_job(quote.terms)
     changed = quote.terms.to_json().replace(b'"purpose":"research"', b'"purpose":"researcg"')
     with pytest.raises(HubError, match="holds no money for exactly these terms"):
-        m.buyer.hub.call("POST", "/api/jobs", {"terms": changed.decode()})
+        m.buyer.hub.call("POST", "/api/v1/jobs", {"terms": changed.decode()})
 
 
 def test_buyer__too_poor__is_told_have_and_need(marketplace: Marketplace) -> None:
@@ -148,7 +148,7 @@ class LyingHub(Hub):
 
     def call(self, method: str, path: str, json: object = None) -> httpx.Response:
         answer = super().call(method, path, json)
-        if path != "/api/quotes":
+        if path != "/api/v1/quotes":
             return answer
         body = answer.json()
         value = __import__("json").loads(body["terms"])
@@ -256,10 +256,10 @@ def test_hub__someone_elses_node_key__cannot_be_registered(marketplace: Marketpl
     other = node_config.read(m.hospitals[1].folder)
     body = {"node": one.node_address, "supernode_public_key": other.supernode_public_key.decode()}
     with pytest.raises(HubError, match=f"no active node key {one.node_address} vouches for it"):
-        m.buyer.hub.call("POST", "/api/nodes", body)
+        m.buyer.hub.call("POST", "/api/v1/nodes", body)
     with pytest.raises(HubError, match="not a PEM public key"):
         m.buyer.hub.call(
-            "POST", "/api/nodes", {**body, "supernode_public_key": "-----BEGIN NONSENSE-----"}
+            "POST", "/api/v1/nodes", {**body, "supernode_public_key": "-----BEGIN NONSENSE-----"}
         )
 
 
@@ -268,26 +268,26 @@ def test_hub__hospital__its_registration_file_names_key_owner_and_what_it_did(
 ) -> None:
     m = marketplace
     one = node_config.read(m.hospitals[0].folder)
-    card = m.buyer.hub.call("GET", f"/api/hospitals/{one.node_address}").json()
+    card = m.buyer.hub.call("GET", f"/api/v1/hospitals/{one.node_address}").json()
     assert (card["name"], card["state"]) == (one.name, "active")
     assert [d["dataset_id"] for d in card["datasets"]] == [
         entry.dataset_id for entry in one.datasets
     ]
     assert card["datasets"][0]["accepted"] >= 1
     with pytest.raises(HubError, match="not in the node registry"):
-        m.buyer.hub.call("GET", f"/api/hospitals/{m.buyer.address}")
+        m.buyer.hub.call("GET", f"/api/v1/hospitals/{m.buyer.address}")
 
 
 @pytest.mark.parametrize(
     ("method", "path", "body", "said"),
     [
-        ("GET", "/api/jobs/nothing", None, "job_id=nothing is not known"),
-        ("GET", "/api/claims/0x12", None, "account='0x12'"),
-        ("POST", "/api/jobs", {"terms": "{}"}, "terms"),
-        ("POST", "/api/jobs", {"terms": "{}", "extra": 1}, "extra"),
-        ("POST", "/api/quotes", {"epsilon": -1}, "buyer"),
-        ("PUT", "/api/datasets/1/manifest", {"version": 1}, "unit"),
-        ("PUT", "/api/datasets/999/manifest", {}, "dataset_id=999 is not listed"),
+        ("GET", "/api/v1/jobs/nothing", None, "job_id=nothing is not known"),
+        ("GET", "/api/v1/claims/0x12", None, "account='0x12'"),
+        ("POST", "/api/v1/jobs", {"terms": "{}"}, "terms"),
+        ("POST", "/api/v1/jobs", {"terms": "{}", "extra": 1}, "extra"),
+        ("POST", "/api/v1/quotes", {"epsilon": -1}, "buyer"),
+        ("PUT", "/api/v1/datasets/1/manifest", {"version": 1}, "unit"),
+        ("PUT", "/api/v1/datasets/999/manifest", {}, "dataset_id=999 is not listed"),
     ],
 )
 def test_hub__bad_request__is_one_sentence(
@@ -295,7 +295,7 @@ def test_hub__bad_request__is_one_sentence(
 ) -> None:
     answer = httpx.request(method, marketplace.stack.hub_url + path, json=body)
     assert 400 <= answer.status_code < 500
-    assert said in answer.json()["error"] and "Traceback" not in answer.text
+    assert said in answer.json()["detail"] and "Traceback" not in answer.text
 
 
 def test_cli__users_mistake__one_sentence_and_exit_code_1(
@@ -303,7 +303,16 @@ def test_cli__users_mistake__one_sentence_and_exit_code_1(
 ) -> None:
     key = tmp_path / "key"
     key.write_text(marketplace.stack.accounts[9][1])
-    command = [sys.executable, "-m", "datahub.cli", "claim", "--network", "[/no]", "--key-file"]
+    command = [
+        sys.executable,
+        "-m",
+        "datahub.cli",
+        "claim",
+        "all",
+        "--network",
+        "[/no]",
+        "--key-file",
+    ]
     done = subprocess.run([*command, str(key)], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "network '[/no]' is not pinned; pinned are: demo" in " ".join(done.stderr.split())

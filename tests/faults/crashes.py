@@ -47,7 +47,7 @@ TRACED = {
     if path.relative_to(folder).as_posix()
     in ("order.py", "bindings/escrow.py", "bindings/registry.py", "bindings/revenue.py")
     or path.relative_to(folder).as_posix() in ("chain/connection.py", "node/job_folder.py")
-    or path.parent.name == "buyer"
+    or path.parent.name in ("buyer", "shell")
 }
 LINES = {name: Path(path).read_text().splitlines() for path, name in TRACED.items()}
 # what changes something outside of the process, as it is written in the traced files

@@ -24,9 +24,10 @@ import pytest
 from bank_world import World, found_world
 from eth_account import Account
 
-from datahub.buyer import cli, job_store, jobs, networks
-from datahub.errors import OrderRefused
+from datahub.buyer import job_store, jobs, networks
+from datahub.errors import OrderRefused, Refunded
 from datahub.market import catalogue
+from datahub.shell import claim, job, order
 from datahub.web.api import create_app
 from datatokens.chain.rpc_server import anvil_binary, running_anvil, running_devchain
 from datatokens.faucet import give
@@ -112,7 +113,7 @@ class Wallet:
 
     def buy(self) -> None:
         jobs.POLL_S = 0.02
-        cli.buy(
+        order.new(
             key_file=self.key,
             dataset=[1, 2, 3],
             epsilon=2.0,
@@ -125,9 +126,9 @@ class Wallet:
         )
 
     def jobs(self) -> list[dict[str, Any]]:
-        """What `datahub jobs --json` prints."""
+        """What `datahub job list --json` prints."""
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            cli.jobs(key_file=self.key, as_json=True)
+            job.list_jobs(key_file=self.key, as_json=True)
         rows: list[dict[str, Any]] = json.loads(said.getvalue())
         return rows
 
@@ -140,21 +141,22 @@ class Wallet:
         assert len(rows) <= 1, rows
         for row in rows:
             words = row["next"].split()
-            command = words[1] if words[0] == "datahub" else "resume"
+            command = words[2] if words[0] == "datahub" else "resume"
             name = row["job_id"][:12]
-            assert command == "resume" or words[2] == name
+            assert command == "resume" or words[3] == name
             {"resume": self.resume, "refund": self.refund, "result": self.result}[command](name)
             print(f"by {command}")
 
-    def resume(self, job: str) -> None:
+    def resume(self, name: str) -> None:
         jobs.POLL_S = 0.02
-        cli.resume(job, key_file=self.key, out=self.out, yes=True, as_json=True)
+        with contextlib.suppress(Refunded):  # the money is back: an end, with exit code 4
+            job.resume(name, key_file=self.key, out=self.out, yes=True, as_json=True)
 
-    def refund(self, job: str) -> None:
-        cli.refund(job, key_file=self.key, as_json=True)
+    def refund(self, name: str) -> None:
+        job.refund(name, key_file=self.key, as_json=True)
 
-    def result(self, job: str) -> None:
-        cli.result(job, key_file=self.key, out=self.out, as_json=True)
+    def result(self, name: str) -> None:
+        job.result(name, key_file=self.key, out=self.out, as_json=True)
 
     # -- what is true outside of the process ------------------------------------------------------
 
@@ -179,8 +181,8 @@ class Wallet:
     def time_passes(self) -> None:
         """The deadline passes before any hospital has done anything."""
         bank = self.stage.hub.bank
-        for job, deadline in self.paid().items():
-            if self.stage.hub.desk.escrow.job(job).status == "funded":
+        for paid, deadline in self.paid().items():
+            if self.stage.hub.desk.escrow.job(paid).status == "funded":
                 # a chain whose blocks run ahead of its clock comes no further than its clock
                 bank.travel(max(1, deadline - bank.operator.newest_block_time()) + 900)
 
@@ -415,7 +417,7 @@ class Contributor:
     dataset_id: int
 
     def claim(self) -> None:
-        cli.claim(key_file=self.sender.key, account=self.account, as_json=True)
+        claim.claim_all(key_file=self.sender.key, account=self.account, as_json=True)
 
     @property
     def units(self) -> int:
@@ -593,7 +595,7 @@ def test_the_disk_is_lost_and_the_hub_knows_nothing__resume_says_so_and_later_ta
     wallet.lose_the_disk()
     waits = run(lambda: wallet.resume(job), wallet.folder, meanwhile=working(stage))
     assert waits.status == 1 and "are not on this disk, and not to be had from the" in waits.said
-    assert "the money comes back after the deadline; go on with: datahub resume" in waits.said
+    assert "the money comes back after the deadline; go on with: datahub job resume" in waits.said
     wallet.time_passes()
     done(run(lambda: wallet.resume(job), wallet.folder))
     assert ending(wallet) == REFUND

@@ -47,12 +47,12 @@ def killed_after(step: Callable[[], object]) -> None:
 
 @contextmanager
 def dropping(hub_url: str) -> Iterator[str]:
-    """A proxy to the hub that hangs up on POST /api/jobs."""
+    """A proxy to the hub that hangs up on POST /api/v1/jobs."""
 
     class Proxy(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
-            if (self.command, self.path) == ("POST", "/api/jobs"):
+            if (self.command, self.path) == ("POST", "/api/v1/jobs"):
                 self.close_connection = True
                 return
             kind = {"content-type": self.headers.get("content-type", "")}
@@ -125,7 +125,7 @@ def test_killed_and_the_disk_lost__the_key_and_the_chain_give_the_money_back(
         job.refund()
     hub.bank.travel(quote.terms.deadline - buyer.chain.now() + 900)
     assert [r["next"] for r in buyer.jobs() if r["job_id"] == job.id] == [
-        f"datahub refund {job.id[:12]}"
+        f"datahub job refund {job.id[:12]}"
     ]
     job.refund()
     assert balance(buyer) == before

@@ -56,7 +56,7 @@ def test_a_question_over_another_schema_than_the_datasets_have__is_refused(
                 row["manifest"]["schema"]["features"].reverse()
         return rows
 
-    lying(monkeypatch, "/api/datasets", swapped_once)
+    lying(monkeypatch, "/api/v1/datasets", swapped_once)
     with pytest.raises(OrderRefused, match="is not theirs; nothing was paid"):
         buyer.ask([1, 2, 3], "count by sex", **settings)
 
@@ -165,7 +165,7 @@ def test_a_hub_that_quotes_other_terms__is_refused_by_name(
     buyer: Market, monkeypatch: pytest.MonkeyPatch, lie: str
 ) -> None:
     change, sentence = LIES[lie]
-    lying(monkeypatch, "/api/quotes", with_terms(change))
+    lying(monkeypatch, "/api/v1/quotes", with_terms(change))
     with pytest.raises(OrderRefused, match=f"differs from the order.*{sentence}.*nothing was paid"):
         quoted(buyer)
 
@@ -175,14 +175,16 @@ def test_an_honest_hub__is_taken_and_a_lower_fee_too(
 ) -> None:
     quote = quoted(buyer)
     assert quote.amount_units == quote.terms.amount_units and quote.epsilon <= 2.0
-    lying(monkeypatch, "/api/quotes", with_terms(lambda t: replace(t, fee_units=0)))
+    lying(monkeypatch, "/api/v1/quotes", with_terms(lambda t: replace(t, fee_units=0)))
     assert quoted(buyer).terms.fee_units == 0
 
 
 def test_a_fee_above_what_the_buyer_allows__is_refused(buyer: Market) -> None:
     fee = quoted(buyer).terms.fee_units
     assert quoted(buyer, max_fee_units=fee).terms.fee_units == fee > 0
-    with pytest.raises(OrderRefused, match=f"fee of {fee} base units is above the {fee - 1}"):
+    with pytest.raises(
+        OrderRefused, match=rf"\({fee} base units\) is above the .*\({fee - 1} base"
+    ):
         quoted(buyer, max_fee_units=fee - 1)
 
 
@@ -194,7 +196,7 @@ def test_a_fee_above_what_the_buyer_allows__is_refused(buyer: Market) -> None:
 def test_a_hub_that_answers_rubbish__is_one_sentence(
     buyer: Market, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
-    lying(monkeypatch, "/api/quotes", lambda _: {"terms": answer})
+    lying(monkeypatch, "/api/v1/quotes", lambda _: {"terms": answer})
     with pytest.raises(OrderRefused, match="quote is not understood"):
         quoted(buyer)
 
@@ -208,7 +210,7 @@ def test_a_manifest_that_is_not_the_one_on_the_chain__is_refused(
         rows[0]["manifest"]["persons"] *= 10
         return rows
 
-    lying(monkeypatch, "/api/datasets", more_patients)
+    lying(monkeypatch, "/api/v1/datasets", more_patients)
     with pytest.raises(
         OrderRefused, match=r"dataset 1: the manifest .* is not the one on the chain"
     ):
@@ -358,5 +360,5 @@ def test_the_hubs_error_is_one_sentence_whatever_it_answers(
     monkeypatch: pytest.MonkeyPatch, hub_url: str
 ) -> None:
     with pytest.raises(HubError, match="does not answer"):
-        Hub("http://127.0.0.1:9").get("/api/datasets")
+        Hub("http://127.0.0.1:9").get("/api/v1/datasets")
     assert json.dumps(Hub(hub_url).get("/health"))

@@ -4,6 +4,7 @@ nothing stays approved.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from datatokens.bindings.registry import Token
 from datatokens.bindings.storefront import Storefront
 from datatokens.errors import BankError, NodeRefused
 from datatokens.faucet import give
+from datatokens.money import amount
 from datatokens.terms import DisputeTerms
 from tests.datahub.hub_world import FEE_BPS, HubWorld
 
@@ -51,8 +53,10 @@ def test_no_tokens__the_address_and_what_is_short(funded: Funded) -> None:
     quote = buyer.quote([1, 2, 3], epsilon=2.0, purpose="research", rounds=2)
     with pytest.raises(
         BankError,
-        match=f"{buyer.address} has {PRICE - 5} units of the payment token; this job needs "
-        f"{PRICE}: send 5 more to that address",
+        match=re.escape(
+            f"{buyer.address} has {amount(PRICE - 5)}; this job needs {amount(PRICE)}: send "
+            "0.000005 tUSD (5 base units) more to that address"
+        ),
     ):
         quote.order()
     assert left(buyer) == (PRICE - 5, 0)
@@ -74,7 +78,9 @@ def test_no_gas__the_address_and_what_is_short(funded: Funded, wei: int) -> None
 
 def test_empty_purse__the_address_and_what_is_short(funded: Funded) -> None:
     buyer = funded(0, 0)
-    with pytest.raises(BankError, match=f"{buyer.address} has 0 units .*send {PRICE} more"):
+    with pytest.raises(
+        BankError, match=f"{buyer.address} has 0.00 tUSD .*send .*{PRICE} base units. more"
+    ):
         buyer.quote([1, 2, 3], epsilon=2.0, purpose="research", rounds=2).order()
 
 

@@ -16,9 +16,9 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 import datatokens.cli
-from datahub.buyer import cli
 from datahub.buyer.jobs import Job
 from datahub.buyer.waiting import follow
+from datahub.shell import options
 from datatokens.terminal import Terminal, marked
 
 
@@ -56,10 +56,13 @@ def test_a_hospitals_refusal__is_shown_as_it_is(reason: str) -> None:
     assert shown.count(plain) >= 3
 
 
-@pytest.mark.parametrize("module", [cli, datatokens.cli], ids=lambda module: module.__name__)
-def test_every_print_of_the_commands__goes_through_the_terminal_that_escapes(module: Any) -> None:
+COMMANDS = [Path(str(datatokens.cli.__file__)), *Path(options.__file__).parent.glob("*.py")]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
+def test_every_print_of_the_commands__goes_through_the_terminal_that_escapes(path: Path) -> None:
     """What is echoed past it is JSON, which escapes by itself, or was made visible before."""
-    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+    for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
@@ -69,7 +72,7 @@ def test_every_print_of_the_commands__goes_through_the_terminal_that_escapes(mod
             assert isinstance(first, ast.Call), ast.unparse(node)
             assert ast.unparse(first.func) in ("json.dumps", "visible"), ast.unparse(node)
     for name in ("console", "complaints"):
-        assert isinstance(getattr(cli, name), Terminal)
+        assert isinstance(getattr(options, name), Terminal)
 
 
 class Swearing(BaseHTTPRequestHandler):

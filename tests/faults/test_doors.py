@@ -39,12 +39,12 @@ BAD = {
     "a list": "[1]",
 }
 ROUTES = [
-    ("POST", "/api/quotes"),
-    ("POST", "/api/jobs"),
-    ("POST", "/api/nodes"),
-    ("PUT", "/api/datasets/1/manifest"),
-    ("PUT", "/api/datasets/1/contributors"),
-    ("PUT", "/api/datasets/1/offer"),
+    ("POST", "/api/v1/quotes"),
+    ("POST", "/api/v1/jobs"),
+    ("POST", "/api/v1/nodes"),
+    ("PUT", "/api/v1/datasets/1/manifest"),
+    ("PUT", "/api/v1/datasets/1/contributors"),
+    ("PUT", "/api/v1/datasets/1/offer"),
 ]
 
 
@@ -63,7 +63,7 @@ def test_a_body_that_no_honest_client_sends__is_one_sentence(
         method, path, content=BAD[body], headers={"content-type": "application/json"}
     )
     assert answer.status_code in (413, 422), answer.text
-    assert len(answer.json()["error"]) < 400
+    assert len(answer.json()["detail"]) < 400
 
 
 @pytest.mark.parametrize("number", ["0", "-1", str(2**63), str(2**64), "9" * 400, "x", "%00"])
@@ -71,32 +71,32 @@ def test_a_body_that_no_honest_client_sends__is_one_sentence(
 def test_a_dataset_number_that_none_can_be__is_a_sentence(
     client: httpx.Client, number: str, what: str
 ) -> None:
-    answer = client.put(f"/api/datasets/{number}/{what}", json={})
-    assert answer.status_code in (404, 422) and answer.json()["error"]
+    answer = client.put(f"/api/v1/datasets/{number}/{what}", json={})
+    assert answer.status_code in (404, 422) and answer.json()["detail"]
 
 
 def test_more_bytes_than_a_route_takes__are_refused_while_they_arrive(client: httpx.Client) -> None:
-    answer = client.post("/api/nodes", content=(b" " * 10_000 for _ in range(7)))
+    answer = client.post("/api/v1/nodes", content=(b" " * 10_000 for _ in range(7)))
     assert "content-length" not in answer.request.headers
-    assert answer.status_code == 413 and "65536 bytes" in answer.json()["error"]
-    declared = client.post("/api/nodes", content=b" " * 70_000)
+    assert answer.status_code == 413 and "65536 bytes" in answer.json()["detail"]
+    declared = client.post("/api/v1/nodes", content=b" " * 70_000)
     assert declared.status_code == 413
-    assert bounds.limit("/api/datasets/1/manifest") == bounds.MANIFEST_BYTES
-    assert bounds.limit("/api/quotes") == bounds.MODEL_BYTES
+    assert bounds.limit("/api/v1/datasets/1/manifest") == bounds.MANIFEST_BYTES
+    assert bounds.limit("/api/v1/quotes") == bounds.MODEL_BYTES
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/api/datasets", "/jobs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/", "/health", "/api/v1/datasets", "/jobs", "/openapi.json"])
 def test_head__answers_as_get_without_a_body(client: httpx.Client, path: str) -> None:
     answer = client.head(path)
     assert answer.status_code == client.get(path).status_code == 200 and answer.content == b""
 
 
-@pytest.mark.parametrize(("method", "path"), [("DELETE", "/api/jobs"), ("GET", "/api/nope")])
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/api/v1/jobs"), ("GET", "/api/v1/nope")])
 def test_a_route_or_method_that_there_is_not__is_a_sentence_too(
     client: httpx.Client, method: str, path: str
 ) -> None:
     answer = client.request(method, path)
-    assert answer.status_code in (404, 405) and path in answer.json()["error"]
+    assert answer.status_code in (404, 405) and path in answer.json()["detail"]
 
 
 def test_terms_of_100_000_brackets__are_one_sentence_at_every_reader() -> None:
@@ -171,25 +171,25 @@ def test_a_body_that_comes_too_slowly__is_ended(
             yield b" "
             time.sleep(0.1)
 
-    answer = client.post("/api/jobs", content=drop_by_drop())
+    answer = client.post("/api/v1/jobs", content=drop_by_drop())
     assert answer.status_code == 408
-    assert answer.json() == {"error": "the body came too slowly; send it again"}
+    assert answer.json()["detail"] == "the body came too slowly; send it again"
 
 
 def test_more_bodies_at_once_than_fit__are_refused(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounds, "MEMORY_BYTES", 1000)
-    answer = client.post("/api/jobs", content=b" " * 2000)
-    assert answer.status_code == 429 and "at once" in answer.json()["error"]
-    assert client.post("/api/jobs", json={"terms": "{}"}).status_code == 422  # it was given back
+    answer = client.post("/api/v1/jobs", content=b" " * 2000)
+    assert answer.status_code == 429 and "at once" in answer.json()["detail"]
+    assert client.post("/api/v1/jobs", json={"terms": "{}"}).status_code == 422  # it was given back
 
 
 def test_whatever_is_refused_or_changes_something__is_in_the_log(
     client: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="datahub.hub")
-    client.get("/api/datasets")
-    client.get("/api/jobs/%0a%1b[31mred")
+    client.get("/api/v1/datasets")
+    client.get("/api/v1/jobs/%0a%1b[31mred")
     (line,) = [one.getMessage() for one in caplog.records if "after" in one.getMessage()]
-    assert line.startswith("GET '/api/jobs/") and "404" in line and "\x1b" not in line
+    assert line.startswith("GET '/api/v1/jobs/") and "404" in line and "\x1b" not in line

@@ -406,7 +406,7 @@ def test_a_hub_with_endless_and_hanging_connections__holds_no_head_and_stops_at_
                 endless.sendall(part)
         assert _held(process.pid) - before < 16  # a head has an end
         with socket.create_connection(("127.0.0.1", port)) as hanging:
-            hanging.sendall(b"POST /api/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+            hanging.sendall(b"POST /api/v1/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
             time.sleep(0.2)
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=5)  # 2 s on an idle machine

@@ -203,8 +203,10 @@ def test_a_dataset_number_of_5000_digits_in_a_spec__is_refused_in_words(
     bad = replace(terms, spec={**terms.spec, "persons": persons})
     with pytest.raises(ProtocolError):
         JobSpec.from_dict(bad.spec)
-    answer = httpx.post(f"{hub_url}/api/jobs", json={"terms": bad.to_json().decode()}, timeout=30)
-    assert answer.status_code == 422 and "persons" in answer.json()["error"]
+    answer = httpx.post(
+        f"{hub_url}/api/v1/jobs", json={"terms": bad.to_json().decode()}, timeout=30
+    )
+    assert answer.status_code == 422 and "persons" in answer.json()["detail"]
 
 
 def test_a_payment_while_the_chain_was_away__is_seen_before_its_quote_is_forgotten(
@@ -225,7 +227,7 @@ def test_a_payment_while_the_chain_was_away__is_seen_before_its_quote_is_forgott
 def test_a_damaged_line_of_progress__is_left_out(hub: HubWorld, hub_url: str, rest: bytes) -> None:
     row, _ = hub.job()
     (hub.folder(row) / "progress.jsonl").write_bytes(b'{"at": 1.0, "event": "started"}\n' + rest)
-    assert httpx.get(f"{hub_url}/api/jobs/{row.job_id}").status_code == 200
+    assert httpx.get(f"{hub_url}/api/v1/jobs/{row.job_id}").status_code == 200
     assert httpx.get(f"{hub_url}/jobs/{row.job_id}").status_code == 200
 
 

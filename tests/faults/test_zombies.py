@@ -80,10 +80,10 @@ def test_a_quorum_that_settles_among_itself__is_shown_as_that(hub: HubWorld, hub
     message = attestation_message(terms, attested)
     escrow.settle(terms, attested, {n: sign(message, keys[n]) for n in two})
     reconcile.reconcile(hub.desk)
-    shown = httpx.get(f"{hub_url}/api/jobs/{row.job_id}").json()
+    shown = httpx.get(f"{hub_url}/api/v1/jobs/{row.job_id}").json()
     assert shown["state"] == "settled" and shown["result_ready"] is False
     assert shown["reason"].startswith("settled outside this hub")
     assert httpx.get(f"{hub_url}/jobs/{row.job_id}").status_code == 200
     for what in ("report", "result"):
-        answer = httpx.get(f"{hub_url}/api/jobs/{row.job_id}/{what}")
-        assert answer.status_code == 409 and "outside this hub" in answer.json()["error"]
+        answer = httpx.get(f"{hub_url}/api/v1/jobs/{row.job_id}/{what}")
+        assert answer.status_code == 409 and "outside this hub" in answer.json()["detail"]

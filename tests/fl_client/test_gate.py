@@ -288,7 +288,7 @@ def test_document__what_a_node_sends__passes(clinic: Clinic) -> None:
     made = make(room, room.datasets[0], 1_900_000_000)
     assert made is not None
     signature = signed(made, node.chain_id, node.market, node.node_key)
-    path = f"/api/datasets/{clinic.dataset_id}"
+    path = f"/api/v1/datasets/{clinic.dataset_id}"
     key = node.supernode_public_key.decode()
     for method, where, body, name in (
         ("PUT", f"{path}/manifest", manifest_of(clinic), "manifest"),
@@ -306,13 +306,13 @@ def test_document__what_a_node_sends__passes(clinic: Clinic) -> None:
         ),
         (
             "POST",
-            "/api/nodes",
+            "/api/v1/nodes",
             {"node": node.node_address, "supernode_public_key": key},
             "registration",
         ),
-        ("GET", "/api/network", None, "network"),
-        ("GET", f"/api/jobs/{JOB}/terms", None, "job"),
-        ("GET", f"/api/schemas/{JOB}", None, "schema"),
+        ("GET", "/api/v1/network", None, "network"),
+        ("GET", f"/api/v1/jobs/{JOB}/terms", None, "job"),
+        ("GET", f"/api/v1/schemas/{JOB}", None, "schema"),
     ):
         called, content = gate.document(method, where, body)
         assert called == name and (json.loads(content) == body if body else content == b"")
@@ -320,7 +320,7 @@ def test_document__what_a_node_sends__passes(clinic: Clinic) -> None:
 
 def test_document__anything_else__does_not_leave(clinic: Clinic) -> None:
     node, manifest = config.read(clinic.folder), manifest_of(clinic)
-    path, pem = f"/api/datasets/{clinic.dataset_id}", node.supernode_public_key.decode()
+    path, pem = f"/api/v1/datasets/{clinic.dataset_id}", node.supernode_public_key.decode()
     private = (clinic.folder / "keys" / "supernode.key").read_text()
     address = node.node_address
     for method, where, body in (
@@ -335,14 +335,14 @@ def test_document__anything_else__does_not_leave(clinic: Clinic) -> None:
         ("PUT", f"{path}/contributors", {"epoch": 1, "entries": [["patient 4711", 1]]}),
         ("PUT", f"{path}/contributors", {"epoch": 1, "entries": [[address, "HIV"]]}),
         ("PUT", f"{path}/contributors", {"epoch": 1, "entries": [], "note": "4711"}),
-        ("POST", "/api/nodes", {"node": address, "supernode_public_key": private}),
-        ("POST", "/api/nodes", {"node": address, "supernode_public_key": pem + private}),
-        ("POST", "/api/nodes", {"node": "4711", "supernode_public_key": pem}),
-        ("GET", "/api/network", {"rows": 1}),
-        ("GET", "/api/network?patient=4711", None),
-        ("GET", "/api/schemas/4711", None),
+        ("POST", "/api/v1/nodes", {"node": address, "supernode_public_key": private}),
+        ("POST", "/api/v1/nodes", {"node": address, "supernode_public_key": pem + private}),
+        ("POST", "/api/v1/nodes", {"node": "4711", "supernode_public_key": pem}),
+        ("GET", "/api/v1/network", {"rows": 1}),
+        ("GET", "/api/v1/network?patient=4711", None),
+        ("GET", "/api/v1/schemas/4711", None),
         ("POST", f"{path}/manifest", manifest),
-        ("PUT", "/api/elsewhere", {}),
+        ("PUT", "/api/v1/elsewhere", {}),
     ):
         with pytest.raises(Stopped, match="the gate has stopped") as stopped:
             gate.document(method, where, body)
@@ -354,7 +354,7 @@ def test_document__anything_else__does_not_leave(clinic: Clinic) -> None:
 def test_publish__a_document__is_in_the_log_with_its_hash_before_it_is_sent(
     clinic: Clinic, hub_calls: list[tuple[str, dict]]
 ) -> None:
-    node, path = config.read(clinic.folder), f"/api/datasets/{clinic.dataset_id}/manifest"
+    node, path = config.read(clinic.folder), f"/api/v1/datasets/{clinic.dataset_id}/manifest"
     publish(node, "PUT", path, manifest_of(clinic))
     assert hub_calls == [(path, manifest_of(clinic))]
     _, content = gate.document("PUT", path, manifest_of(clinic))

@@ -66,7 +66,9 @@ def test_replace_dataset__changed_table__is_the_next_version_with_its_patients_h
     registry = Registry(connect(clinic.url), clinic.made.registry)
     assert registry.dataset(clinic.dataset_id).manifest_hash == entry.manifest.hash
     assert version == registry.standing(clinic.dataset_id).version == 2
-    assert hub_calls == [(f"/api/datasets/{clinic.dataset_id}/manifest", entry.manifest.as_dict())]
+    assert hub_calls == [
+        (f"/api/v1/datasets/{clinic.dataset_id}/manifest", entry.manifest.as_dict())
+    ]
     assert (entry.name, entry.source.file, entry.manifest.schema) == (old.name, more, SCHEMA)
     counted = spent(clinic)
     assert counted > before, "the new noised count is charged, on top of what was spent"

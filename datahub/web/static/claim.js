@@ -16,7 +16,7 @@ form?.addEventListener('submit', async event => {
     if (!wallet) throw new Error('choose your wallet above first');
     if (wallet.account.toLowerCase() !== account.toLowerCase()) throw new Error(`this is about ${account}; the wallet is ${wallet.account}`);
     button.disabled = true;
-    const made = await ask('/api/transactions/claim', { account, to: form.elements.to.value.trim() });
+    const made = await ask('/api/v1/transactions/claim', { account, to: form.elements.to.value.trim() });
     await send(wallet, made);
     note('It is yours. The page shows it again in a moment.', 'done');
     setTimeout(() => location.reload(), 1500);

@@ -6,7 +6,7 @@ const live = document.getElementById('live');
 const job = live.dataset.job;
 
 if (live.dataset.final === 'no') {
-  const events = new EventSource(`/api/jobs/${job}/events`);
+  const events = new EventSource(`/api/v1/jobs/${job}/events`);
   let first = true;
   events.addEventListener('job', async () => {
     if (first) { first = false; return; } // the page shows it already
@@ -25,8 +25,8 @@ if (button) {
     try {
       note('Sign: the text from which the key follows that opens your models. It costs nothing.');
       const key = await keyOf(await signText(wallet, live.dataset.message));
-      const reply = await fetch(`/api/jobs/${job}/result`);
-      if (!reply.ok) throw new Error((await reply.json()).error);
+      const reply = await fetch(`/api/v1/jobs/${job}/result`);
+      if (!reply.ok) throw new Error((await reply.json()).detail);
       const opened = await unseal(new Uint8Array(await reply.arrayBuffer()), key, job);
       const link = document.createElement('a');
       link.href = URL.createObjectURL(new Blob([opened], { type: 'application/zip' }));
@@ -47,7 +47,7 @@ if (back) {
   back.addEventListener('click', async () => {
     back.disabled = true;
     try {
-      await send(wallet, await ask(`/api/transactions/refund/${job}`, {}));
+      await send(wallet, await ask(`/api/v1/transactions/refund/${job}`, {}));
       note('It is on its way back.', 'done');
       setTimeout(() => location.reload(), 1500);
     } catch (error) {

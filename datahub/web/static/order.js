@@ -81,7 +81,7 @@ async function quote() {
   state.textContent = missing || 'asking for a quote…';
   if (missing) return;
   try {
-    const found = await ask('/api/quotes', await body(wallet?.account || NOBODY, '11'.repeat(32)));
+    const found = await ask('/api/v1/quotes', await body(wallet?.account || NOBODY, '11'.repeat(32)));
     if (number !== asked) return; // something else was chosen meanwhile
     show(found);
     table.hidden = false;
@@ -109,13 +109,13 @@ form.addEventListener('submit', async event => {
   try {
     note('Sign: the text from which the key follows that opens your models. It costs nothing.');
     const { open } = await keyOf(await signText(wallet, facts.message));
-    const found = await ask('/api/quotes', await body(wallet.account, hex(open)));
+    const found = await ask('/api/v1/quotes', await body(wallet.account, hex(open)));
     if (found.amount_units !== shown) throw new Error(`the price has changed to ${money(found.amount_units)}; look at the new quote`);
-    const made = await ask('/api/transactions/payment', { terms: found.terms });
+    const made = await ask('/api/v1/transactions/payment', { terms: found.terms });
     const strange = made.transactions.find(one => ![facts.market, facts.token].includes(one.to));
     if (made.chain_id !== Number(facts.chainId) || strange) throw new Error('the hub asks for a signature that does not belong to this order; nothing was signed');
     await send(wallet, made);
-    await ask('/api/jobs', { terms: found.terms });
+    await ask('/api/v1/jobs', { terms: found.terms });
     note('Paid. On to the job…', 'done');
     location.href = `/jobs/${found.job_id}`;
   } catch (error) {

@@ -67,7 +67,7 @@ export async function ask(path, body) {
     method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body),
   });
   const answer = await reply.json();
-  if (!reply.ok) throw new Error(answer.error || `the hub answers ${reply.status}`);
+  if (!reply.ok) throw new Error(answer.detail || `the hub answers ${reply.status}`);
   return answer;
 }
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datahub.money import money
+from datatokens.money import amount, money
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,7 @@ from datahub.money import money
 )
 def test_money__base_units__to_the_last_digit(units: int | str | None, text: str) -> None:
     assert money(units) == text
+
+
+def test_amount__base_units__says_both() -> None:
+    assert amount(1_500_000) == "1.50 tUSD (1500000 base units)"
