@@ -253,8 +253,8 @@ def _loading(spec: JobSpec) -> str:
     return (
         "## How to use it\n\n```python\nfrom datahub import Result\n\n"
         f'result = Result.load("FOLDER")  # this one; its hashes are checked\n{use}\n```\n\n'
-        "That hospitals signed for this model and report: `datahub verify FOLDER`, from the chain "
-        "alone."
+        "That hospitals signed for this model and report: `datahub model verify FOLDER`, from "
+        "the chain alone."
     )
 
 

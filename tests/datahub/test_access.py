@@ -40,11 +40,10 @@ def market(hub: HubWorld, hub_url: str, tmp_path: Path, monkeypatch: pytest.Monk
 def dataset_id(hub: HubWorld) -> int:
     """A new dataset, listed and in the catalogue, so that nobody holds anything of it."""
     registry = hub.bank.registry(hub.bank.hospitals[0])
-    made = registry.list_dataset(
-        hub.bank.node(0), PRICE, 2_500, manifest(1).hash, "https://s", "SHOP"
-    )
-    catalogue.sync(hub.desk)
-    catalogue.put_manifest(hub.desk, made, manifest(1).as_dict())
+    document = manifest(1, name="Vouchers")  # the other tests' hubs on this chain have none such
+    made = registry.list_dataset(hub.bank.node(0), PRICE, 2_500, document.hash, "https://s", "SHOP")
+    hub.desk.index.catch_up()
+    catalogue.put_manifest(hub.desk, made, document.as_dict())
     return made
 
 
