@@ -127,11 +127,13 @@ def hub_start(
 
     from datahub.config import read
     from datahub.market.desk import open_desk
+    from datahub.market.overview import complaints
     from datahub.web.api import create_app
     from fl_server.connections import Connection
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger().addHandler(complaints)
     config = read(folder)
     folder.chmod(0o700)  # of a hub that was made by an older version
     # every connection is a file, and a stranger may open many before theirs are ended

@@ -4,11 +4,13 @@ once.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from datahub.errors import ConfigError
 from datatokens.errors import TermsError
@@ -26,6 +28,9 @@ class HubConfig:
     database: any SQLAlchemy URL
     behind_proxy: whether a proxy of the operator's writes X-Forwarded-For, by which clients are
     told apart then; false where anybody reaches the hub itself
+    origins: https://host of each address under which people reach the hub; they sign in there alone
+    (and on this machine)
+    webhook_networks: networks besides the public one whose addresses webhooks may name
     """
 
     folder: Path
@@ -39,6 +44,8 @@ class HubConfig:
     database: str
     fee_bps: int
     behind_proxy: bool = False
+    origins: tuple[str, ...] = ()
+    webhook_networks: tuple[str, ...] = ()
 
     @property
     def operator_key(self) -> str:
@@ -61,6 +68,7 @@ class HubConfig:
         return self.folder / "models"
 
 
+OPTIONAL = {"behind_proxy", "origins", "webhook_networks"}
 TEXTS = ("chain", "superlink", "superlink_folder", "database")
 
 
@@ -88,9 +96,8 @@ def read(folder: Path) -> HubConfig:
     problems: list[str] = []
     known = {*TEXTS, "chain_id", "registry", "market", "payment_token", "fee_bps"}
     problems += [f"{name} is missing" for name in sorted(known - set(raw))]
-    problems += [f"{name} is unknown" for name in sorted(set(raw) - known - {"behind_proxy"})]
-    if type(raw.get("behind_proxy", False)) is not bool:
-        problems.append(f"behind_proxy={raw['behind_proxy']!r} must be true or false")
+    problems += [f"{name} is unknown" for name in sorted(set(raw) - known - OPTIONAL)]
+    problems += _options(raw)
     for name in known & set(raw):
         try:
             if name in TEXTS and not (isinstance(raw[name], str) and raw[name]):
@@ -105,4 +112,33 @@ def read(folder: Path) -> HubConfig:
             problems.append(str(error))
     if problems:
         raise ConfigError(f"{folder}/hub.toml: " + "; ".join(problems))
-    return HubConfig(folder=folder, **{**raw, "superlink_folder": Path(raw["superlink_folder"])})
+    lists = {name: tuple(raw.get(name, ())) for name in ("origins", "webhook_networks")}
+    places = {"superlink_folder": Path(raw["superlink_folder"])}
+    return HubConfig(folder=folder, **{**raw, **lists, **places})
+
+
+def _options(raw: dict[str, Any]) -> list[str]:
+    """What is wrong with what may be left out."""
+    problems = []
+    if type(raw.get("behind_proxy", False)) is not bool:
+        problems.append(f"behind_proxy={raw['behind_proxy']!r} must be true or false")
+    for name, fits, what in (
+        ("origins", _is_origin, "addresses like https://hub.example"),
+        ("webhook_networks", _is_network, "networks like 10.0.0.0/8"),
+    ):
+        given = raw.get(name, [])
+        if not isinstance(given, list) or not all(isinstance(x, str) and fits(x) for x in given):
+            problems.append(f"{name}={given!r:.80} must be a list of {what}")
+    return problems
+
+
+def _is_origin(text: str) -> bool:
+    parts = urlsplit(text)
+    return parts.scheme in ("http", "https") and text == f"{parts.scheme}://{parts.netloc}" != "://"
+
+
+def _is_network(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_network(text))
+    except ValueError:
+        return False

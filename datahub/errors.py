@@ -3,6 +3,7 @@ cli.py only.
 
 * HubError
   - NotFound        404  no such dataset, node or job
+  - Forbidden       403  not signed in, or asked for by another site's page
   - BadRequest      422  a field is missing, unknown or out of range
   - Conflict        409  the thing is in another state than the call needs
   - Busy            429  too much of the kind at once; ask again
@@ -24,6 +25,12 @@ class NotFound(HubError):
     """No such thing."""
 
     status = 404
+
+
+class Forbidden(HubError):
+    """Not signed in, or asked for by another site's page."""
+
+    status = 403
 
 
 class BadRequest(HubError):

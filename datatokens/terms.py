@@ -438,6 +438,11 @@ def sign_text(text: str, key: str | bytes) -> bytes:
     return sign(encode_defunct(text=text), key)
 
 
+def check_text(text: str, signature: bytes, signer: str) -> None:
+    """Raises SignatureError unless `signer` has signed this text with personal_sign (EIP-191)."""
+    check_signature(encode_defunct(text=text), signature, signer)
+
+
 def well_formed(signature: bytes) -> bool:
     """Whether these are 65 bytes r, s, v with v 27 or 28, r and s of the curve and s the lower of
     its two (EIP-2): the one form that every room and the chain take.

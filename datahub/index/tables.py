@@ -49,7 +49,7 @@ class DatasetRow(SQLModel, table=True):
 
     __tablename__ = "dataset"
     dataset_id: int = Field(primary_key=True)
-    owner: str
+    owner: str = Field(index=True)
     datatoken: str
     node: str = Field(index=True)
     price_units: str

@@ -132,6 +132,14 @@ def following(desk: Desk, after: int, most: int) -> list[int]:
         return list(session.exec(ordered).all())
 
 
+def owned_by(desk: Desk, account: str) -> list[dict[str, Any]]:
+    """The first datasets (PAGE) of an owner, on sale or not."""
+    with desk.session() as session:
+        wanted = select(DatasetRow.dataset_id).where(DatasetRow.owner == account)
+        ids = session.exec(wanted.order_by(col(DatasetRow.dataset_id)).limit(PAGE)).all()
+    return listing(desk, ids)
+
+
 def of_node(desk: Desk, node: str) -> list[dict[str, Any]]:
     """The first datasets (PAGE) that a node key serves."""
     with desk.session() as session:

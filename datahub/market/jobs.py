@@ -244,14 +244,18 @@ def _figure(desk: Desk, job_id: str) -> float | None:
     return row.epsilon_pld if row else None
 
 
-def recent(desk: Desk, limit: int = 100, after: str = "") -> tuple[list[dict[str, Any]], str]:
-    """The newest jobs, one short line each, and the cursor of the next page, "" for none. Raises
-    BadRequest for a cursor that is none.
+def recent(
+    desk: Desk, limit: int = 100, after: str = "", buyer: str = ""
+) -> tuple[list[dict[str, Any]], str]:
+    """The newest jobs (of one buyer), one short line each, and the cursor of the next page, "" for
+    none. Raises BadRequest for a cursor that is none.
     """
     place = col(JobRow.quoted_at), col(JobRow.job_id)
     wanted = select(JobRow, EscrowRow.amount_units).join(
         EscrowRow, col(EscrowRow.job_id) == col(JobRow.job_id), isouter=True
     )
+    if buyer:
+        wanted = wanted.where(JobRow.buyer == buyer)
     if after:
         wanted = wanted.where(tuple_(*place) < tuple_(*_cursor(after)))
     ordered = wanted.order_by(*(one.desc() for one in place)).limit(limit + 1)

@@ -18,7 +18,7 @@ from typing import Any
 from sqlmodel import col, select
 
 from datahub.errors import Conflict, HubError
-from datahub.market import entries, jobs, quotes
+from datahub.market import entries, jobs, quotes, webhooks
 from datahub.market.desk import Desk
 from datahub.market.domain import FINAL, JobState, advance
 from datahub.market.leases import LIVES_S
@@ -89,7 +89,18 @@ def loops(desk: Desk, *, drive: bool) -> list[Loop]:
         quotes.forget_old: 60.0,
     }
     looking[lambda desk: desk.leases.renew()] = LIVES_S / 3
-    return [Loop(desk, looking, "index"), Loop(desk, driving, "reconcile")]
+    telling: dict[Callable[[Desk], None], float] = {tell: 1.0}
+    return [
+        Loop(desk, looking, "index"),
+        Loop(desk, driving, "reconcile"),
+        Loop(desk, telling, "webhooks"),
+    ]
+
+
+def tell(desk: Desk) -> None:
+    """What buyers' webhooks are to be told, by one of several hub processes."""
+    if desk.leases.take("webhooks"):
+        webhooks.deliver(desk)
 
 
 def forget_ended_offers(desk: Desk) -> None:
@@ -132,6 +143,8 @@ def reconcile(desk: Desk, pauses: Pauses | None = None, shared: bool = False) ->
             try:
                 with desk.session() as session:
                     session.merge(row)
+                    if row.state != before[0]:
+                        webhooks.note(session, row)
                     session.commit()
             except Exception:  # the next look takes the same step again
                 log.exception("job %s is not written down", row.job_id[:12])

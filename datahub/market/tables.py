@@ -163,3 +163,41 @@ class RepeatRow(SQLModel, table=True):
     asked: str
     answer: str
     at: float = Field(index=True)  # unix seconds
+
+
+class SignInRow(SQLModel, table=True):
+    """A text that waits for a wallet's signature; its SHA-256, for whom, until when."""
+
+    __tablename__ = "sign_in"
+    text_hash: str = Field(primary_key=True)
+    account: str
+    ends: float = Field(index=True)  # unix seconds
+
+
+class SessionRow(SQLModel, table=True):
+    """Somebody who is signed in: the SHA-256 of the browser's token."""
+
+    __tablename__ = "browser_session"
+    token_hash: str = Field(primary_key=True)
+    account: str
+    ends: float = Field(index=True)  # unix seconds
+
+
+class WebhookRow(SQLModel, table=True):
+    """Whom to tell of a buyer's jobs, and the secret that signs it."""
+
+    __tablename__ = "webhook"
+    account: str = Field(primary_key=True)
+    url: str
+    secret: str
+
+
+class DeliveryRow(SQLModel, table=True):
+    """What is to be told, how often that was tried, and when next (unix seconds)."""
+
+    __tablename__ = "delivery"
+    number: int | None = Field(default=None, primary_key=True)
+    account: str
+    body: str
+    tries: int
+    due: float = Field(index=True)

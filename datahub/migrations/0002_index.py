@@ -105,6 +105,23 @@ TABLES: dict[str, Columns] = {
         *_text("asked", "answer"),
         sa.Column("at", sa.Float(), nullable=False),
     ],
+    "sign_in": [
+        *_text("text_hash", **KEY),
+        *_text("account"),
+        sa.Column("ends", sa.Float(), nullable=False),
+    ],
+    "browser_session": [
+        *_text("token_hash", **KEY),
+        *_text("account"),
+        sa.Column("ends", sa.Float(), nullable=False),
+    ],
+    "webhook": [*_text("account", **KEY), *_text("url", "secret")],
+    "delivery": [
+        *_whole("number", **KEY),
+        *_text("account", "body"),
+        *_whole("tries"),
+        sa.Column("due", sa.Float(), nullable=False),
+    ],
     "index_seen": [*_whole("only", **KEY), *_large("version"), *_text("market")],
     "index_block": [*_large("number", **NUMBER), *_text("hash")],
     "index_event": [
@@ -145,6 +162,7 @@ TABLES: dict[str, Columns] = {
     ],
 }
 INDEXES = [
+    ("ix_dataset_owner", "dataset", ["owner"]),
     ("ix_dataset_node", "dataset", ["node"]),
     ("ix_dataset_manifest_hash", "dataset", ["manifest_hash"]),
     ("ix_manifest_schema_hash", "manifest", ["schema_hash"]),
@@ -162,4 +180,7 @@ INDEXES = [
     ("ix_index_key_hospital_id", "index_key", ["hospital_id"]),
     ("ix_job_quoted_at", "job", ["quoted_at"]),
     ("ix_repeat_at", "repeat", ["at"]),
+    ("ix_sign_in_ends", "sign_in", ["ends"]),
+    ("ix_browser_session_ends", "browser_session", ["ends"]),
+    ("ix_delivery_due", "delivery", ["due"]),
 ]

@@ -37,7 +37,8 @@ from datahub.market import (
 from datahub.market.desk import Desk
 from datahub.market.entries import Asked
 from datahub.order import Order
-from datahub.web import live, metadata, pages, problems
+from datahub.web import account, live, metadata, pages, problems
+from datahub.web.bodies import Body
 from datahub.web.bounds import Bounds
 from datahub.web.etags import ETags
 from datahub.web.pages import DatasetId
@@ -55,17 +56,12 @@ def _desk(request: Request) -> Desk:
 DeskDep = Annotated[Desk, Depends(_desk)]
 
 
-class Body(BaseModel):
-    """A request body: unknown fields are refused by name."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
 # what any route may answer beside what was asked for
 REFUSALS = problems.described(
     {
         304: "the client has it: If-None-Match named it",
         400: "no HTTP request of this kind",
+        403: "not signed in, or not from this hub's own page",
         404: "no such thing",
         405: "no such method here",
         408: "the body came too slowly",
@@ -122,7 +118,7 @@ class OrderIn(Body):
     buyer: str
     buyer_public_key: str
     datasets: list[int] = Field(min_length=1, max_length=64)
-    vouchers: list[int] = []
+    vouchers: list[int] = Field(default=[], max_length=64)
     compute_minutes: int = Field(default=10, ge=1, le=10_000)
     dispute: DisputeIn | None = None
     graph: str = ""
@@ -254,6 +250,8 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
     policy = f"default-src 'self'; frame-ancestors 'none'; form-action 'self'{elsewhere}"
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     app.include_router(pages.router)
+    app.include_router(account.router)
+    app.include_router(account.page_router)
     app.include_router(metadata.router)
 
     @app.exception_handler(HubError)

@@ -48,7 +48,7 @@ def catalogue_document(
     request: Request, after: Annotated[int, Query(ge=0, le=2**32 - 1)] = 0
 ) -> Response:
     """The catalogue, so many datasets at a time, each page with the address of the next."""
-    desk = _desk(request)
+    desk = pages.desk_of(request)
     ids = catalogue.following(desk, after, dcat.PAGE + 1)
     last = len(ids) <= dcat.PAGE
     page = _listed(request, ids[: dcat.PAGE])
@@ -58,16 +58,11 @@ def catalogue_document(
 @router.get("/feed.atom")
 def atom_feed(request: Request) -> Response:
     """The newest datasets as an Atom feed."""
-    desk = _desk(request)
+    desk = pages.desk_of(request)
     rows, _ = catalogue.page(desk, Asked(sort="newest"), feed.MOST)
     found = _listed(request, [row["dataset_id"] for row in rows])
     newest = sorted(found, key=lambda one: -one.dataset_id)
     return Response(feed.document(_hub(request), _market(desk), newest), media_type=ATOM)
-
-
-def _desk(request: Request) -> Desk:
-    desk: Desk = request.app.state.desk
-    return desk
 
 
 def _hub(request: Request) -> str:
@@ -88,7 +83,7 @@ def _one(request: Request, dataset_id: int) -> Listed:
 
 def _listed(request: Request, ids: Collection[int]) -> list[Listed]:
     """Those of `ids` that have a manifest, in the order of their ids."""
-    desk: Desk = request.app.state.desk
+    desk = pages.desk_of(request)
     rows = [row for row in catalogue.listing(desk, ids) if row["manifest"]]
     hub, market = _hub(request), _market(desk)
     return [

@@ -49,9 +49,10 @@ MOST_INPUTS = 100_000  # or fewer where a record is wide: part of a second's wor
 TEST_CHAIN = 31337  # of the embedded chain
 
 
-def _page(request: Request, name: str, **facts: Any) -> HTMLResponse:
+def page(request: Request, name: str, **facts: Any) -> HTMLResponse:
+    """A page of this hub."""
     return templates.TemplateResponse(
-        request, name, {"demo_chain": demo_chain(_desk(request)), **facts}
+        request, name, {"demo_chain": demo_chain(desk_of(request)), **facts}
     )
 
 
@@ -61,27 +62,32 @@ def error(request: Request, sentence: str, status: int) -> HTMLResponse:
     return templates.TemplateResponse(request, "error.html", facts, status_code=status)
 
 
-def _desk(request: Request) -> Desk:
+def desk_of(request: Request) -> Desk:
+    """The hub's open connections."""
     desk: Desk = request.app.state.desk
     return desk
+
+
+def is_here(host: str) -> bool:
+    """Whether a host's name is this machine's for itself."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def demo_chain(desk: Desk) -> str:
     """The chain's URL where it is the embedded one on this machine, whose test accounts sign for
     anybody; else "".
     """
-    host = urlsplit(desk.config.chain).hostname or ""
-    try:
-        here = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        here = False
+    here = is_here(urlsplit(desk.config.chain).hostname or "")
     return desk.config.chain if here and desk.config.chain_id == TEST_CHAIN else ""
 
 
 @router.get("/")
 def home_page(request: Request) -> HTMLResponse:
-    desk = _desk(request)
-    return _page(
+    desk = desk_of(request)
+    return page(
         request,
         "home.html",
         **desk.figures(),
@@ -105,7 +111,7 @@ def catalogue_page(
     all: bool = False,
     after: str = "",
 ) -> HTMLResponse:
-    desk = _desk(request)
+    desk = desk_of(request)
     sort = sort if sort in SORTS else "name"
     wanted = Asked(
         text=q[:200],
@@ -125,7 +131,7 @@ def catalogue_page(
     asked |= {"patients": patients[:20], "epsilon": epsilon[:20], "most": most[:20]}
     asked |= {"all": "true" if all else "", "schema": schema[:64]}
     given = {name: value for name, value in asked.items() if value} | {"sort": sort}
-    return _page(
+    return page(
         request,
         "catalogue.html",
         datasets=shown,
@@ -149,7 +155,7 @@ def _amount(name: str, text: str) -> float:
 
 @router.get("/datasets/{dataset_id}")
 def dataset_page(request: Request, dataset_id: DatasetId) -> HTMLResponse:
-    desk = _desk(request)
+    desk = desk_of(request)
     row = catalogue.dataset(desk, dataset_id)
     facts: dict[str, Any] = {"sharing": [], "columns": [], "example": []}
     if row["manifest"] is not None:
@@ -162,13 +168,13 @@ def dataset_page(request: Request, dataset_id: DatasetId) -> HTMLResponse:
             "inputs": schema.width,
             "example": [_cut(row) for row in made_up(schema, EXAMPLES)] if schema.features else [],
         }
-    return _page(request, "dataset.html", d=row, hub=str(request.base_url).rstrip("/"), **facts)
+    return page(request, "dataset.html", d=row, hub=str(request.base_url).rstrip("/"), **facts)
 
 
 @router.get("/datasets/{dataset_id}/made-up.csv")
 def made_up_table(request: Request, dataset_id: DatasetId) -> Response:
     """Made-up records by the dataset's schema, as many as are quickly made."""
-    schema = Schema.from_dict(parse(catalogue.schema_of(_desk(request), dataset_id)))
+    schema = Schema.from_dict(parse(catalogue.schema_of(desk_of(request), dataset_id)))
     text = io.StringIO()
     try:
         rows = made_up(schema, max(1, min(RECORDS, MOST_INPUTS // schema.width)))
@@ -196,9 +202,9 @@ def order_page(
     """One order, from what to train on to a signature. Without a dataset: those that can be
     ordered, by schema.
     """
-    desk = _desk(request)
+    desk = desk_of(request)
     if not dataset:
-        return _page(request, "order_what.html", groups=catalogue.groups(desk))
+        return page(request, "order_what.html", groups=catalogue.groups(desk))
     chosen = [row for row in catalogue.listing(desk, dataset) if row["manifest"]]
     first = next((row for row in chosen if row["dataset_id"] == dataset[0]), None)
     if first is None:
@@ -211,7 +217,7 @@ def order_page(
     }
     rows = [fitting[number] for number in sorted(fitting)]
     schema = Schema.from_dict(first["manifest"]["schema"])
-    return _page(
+    return page(
         request,
         "order.html",
         rows=rows,
@@ -229,20 +235,20 @@ def order_page(
 
 @router.get("/jobs")
 def jobs_page(request: Request, after: str = "") -> HTMLResponse:
-    shown, more = jobs.recent(_desk(request), after=after[:300])
+    shown, more = jobs.recent(desk_of(request), after=after[:300])
     following = "?" + urlencode({"after": more}) if more else ""
-    return _page(request, "jobs.html", jobs=shown, next=following, first=bool(after))
+    return page(request, "jobs.html", jobs=shown, next=following, first=bool(after))
 
 
 @router.get("/jobs/{job_id}")
 def job_page(request: Request, job_id: str, part: bool = False) -> HTMLResponse:
     """One job; with `part` what changes of it alone, for job.js."""
-    desk = _desk(request)
+    desk = desk_of(request)
     row = jobs.job_row(desk, job_id)
     job = jobs.describe(desk, row)
     ordered = [line["dataset_id"] for line in job["datasets"]]
     names = {row["dataset_id"]: row for row in catalogue.listing(desk, ordered)}
-    return _page(
+    return page(
         request,
         "job_part.html" if part else "job.html",
         job=job,
@@ -267,15 +273,15 @@ def _where_it_went(job: dict[str, Any]) -> list[tuple[str, int]]:
 @router.get("/hospitals/{node}")
 def hospital_page(request: Request, node: str) -> HTMLResponse:
     """A hospital by the key that its node signs with."""
-    desk = _desk(request)
+    desk = desk_of(request)
     card = hospitals.hospital(desk, node)
     rows = catalogue.of_node(desk, card["node"])
-    return _page(request, "hospital.html", card=card, rows=rows)
+    return page(request, "hospital.html", card=card, rows=rows)
 
 
 @router.get("/claims")
 def claims_page(request: Request, account: str = "") -> HTMLResponse:
-    desk, claims, sentence = _desk(request), [], ""
+    desk, claims, sentence = desk_of(request), [], ""
     if account:
         try:
             claims = claims_of(desk, account.strip())
@@ -286,7 +292,7 @@ def claims_page(request: Request, account: str = "") -> HTMLResponse:
         for row in catalogue.listing(desk, [claim.dataset_id for claim in claims])
         if row["manifest"]
     }
-    return _page(
+    return page(
         request,
         "claims.html",
         account=account.strip(),
@@ -300,4 +306,4 @@ def claims_page(request: Request, account: str = "") -> HTMLResponse:
 
 @router.get("/words")
 def words_page(request: Request) -> HTMLResponse:
-    return _page(request, "words.html", words=glossary.WORDS)
+    return page(request, "words.html", words=glossary.WORDS)
