@@ -18,16 +18,10 @@ from rich.progress import (
 
 from datahub.buyer import changes
 from datahub.buyer.jobs import Job
+from datahub.comparison import FIGURES, shown_figure
 from datatokens.terminal import Terminal, visible
 
-MUCH = 0.9  # an interval this wide says nothing
 # of a report's evaluation (fl_client.privacy.looks) -> its name for people
-FIGURES = {
-    "accuracy": "accuracy",
-    "auc": "AUC",
-    "rmse": "root mean squared error, in parts of the range,",
-    "r2": "R²",
-}
 
 
 def evaluation_line(evaluation: Mapping[str, Any] | None) -> str:
@@ -40,13 +34,6 @@ def evaluation_line(evaluation: Mapping[str, Any] | None) -> str:
         if key in evaluation
     ]
     return f"{', '.join(figures)} (noised, 95 % interval)"
-
-
-def shown_figure(figure: Mapping[str, float] | None) -> str:
-    """A figure with its 95 % interval."""
-    if figure is None or figure["high"] - figure["low"] > MUCH:
-        return "more noise than signal"
-    return "{value:.3f} ({low:.3f} to {high:.3f})".format(**figure)
 
 
 def follow(job: Job, console: Terminal, names: dict[int, str] | None = None) -> dict[str, Any]:

@@ -178,8 +178,9 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Jobs side by side: datasets, epsilon, rounds, loss, accuracy and AUC, cost, seconds."""
+    from datahub import comparison
     from datahub.buyer.hub_client import Hub
-    from datahub.shell import comparison, watching
+    from datahub.shell import watching
 
     if len(job_ids) < 2:
         raise OrderRefused("compare: name two jobs or more")
@@ -188,7 +189,10 @@ def compare(
     if as_json:
         typer.echo(json.dumps(found))
         return
-    console.print(comparison.table(found))
+    table = Table("", *(one["job_id"][:12] for one in found))
+    for name, words in comparison.rows(found):
+        table.add_row(name, *words)
+    console.print(table)
 
 
 @job.command()

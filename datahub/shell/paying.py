@@ -51,7 +51,7 @@ def described(quote: Quote) -> list[str]:
 
 def _expected(quote: Quote) -> list[str]:
     """How much the answer or the report will say."""
-    from datahub.buyer.waiting import MUCH
+    from datahub.comparison import MUCH
 
     lines = []
     if quote.question:

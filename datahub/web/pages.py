@@ -17,6 +17,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.templating import Jinja2Templates
 
+from datahub import comparison
 from datahub.errors import BadRequest, Conflict, HubError
 from datahub.market import catalogue, hospitals, jobs
 from datahub.market.claims import claims_of
@@ -44,6 +45,7 @@ templates.env.filters["utc"] = lambda at: f"{datetime.fromtimestamp(at, UTC):%Y-
 DatasetId = Annotated[int, Path(ge=1, le=2**32 - 1)]
 EXAMPLES = 3  # made-up records on a dataset's page
 SHOWN = 8  # columns of them
+MOST_COMPARED = 6  # jobs side by side
 RECORDS = 500  # in the table that can be downloaded,
 MOST_INPUTS = 100_000  # or fewer where a record is wide: part of a second's work
 TEST_CHAIN = 31337  # of the embedded chain
@@ -259,6 +261,27 @@ def job_page(request: Request, job_id: str, part: bool = False) -> HTMLResponse:
         final=JobState(row.state) in FINAL,
         due=JobState(row.state) not in FINAL and time.time() > job["deadline"],
         message=KEY_MESSAGE,
+    )
+
+
+@router.get("/compare")
+def compare_page(
+    request: Request, job: Annotated[list[str] | None, Query(max_length=MOST_COMPARED)] = None
+) -> HTMLResponse:
+    """Some jobs side by side."""
+    desk = desk_of(request)
+    if not job or len(set(job)) < 2:
+        raise BadRequest(f"job: choose 2 to {MOST_COMPARED} different jobs to compare")
+    found = [jobs.describe(desk, jobs.job_row(desk, one)) for one in dict.fromkeys(job)]
+    return page(
+        request,
+        "compare.html",
+        jobs=found,
+        rows=comparison.rows([comparison.facts(one) for one in found]),
+        curves=[
+            charts.loss_curve(one["rounds"]) if one["loss"] != "output" else None for one in found
+        ],
+        box=(charts.WIDTH, charts.HEIGHT),
     )
 
 

@@ -9,13 +9,17 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.table import Table
-
-from datahub.buyer.waiting import FIGURES, shown_figure
 from datatokens.money import amount
 from fl_client.data.schemas import OUTPUT
 
 Facts = dict[str, Any]
+MUCH = 0.9  # an interval this wide says nothing
+FIGURES = {
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "rmse": "root mean squared error, in parts of the range,",
+    "r2": "R²",
+}
 
 
 def facts(status: Mapping[str, Any]) -> Facts:
@@ -89,17 +93,23 @@ ROWS = (
 )
 
 
-def table(jobs: Sequence[Facts]) -> Table:
-    """A column for each job; of the evaluation's figures those that one of them has."""
-    made = Table("", *(one["job_id"][:12] for one in jobs))
-    for name, said in ROWS:
-        made.add_row(name, *map(said, jobs))
+def rows(jobs: Sequence[Facts]) -> list[tuple[str, list[str]]]:
+    """(what, in words for each job); of the evaluation's figures those that one of them has."""
+    found = [(name, [said(one) for one in jobs]) for name, said in ROWS]
     for key, name in FIGURES.items():
         if any(key in one["evaluation"] for one in jobs):
-            made.add_row(f"{name.rstrip(',')} (95 %)", *(_figure(one, key) for one in jobs))
-    return made
+            words = [_figure(one, key) for one in jobs]
+            found.append((f"{name.rstrip(',')} (95 %)", words))
+    return found
 
 
 def _figure(one: Facts, key: str) -> str:
     found = one["evaluation"]
     return shown_figure(found[key]) if key in found else "none"
+
+
+def shown_figure(figure: Mapping[str, float] | None) -> str:
+    """A figure with its 95 % interval."""
+    if figure is None or figure["high"] - figure["low"] > MUCH:
+        return "more noise than signal"
+    return "{value:.3f} ({low:.3f} to {high:.3f})".format(**figure)
