@@ -49,6 +49,7 @@ HEART_NAMES = {
     "switzerland": "University Hospitals Zurich and Basel",
     "va": "VA Medical Center Long Beach",
 }
+HEART_COUNTRIES = {"cleveland": "US", "hungarian": "HU", "switzerland": "CH", "va": "US"}
 HEART_COLUMNS = (
     "age sex cp trestbps chol fbs restecg thalach exang oldpeak slope ca thal num".split()
 )
@@ -78,6 +79,7 @@ class Site:
     key: str
     hospital: str
     table: Path
+    country: str = ""  # where its patients were treated, as far as is known
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class DemoData:
     sites: Sequence[Site]
     test: Path
     delta: float
+    conditions: tuple[str, ...] = ()
 
 
 def prepare(name: str, data_dir: Path | None, folder: Path) -> DemoData:
@@ -152,6 +155,7 @@ def _breast_cancer(_: Path | None, folder: Path) -> DemoData:
         sites,
         _write(folder / "test.csv", header, test),
         1e-5,
+        ("breast cancer",),
     )
 
 
@@ -178,6 +182,7 @@ def _heart(data_dir: Path | None, folder: Path) -> DemoData:
                 key,
                 HEART_NAMES[key],
                 _write(folder / f"{key}.csv", [*used, PATIENT], _numbered(lines)),
+                HEART_COUNTRIES[key],
             )
         )
         tests += [[row[name] for name in used] for row in test]
@@ -188,6 +193,7 @@ def _heart(data_dir: Path | None, folder: Path) -> DemoData:
         sites,
         _write(folder / "test.csv", used, tests),
         1e-3,
+        ("coronary heart disease",),
     )
 
 

@@ -84,6 +84,8 @@ def join(
         contributor_bps=6000,
         lifetime_epsilon=lifetimes[index],
         delta=data.delta,
+        country=site.country,
+        conditions=data.conditions,
     )
     owner = stack.accounts[FIRST_HOSPITAL + index][1]
     entry = list_dataset(

@@ -45,6 +45,8 @@ class Asked:
     schema: str = ""
     kind: str = ""
     unit: str = ""
+    country: str = ""
+    condition: str = ""
     most_units: float | None = None
     persons: float | None = None
     epsilon: float | None = None
@@ -90,8 +92,12 @@ def refresh(session: Session, dataset_ids: Iterable[int]) -> None:
         )
         if kept:
             said = (manifest["name"], manifest["hospital"], manifest["description"])
+            country, conditions = manifest.get("country", ""), manifest.get("conditions", ())
             columns = [one["name"] for one in (*schema.get("features", ()), schema["target"])]
-            for word in words(*said, *columns)[:MOST_WORDS]:
+            found = words(*said, *conditions, *columns)[:MOST_WORDS]
+            marks = [_mark("country", country)] if country else []
+            marks += [_mark("condition", one) for one in conditions]
+            for word in dict.fromkeys([*found, *marks]):
                 session.add(WordRow(word=word, dataset_id=dataset_id))
     session.flush()
 
@@ -156,25 +162,35 @@ def _fits(session: Session, asked: Asked) -> list[ColumnElement[bool]]:
         conditions.append(col(EntryRow.epsilon_left) >= asked.epsilon)
     if asked.nodes is not None:
         conditions.append(col(EntryRow.node).in_(asked.nodes))
-    return conditions + _with_words(session, words(asked.text)[:MOST_ASKED])
+    wanted = {"country": asked.country, "condition": asked.condition}
+    marks = [_mark(name, value) for name, value in wanted.items() if value]
+    return conditions + _with_words(session, words(asked.text)[:MOST_ASKED], marks)
 
 
-def _with_words(session: Session, asked: Sequence[str]) -> list[Any]:
-    """Each word begins a word of the dataset's. Where few datasets have them all, these are named;
-    else the catalogue is walked in its order, in which enough of them come soon.
+def _mark(name: str, value: str) -> str:
+    """What is kept among a dataset's words to find it by a field; no search for a word finds it."""
+    return f"={name}={' '.join(value.casefold().split())}"[: 2 * LONGEST_WORD]
+
+
+def _with_words(session: Session, asked: Sequence[str], marks: Sequence[str]) -> list[Any]:
+    """Each word begins a word of the dataset's, and each mark is one of it. Where few datasets have
+    them all, these are named; else the catalogue is walked in its order, in which enough of them
+    come soon.
     """
-    starts = {
-        word: (col(WordRow.word) >= word, col(WordRow.word) < word + AFTER_ALL) for word in asked
-    }
-    rare = [start for start in starts.values() if _how_many(session, start) <= COMMON]
+    word_ = col(WordRow.word)
+    starts: list[tuple[Any, ...]] = [
+        *((word_ >= word, word_ < word + AFTER_ALL) for word in asked),
+        *((word_ == mark,) for mark in marks),
+    ]
+    rare = [start for start in starts if _how_many(session, start) <= COMMON]
     if rare:
         have = [select(WordRow.dataset_id).where(*start) for start in rare]
         all_of = have[0].intersect(*have[1:]) if len(have) > 1 else have[0].distinct()
         few = session.execute(all_of.limit(FEW + 1)).scalars().all()
         if len(few) <= FEW:
-            common = [start for start in starts.values() if start not in rare]
+            common = [start for start in starts if not any(start is one for one in rare)]
             return [col(EntryRow.dataset_id).in_(few), *map(_has, common)]
-    return list(map(_has, starts.values()))
+    return list(map(_has, starts))
 
 
 def _how_many(session: Session, start: tuple[Any, ...]) -> int:

@@ -158,6 +158,8 @@ class DatasetsIn(PageIn):
     schema_hash: str = Field(default="", max_length=64)
     kind: Literal["", "table", "pictures"] = ""
     unit: Literal["", "patient", "record"] = ""
+    country: str = Field(default="", max_length=2)
+    condition: str = Field(default="", max_length=200)
     most_units: int | None = Field(default=None, ge=0, le=2**63 - 1)
     persons: int | None = Field(default=None, ge=0, le=2**63 - 1)
     epsilon: float | None = Field(default=None, ge=0, le=1e9)
@@ -324,6 +326,8 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
             schema=asked.schema_hash,
             kind=asked.kind,
             unit=asked.unit,
+            country=asked.country,
+            condition=asked.condition,
             most_units=asked.most_units,
             persons=asked.persons,
             epsilon=asked.epsilon,

@@ -105,6 +105,8 @@ def catalogue_page(
     q: str = "",
     kind: str = "",
     unit: str = "",
+    country: str = "",
+    condition: str = "",
     online: bool = False,
     most: str = "",
     patients: str = "",
@@ -120,6 +122,8 @@ def catalogue_page(
         schema=schema[:64],
         kind=kind,
         unit=unit,
+        country=country[:2],
+        condition=condition[:200],
         most_units=10**6 * _amount("most", most) + 0.5 if most else None,
         persons=_amount("patients", patients) if patients else None,
         epsilon=_amount("epsilon", epsilon) if epsilon else None,
@@ -131,6 +135,7 @@ def catalogue_page(
     shown, more = catalogue.page(desk, wanted)
     asked = {"q": q[:200], "kind": kind, "unit": unit, "online": "true" if online else ""}
     asked |= {"patients": patients[:20], "epsilon": epsilon[:20], "most": most[:20]}
+    asked |= {"country": country[:2].upper(), "condition": condition[:200]}
     asked |= {"all": "true" if all else "", "schema": schema[:64]}
     given = {name: value for name, value in asked.items() if value} | {"sort": sort}
     return page(

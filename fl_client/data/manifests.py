@@ -8,6 +8,7 @@ otherwise a record, one row; every page says which.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ MOST_RECORDS = 64  # of one patient that may count
 USUAL_RECORDS = 4  # of one patient, where the owner says nothing else
 # everybody who looks at a catalogue gets every manifest in it
 MAX_MANIFEST_BYTES = 128 * 1024
+MOST_CONDITIONS = 8
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,11 @@ class Manifest:
     records_per_patient: int = 1
     version: int = 2
     left_out: int | None = None
+    country: str = ""  # where the patients were treated, ISO 3166-1 alpha-2; "" is not said
+    conditions: tuple[str, ...] = ()  # what they have, in the owner's words or codes
 
     def __post_init__(self) -> None:
+        check_about(self.country, self.conditions)
         for name in ("lifetime_epsilon", "delta"):
             object.__setattr__(self, name, float(getattr(self, name)))
         check_records_per_patient(self.records_per_patient, self.unit)
@@ -65,8 +70,11 @@ class Manifest:
 
     def as_dict(self) -> dict[str, Any]:
         """The public document."""
-        later = {} if self.version == 1 else {"records_per_patient": self.records_per_patient}
+        later: dict[str, Any] = {}
+        later |= {} if self.version == 1 else {"records_per_patient": self.records_per_patient}
         later |= {} if self.left_out is None else {"left_out": self.left_out}
+        later |= {"country": self.country} if self.country else {}
+        later |= {"conditions": list(self.conditions)} if self.conditions else {}
         return later | {
             "version": self.version,
             "hospital": self.hospital,
@@ -107,6 +115,8 @@ class Manifest:
                 usual if version == 1 else value["records_per_patient"],
                 version,
                 None if left_out is None else whole("left_out", left_out, 0, 10**9),
+                value.get("country", ""),
+                tuple(value.get("conditions", ())),
             )
         except (KeyError, TypeError) as error:
             raise DatasetError(f"manifest: look at {error}") from error
@@ -117,6 +127,18 @@ class Manifest:
     def hash(self) -> bytes:
         """SHA-256 of the canonical JSON: the manifestHash on-chain."""
         return hashlib.sha256(canonical_json(self.as_dict())).digest()
+
+
+def check_about(country: object, conditions: tuple[object, ...]) -> None:
+    """Raises DatasetError for a country or a condition that nobody could look for."""
+    if country != "" and not (isinstance(country, str) and re.fullmatch("[A-Z]{2}", country)):
+        raise DatasetError(f"country={country!r:.40} must be two capital letters, as DE (ISO 3166)")
+    for one in conditions:
+        text("condition", one)
+    if len(conditions) > MOST_CONDITIONS or len(set(conditions)) < len(conditions):
+        raise DatasetError(
+            f"conditions: at most {MOST_CONDITIONS} different ones, not {len(conditions)}"
+        )
 
 
 def check_records_per_patient(records: object, unit: str) -> None:

@@ -31,6 +31,7 @@ from datatokens.terms import JobTerms, address, canonical_json, privacy_charged,
 from fl_client.data.manifests import (
     PLATFORM_MINIMUM_PERSONS,
     Manifest,
+    check_about,
     check_cohort,
     check_records_per_patient,
 )
@@ -76,6 +77,8 @@ class Listing:
     compute_rate_units: int = 0  # for every started minute of training
     # how many of one patient count, where the source says which columns tell patients apart
     records_per_patient: int = 1
+    country: str = ""  # of the patients, ISO 3166-1 alpha-2
+    conditions: tuple[str, ...] = ()  # what they have, in the owner's words or codes
 
 
 def hub_request(hub: str, method: str, path: str, body: Any = None) -> Any:
@@ -174,6 +177,7 @@ def list_dataset(
     """
     unit = "patient" if source.patients else "record"  # what privacy protects
     check_records_per_patient(listing.records_per_patient, unit)
+    check_about(listing.country, listing.conditions)
     ledger, secret = open_ledger(config.folder)
     stamp = stamp_of(source, schema)
     records = load(source, schema, secret, config.folder / PICTURES)
@@ -200,6 +204,8 @@ def list_dataset(
         unit=unit,
         records_per_patient=listing.records_per_patient,
         left_out=left_out,
+        country=listing.country,
+        conditions=listing.conditions,
     )
     registry, since = Registry(chain, config.registry), chain.block_number()
     dataset_id = registry.list_dataset(

@@ -137,6 +137,13 @@ def add_dataset(
     file: TableFile = None,
     source: SourceFile = None,
     description: Annotated[str, typer.Option(help="What the catalogue says about it.")] = "",
+    country: Annotated[
+        str, typer.Option(help="Where the patients were treated, as DE (ISO 3166).")
+    ] = "",
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(help="What the patients have, in words or a code; may be given again."),
+    ] = None,
     contributor_bps: Annotated[int, typer.Option(help="Contributors' part, of 10000.")] = 5000,
     lifetime_epsilon: Annotated[
         float, typer.Option(help="What all jobs together may ever cost a patient.")
@@ -183,6 +190,8 @@ def add_dataset(
         minimum_persons,
         compute_rate_units=compute_rate_units,
         records_per_patient=records_per_patient or (USUAL_RECORDS if table.patients else 1),
+        country=country,
+        conditions=tuple(condition or ()),
     )
     entry = list_dataset(
         node_config.read(folder),

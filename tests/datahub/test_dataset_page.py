@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -29,7 +30,7 @@ from fl_client.data.schemas import Schema
 from fl_client.data.sources import plain
 from fl_client.data.tables import load
 from fl_client.data.targets import Target
-from fl_client.errors import ConfigError
+from fl_client.errors import ConfigError, DatasetError
 from fl_client.node.listing import fetch_schema
 from fl_client.office.table_cli import read_schema
 from tests.datahub.hub_world import SCHEMA, HubWorld, manifest
@@ -202,6 +203,49 @@ def test_catalogue__searched_and_filtered__shows_what_fits_in_that_order(
     found = [int(one) for one in re.findall(r'<h2><a href="/datasets/(\d+)"', text)]
     # other modules list datasets in this world too, in whatever order tests run
     assert [one for one in found if one <= 3] == shown
+
+
+def test_catalogue__by_country_and_condition__exactly_and_in_any_letters(
+    hub: HubWorld, hub_url: str
+) -> None:
+    said = manifest(3, country="DE", conditions=("Heart failure", "I50"))
+    found = re.compile(r'<h2><a href="/datasets/(\d+)"')
+    with published(hub, said):
+
+        def ids(**asked: str) -> list[str]:
+            return found.findall(httpx.get(f"{hub_url}/datasets", params=asked).text)
+
+        assert ids(country="de") == ids(condition="heart  FAILURE") == ids(condition="i50") == ["3"]
+        assert ids(country="DE", condition="I50", q="heart") == ["3"]
+        assert ids(country="FR") == ids(condition="heart") == ids(q="country") == []
+        shown = " ".join(page(f"{hub_url}/datasets/3").text.split())
+        assert "Heart failure , I50" in shown or "Heart failure, I50" in shown
+        rows = httpx.get(f"{hub_url}/api/v1/datasets", params={"condition": "I50"}).json()
+        assert [row["manifest"]["country"] for row in rows] == ["DE"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"country": "de"}, "country='de' must be two capital letters"),
+        ({"country": "DEU"}, "two capital letters"),
+        ({"country": 3}, "country=3"),
+        ({"conditions": ("",)}, "condition='' must be text"),
+        ({"conditions": ("a", "a")}, "at most 8 different ones"),
+        ({"conditions": tuple("abcdefghi")}, "at most 8"),
+    ],
+)
+def test_manifest__a_country_or_condition_that_is_none__is_refused(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DatasetError, match=re.escape(said)):
+        manifest(1, **changes)
+
+
+def test_manifest__with_and_without_them__is_read_back_and_an_older_one_keeps_its_hash() -> None:
+    new = manifest(1, country="CH", conditions=("J45",))
+    assert Manifest.from_dict(new.as_dict()) == new
+    assert {"country", "conditions"} & set(manifest(1).as_dict()) == set()
 
 
 def test_catalogue__nonsense_for_a_number__is_a_sentence(hub_url: str) -> None:
