@@ -15,6 +15,8 @@ from fl_client.privacy.plan import PrivacyPlan
 from fl_client.protocol import JobSpec
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+# the terminal that the tests were started from: tests that look at tables say how wide theirs is
+os.environ.pop("COLUMNS", None)
 
 pytest_plugins = ["tests.clinic", "tests.datahub.fixtures"]
 

@@ -72,11 +72,11 @@ class Job:
     lines: list[dict[str, Any]] = field(default_factory=list)
 
 
-def job(events: Sequence[tuple[int, str, dict[str, Any]]]) -> Job | None:
-    """A job by (block, name, arguments) of its events; None where nobody has paid for it."""
+def job(events: Sequence[tuple[int, int, str, dict[str, Any]]]) -> Job | None:
+    """A job by (block, place, name, arguments) of its events; None where nobody has paid for it."""
     found, accepted = Job(), 0
     columns = found.columns
-    for block, name, said in events:
+    for block, place, name, said in events:
         if name == "JobCreated":
             columns |= {
                 "buyer": said["buyer"],
@@ -110,12 +110,13 @@ def job(events: Sequence[tuple[int, str, dict[str, Any]]]) -> Job | None:
         elif name == "JobSettled":
             columns |= {
                 "status": "settled",
+                "ended": place,
                 "paid_bps": said["paidBps"],
                 "paid_units": str(said["paidUnits"]),
                 "change_units": str(said["changeUnits"]),
             }
         elif name == "JobRefunded":
-            columns["status"] = "refunded"
+            columns |= {"status": "refunded", "ended": place}
     columns["accepted"] = str(accepted)
     return found if "buyer" in columns else None
 

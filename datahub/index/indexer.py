@@ -29,6 +29,7 @@ from datahub.index.tables import (
     HospitalRow,
     KeyRow,
     SeenRow,
+    place,
 )
 from datatokens.bindings.escrow import Escrow
 from datatokens.bindings.events import Event, Events
@@ -208,6 +209,11 @@ class Indexer:
                 AttestedRow.dataset_id == dataset_id, AttestedRow.epsilon_micro > 0
             )
         ).one()
+        starts = {
+            said["epoch"]: at
+            for _, at, name, said in _said(session, f"pool:{dataset_id}")
+            if name == "ContributorsLive"
+        }
         live = self.revenue.pool(dataset_id).epoch
         mine = select(EpochRow.epoch).where(EpochRow.dataset_id == dataset_id)
         kept = set(session.exec(mine).all())
@@ -219,18 +225,22 @@ class Indexer:
                         dataset_id=dataset_id,
                         epoch=number,
                         root=there.root.hex(),
+                        since=starts.get(number, 0),
                         credited_units=str(there.credited_units),
                     )
                 )
 
 
-def _said(session: Session, about: str) -> list[tuple[int, str, dict[str, Any]]]:
+def _said(session: Session, about: str) -> list[tuple[int, int, str, dict[str, Any]]]:
+    """(block, place, name, arguments) of the events about one thing, oldest first."""
     rows = session.exec(
         select(EventRow)
         .where(EventRow.about == about)
         .order_by(col(EventRow.block), col(EventRow.position))
     ).all()
-    return [(row.block, row.name, json.loads(row.args)) for row in rows]
+    return [
+        (row.block, place(row.block, row.position), row.name, json.loads(row.args)) for row in rows
+    ]
 
 
 def _lines(session: Session, job_id: str) -> Sequence[AttestedRow]:
@@ -238,7 +248,7 @@ def _lines(session: Session, job_id: str) -> Sequence[AttestedRow]:
 
 
 def _dataset(session: Session, dataset_id: int) -> None:
-    events = [(name, said) for _, name, said in _said(session, f"dataset:{dataset_id}")]
+    events = [(name, said) for *_, name, said in _said(session, f"dataset:{dataset_id}")]
     found, row = fold.dataset(events), session.get(DatasetRow, dataset_id)
     if found is None:
         if row is not None:
@@ -262,7 +272,7 @@ def _job(session: Session, job_id: str) -> None:
 
 
 def _claimed(session: Session, about: str, dataset_id: str, epoch: str, account: str) -> None:
-    units = sum(said["units"] for _, _, said in _said(session, about))
+    units = sum(said["units"] for *_, said in _said(session, about))
     key: dict[str, Any] = {
         "dataset_id": int(dataset_id),
         "epoch": int(epoch),
@@ -277,7 +287,7 @@ def _claimed(session: Session, about: str, dataset_id: str, epoch: str, account:
 
 
 def _hospital(session: Session, hospital_id: int) -> None:
-    events = [(name, said) for _, name, said in _said(session, f"hospital:{hospital_id}")]
+    events = [(name, said) for *_, name, said in _said(session, f"hospital:{hospital_id}")]
     found = fold.hospital(events)
     session.exec(delete(HospitalRow).where(col(HospitalRow.hospital_id) == hospital_id))
     session.exec(delete(KeyRow).where(col(KeyRow.hospital_id) == hospital_id))

@@ -7,6 +7,13 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Column, Index
 from sqlmodel import Field, SQLModel
 
+IN_BLOCK = 2**20  # more events than a block holds
+
+
+def place(block: int, position: int) -> int:
+    """Where an event stands among all, as one number that grows."""
+    return block * IN_BLOCK + position
+
 
 class SeenRow(SQLModel, table=True):
     """How far the index has got: one row. `version` counts the writers' turns, so that of two
@@ -81,6 +88,7 @@ class EscrowRow(SQLModel, table=True):
     model_hash: str = ""
     report_hash: str = ""
     worked: str = "0"
+    ended: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))  # its place, below
     paid_bps: int = 0
     paid_units: str = ""
     change_units: str = ""
@@ -103,12 +111,15 @@ class AttestedRow(SQLModel, table=True):
 
 
 class EpochRow(SQLModel, table=True):
-    """One contributor list that is or was live, and what was credited to it."""
+    """One contributor list that is or was live, and what was credited to it; `since`: the place of
+    the event that made it live.
+    """
 
     __tablename__ = "index_epoch"
     dataset_id: int = Field(primary_key=True)
     epoch: int = Field(primary_key=True)
     root: str
+    since: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     credited_units: str
 
 

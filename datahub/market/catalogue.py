@@ -26,12 +26,15 @@ from fl_client.data.manifests import Manifest
 from fl_client.errors import DatasetError
 from fl_server.errors import SuperLinkError
 
+MOST_ID = 2**31 - 1  # of a dataset, as far as the database's whole numbers go
 PAGE, MOST_SHARING, MOST_GROUPS = 30, 64, 24
 STATES = ("active", "paused", "retired")
 
 
 def dataset_row(desk: Desk, dataset_id: int) -> DatasetRow:
     """The row of a dataset, as the chain has it now. Raises NotFound, ChainUnreachable."""
+    if not 1 <= dataset_id <= MOST_ID:
+        raise NotFound(f"dataset_id={str(dataset_id)[:20]} is not listed")
     desk.index.catch_up()
     with desk.session() as session:
         row = session.get(DatasetRow, dataset_id)
@@ -183,6 +186,7 @@ def listing(desk: Desk, only: Collection[int]) -> list[dict[str, Any]]:
     """These datasets by id, each with its public manifest and offer, and whether its node is
     connected. From tables alone, but for who is connected.
     """
+    only = [one for one in only if 1 <= one <= MOST_ID]
     wanted = (
         select(DatasetRow, ManifestRow)
         .join(

@@ -134,6 +134,7 @@ TABLES: dict[str, Columns] = {
         *_text("buyer", "status", "amount_units"),
         *_large("deadline", "block"),
         *_text("accepted", "model_hash", "report_hash", "worked"),
+        *_large("ended"),
         *_whole("paid_bps"),
         *_text("paid_units", "change_units"),
     ],
@@ -144,7 +145,12 @@ TABLES: dict[str, Columns] = {
         *_text("price_units", "compute_units", "reward_units"),
         *_large("epsilon_micro"),
     ],
-    "index_epoch": [*_whole("dataset_id", "epoch", **KEY), *_text("root", "credited_units")],
+    "index_epoch": [
+        *_whole("dataset_id", "epoch", **KEY),
+        *_text("root"),
+        *_large("since"),
+        *_text("credited_units"),
+    ],
     "index_claimed": [
         *_whole("dataset_id", "epoch", **KEY),
         *_text("account", **KEY),

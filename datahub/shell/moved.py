@@ -64,5 +64,5 @@ class Renamed(TyperGroup):
 
 def _say(old: str, now: str) -> NoReturn:
     sentence = f" `datahub {old}` is `datahub {now}` now (datahub {now} --help)"
-    complaints.print(marked(("moved:", "bold red"), sentence))
+    complaints.print(marked(("moved:", "bold red"), sentence), soft_wrap=True)
     raise typer.Exit(WRONG_WORDS)

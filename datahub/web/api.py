@@ -34,6 +34,7 @@ from datahub.market import (
     repeats,
     wallets,
 )
+from datahub.market.catalogue import MOST_ID
 from datahub.market.desk import Desk
 from datahub.market.entries import Asked
 from datahub.order import Order
@@ -153,7 +154,7 @@ class PageIn(BaseModel):
 class DatasetsIn(PageIn):
     """What of the catalogue: see datahub.market.entries.Asked; or those of `id` alone."""
 
-    id: list[Annotated[int, Field(ge=1, le=2**32 - 1)]] = Field(default=[], max_length=64)
+    id: list[Annotated[int, Field(ge=1, le=MOST_ID)]] = Field(default=[], max_length=64)
     q: str = Field(default="", max_length=200)
     schema_hash: str = Field(default="", max_length=64)
     kind: Literal["", "table", "pictures"] = ""
@@ -479,5 +480,10 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
     @app.get("/api/v1/claims/{account}")
     def claims_of(account: str, desk: DeskDep) -> list[dict[str, Any]]:
         return [asdict(claim) for claim in claims.claims_of(desk, account)]
+
+    @app.get("/api/v1/claims/{account}/jobs")
+    def earned(account: str, desk: DeskDep) -> list[dict[str, Any]]:
+        """What each settled job has earned an account, the newest hundred."""
+        return [asdict(one) for one in claims.earned(desk, account)]
 
     return app

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from datahub.errors import Conflict, NotFound
 from datahub.market import catalogue
+from datahub.market.catalogue import MOST_ID
 from datahub.market.desk import Desk
 from datahub.market.entries import Asked
 from datahub.metadata import croissant, dcat, feed
@@ -45,7 +46,7 @@ def dcat_document(request: Request, dataset_id: DatasetId) -> Response:
 
 @router.get("/catalogue.jsonld")
 def catalogue_document(
-    request: Request, after: Annotated[int, Query(ge=0, le=2**32 - 1)] = 0
+    request: Request, after: Annotated[int, Query(ge=0, le=MOST_ID)] = 0
 ) -> Response:
     """The catalogue, so many datasets at a time, each page with the address of the next."""
     desk = pages.desk_of(request)

@@ -20,7 +20,8 @@ from fastapi.templating import Jinja2Templates
 from datahub import comparison
 from datahub.errors import BadRequest, Conflict, HubError
 from datahub.market import catalogue, hospitals, jobs
-from datahub.market.claims import claims_of
+from datahub.market.catalogue import MOST_ID
+from datahub.market.claims import claims_of, earned
 from datahub.market.desk import Desk
 from datahub.market.domain import FINAL, JobState
 from datahub.market.entries import SORTS, Asked
@@ -42,7 +43,7 @@ templates = Jinja2Templates(directory=FilePath(__file__).parent / "templates")
 templates.env.filters["money"] = money
 templates.env.filters["utc"] = lambda at: f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
 
-DatasetId = Annotated[int, Path(ge=1, le=2**32 - 1)]
+DatasetId = Annotated[int, Path(ge=1, le=MOST_ID)]
 EXAMPLES = 3  # made-up records on a dataset's page
 SHOWN = 8  # columns of them
 MOST_COMPARED = 6  # jobs side by side
@@ -309,10 +310,11 @@ def hospital_page(request: Request, node: str) -> HTMLResponse:
 
 @router.get("/claims")
 def claims_page(request: Request, account: str = "") -> HTMLResponse:
-    desk, claims, sentence = desk_of(request), [], ""
+    desk, claims, jobs_, sentence = desk_of(request), [], [], ""
     if account:
         try:
             claims = claims_of(desk, account.strip())
+            jobs_ = earned(desk, account.strip())
         except HubError as refused:
             sentence = str(refused)
     names = {
@@ -325,6 +327,7 @@ def claims_page(request: Request, account: str = "") -> HTMLResponse:
         "claims.html",
         account=account.strip(),
         claims=claims,
+        earned=jobs_,
         names=names,
         error=sentence,
         claimable=sum(claim.claimable_units for claim in claims),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from datahub.errors import BadRequest
+from datahub.index.tables import EpochRow
 from datahub.market import claims, contributors
 from datatokens.bindings.revenue import Claim
+from datatokens.merkle import Tree
 from tests.datahub.hub_world import BPS, HubWorld
 from tests.datahub.test_contributors import ACCOUNTS, ENTRIES, listed, post
 
@@ -64,3 +68,45 @@ def test_claims_of__a_stranger__has_none_and_no_address_is_refused(hub: HubWorld
     assert claims.claims_of(hub.desk, str(hub.bank.operator.address)) == []
     with pytest.raises(BadRequest, match="account='me' must be an address"):
         claims.claims_of(hub.desk, "me")
+
+
+def test_earned__job_by_job__adds_up_to_what_the_contract_has_credited(hub: HubWorld) -> None:
+    bank, ids = hub.bank, []
+    for n, hospital in enumerate(bank.hospitals):
+        mine = bank.registry(hospital)
+        ids.append(mine.list_dataset(bank.node(n), 5, 3333, b"\1" * 32, "https://h", "H"))
+        tree = Tree(ids[-1], 1, ENTRIES)
+        bank.revenue(hospital).post_contributors(ids[-1], tree.root, "https://l")
+        contributors.put_contributors(hub.desk, ids[-1], 1, ENTRIES)
+    here = replace(bank, dataset_ids=ids)
+    escrow = here.escrow(here.operator)
+    for serial, (rewards, worked, compute) in enumerate(
+        [((100, 200, 300), 0b111, 0), ((7, 0, 11), 0b101, 0), ((1, 1, 1), 0b111, 5)]
+    ):
+        here.serial = 10_000 + bank.serial + serial
+        terms = here.funded(compute=(1, 10)) if compute else here.funded()
+        attestation = here.attestation(terms, rewards, worked, compute)
+        places = [terms.index_of_node(here.node(n)) for n in range(3)]
+        signers = tuple(n for n, place in enumerate(places) if worked >> place & 1)
+        signed = here.signatures(terms, attestation, signers)
+        escrow.settle(terms, attestation, signed)
+    bank.serial += 10
+    hub.desk.index.catch_up()
+    found = claims.earned(hub.desk, ACCOUNTS[3].lower())
+    mine_ = [one for one in found if one.dataset_id in ids]
+    assert len(mine_) == 8, "one of the three did not work in one of the jobs"
+    assert {one.at for one in mine_} == {None}, "this hub did not run them"
+    weight = dict(ENTRIES)[ACCOUNTS[3]]
+    for dataset_id in ids:
+        lines = [one for one in mine_ if one.dataset_id == dataset_id]
+        credited = hub.desk.revenue.epoch(dataset_id, 1).credited_units
+        assert sum(one.of_units for one in lines) == credited > 0
+        whole = hub.desk.revenue.claimable(dataset_id, 1, ACCOUNTS[3], weight)
+        assert 0 <= whole - sum(one.units for one in lines) < len(lines)
+    # a list that was live after them has earned nothing of them
+    with hub.desk.session() as session:
+        row = session.get(EpochRow, (ids[0], 1))
+        assert row is not None
+        row.since = 2**62
+        session.commit()
+    assert not [one for one in claims.earned(hub.desk, ACCOUNTS[3]) if one.dataset_id == ids[0]]
