@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 SEEN_S = 180.0
+BEHIND_S = 30.0  # how long a hub may be behind the chain once a job is settled
 LEAST_TIME_S = 300  # a job that would be paid with less time left to its deadline is not
 
 
@@ -288,14 +289,30 @@ class Job:
         settlement = self.market.escrow.settlement(bytes.fromhex(self.id))
         if settlement is None:
             raise self._without_result()
-        sealed = self.market.hub.call("GET", f"/api/v1/jobs/{self.id}/result").content
-        got = unseal(sealed, self.market.result_key, self.id, settlement.attestation.model_hash)
+        got = unseal(
+            self._sealed(), self.market.result_key, self.id, settlement.attestation.model_hash
+        )
         if sha256_hex(got.report) != settlement.attestation.report_hash.hex():
             raise OrderRefused(
                 "the report in the result is not the one that the hospitals attested on-chain"
             )
         terms, hub = self.terms.to_json(), self.market.hub.url
         return Result(got.arrays, got.graph, got.report, terms, self._schema(), hub)
+
+    def _sealed(self) -> bytes:
+        """What the hub keeps of a settled job, for which it has BEHIND_S to see what the chain says
+        already.
+        """
+        path, end = f"/api/v1/jobs/{self.id}/result", time.monotonic() + BEHIND_S
+        while True:
+            try:
+                return self.market.hub.call("GET", path).content
+            except NotFound:
+                raise
+            except HubError:
+                if self.status()["state"] == "settled" or time.monotonic() > end:
+                    raise
+            time.sleep(POLL_S)
 
     def _without_result(self) -> OrderRefused:
         name, status = self.id[:12], self.on_chain

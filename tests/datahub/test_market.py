@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from pathlib import Path
 from typing import get_type_hints
 
@@ -10,15 +11,17 @@ import pytest
 
 import datahub
 from datahub import Market
-from datahub.buyer import job_store, networks
+from datahub.buyer import job_store, jobs, networks
 from datahub.buyer.hub_client import Hub
 from datahub.buyer.jobs import Job
 from datahub.buyer.search import Dataset
 from datahub.errors import BadRequest, HubError, NotFound, OrderRefused
 from datahub.market import catalogue
+from datahub.market.tables import JobRow
 from datatokens.chain.rpc_server import accounts
 from datatokens.terms import canonical_json
 from tests.datahub.hub_world import FEE_BPS, SCHEMA, HubWorld
+from tests.faults.crashes import hospitals_work
 
 
 @pytest.fixture
@@ -126,6 +129,32 @@ def test_schema_of_a_job__whose_datasets_have_another_by_now__is_gone_and_nothin
     assert job._schema() == b""
     with pytest.raises(HubError, match="is of no dataset here"):
         market.hub.call("GET", f"/api/v1/schemas/{SCHEMA.hash}")
+
+
+def test_result__a_hub_that_is_behind_the_chain__is_waited_for(
+    hub: HubWorld, market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = market.quote([1, 2, 3], epsilon=2.0, purpose="research", rounds=2).order()
+    hospitals_work(hub)
+    assert job.on_chain == "settled"
+
+    def row(state: str) -> None:
+        with hub.desk.session() as session:
+            found = session.get(JobRow, job.id)
+            assert found is not None
+            found.state = state
+            session.add(found)
+            session.commit()
+
+    row("attested")
+    monkeypatch.setattr(jobs, "BEHIND_S", 0.5)
+    with pytest.raises(HubError, match="its result is given out once it is settled"):
+        job.result()
+    monkeypatch.setattr(jobs, "BEHIND_S", 20.0)
+    later = threading.Timer(0.5, row, ["settled"])
+    later.start()
+    assert job.result().report
+    later.join()
 
 
 def test_public_names__of_the_package__are_these_and_typed() -> None:
