@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -114,7 +115,11 @@ def _trace(met: Callable[[Place], None]) -> None:
             effects += _changes(frame, name)
         return line
 
-    sys.settrace(lambda frame, *_: line if frame.f_code.co_filename in TRACED else None)
+    def called(frame: FrameType, *_: Any) -> Any:
+        return line if frame.f_code.co_filename in TRACED else None
+
+    threading.settrace(called)  # those that begin from now on
+    sys.settrace(called)
 
 
 def _in_child(step: Step, met: Callable[[Place], None] | None, output: Path) -> None:
