@@ -366,9 +366,10 @@ def _check_model(
 
 
 def _check_price(room: DataRoom, terms: JobTerms, entry: DatasetEntry) -> None:
-    """The owner's price on the chain, one datatoken or an order that still runs; and the
-    published price of compute,
-    one minute at least."""
+    """The owner's price on the chain, one datatoken or an order that still runs; and the published
+    price of compute, one minute at least. A price of 0 is a free job in tier 0, and in another one
+    no sale: its datatokens are given to whom the owner likes.
+    """
     line = terms.datasets[terms.index_of_dataset(entry.dataset_id)]
     tier = room.registry.tier(entry.dataset_id, line.tier)
     if tier.closed:
@@ -376,6 +377,11 @@ def _check_price(room: DataRoom, terms: JobTerms, entry: DatasetEntry) -> None:
             f"tier={line.tier} of dataset {entry.dataset_id} is closed; ask for a new quote"
         )
     paid_otherwise = line.voucher or (line.price_units == 0 and _has_order(room, terms.buyer, line))
+    if line.tier and not tier.price_units and not paid_otherwise:
+        raise ProtocolError(
+            f"tier={line.tier} of dataset {entry.dataset_id} is not sold; pay with its datatoken, "
+            "or order by one first"
+        )
     rate = entry.manifest.compute_rate_units
     expected = {
         "price_units": 0 if paid_otherwise else tier.price_units,

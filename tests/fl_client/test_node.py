@@ -96,6 +96,26 @@ def test_admit__order_that_still_runs__needs_no_price(clinic: Clinic) -> None:
     )
 
 
+def test_admit__a_tier_that_is_not_sold__takes_its_datatoken_or_an_order_and_nothing_else(
+    clinic: Clinic,
+) -> None:
+    """A price of 0 is not a sale (IDatasetRegistry): who names such a tier has not paid by it."""
+    owner, buyer = connect(clinic.url, accounts()[1][1]), connect(clinic.url, BUYER[1])
+    registry = Registry(owner, clinic.made.registry)
+    tier = registry.add_tier(clinic.dataset_id, "GIVEN", 0, 3600, 0)
+    line = clinic.line(tier=tier, price_units=0)
+    said = f"tier={tier} of dataset {clinic.dataset_id} is not sold"
+    assert said in refusal(clinic, clinic.paid(datasets=(line,)))
+    registry.mint_tier(clinic.dataset_id, tier, BUYER[0], 2 * 10**18)
+    voucher = clinic.paid(datasets=(replace(line, voucher=True),))
+    assert isinstance(admit(clinic.room(), voucher.to_json(), GRAPH, WEIGHTS), Signed)
+    release(clinic.room(), voucher.job_id.hex())
+    datatoken = registry.tier(clinic.dataset_id, tier).datatoken
+    Storefront(buyer, registry.storefront()).order(clinic.dataset_id, tier, BUYER[0], datatoken)
+    ordered = clinic.paid(datasets=(line,))
+    assert isinstance(admit(clinic.room(), ordered.to_json(), GRAPH, WEIGHTS), Signed)
+
+
 def test_admit__compute_has_a_price__one_minute_at_least_must_be_escrowed(clinic: Clinic) -> None:
     path = clinic.folder / "datasets" / f"{clinic.dataset_id}.json"
     entry = json.loads(path.read_text())
