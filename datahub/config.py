@@ -31,6 +31,9 @@ class HubConfig:
     origins: https://host of each address under which people reach the hub; they sign in there alone
     (and on this machine)
     webhook_networks: networks besides the public one whose addresses webhooks may name
+    metrics: who may ask for /metrics, "loopback" or "anywhere"
+    superlink_here: host:port by which this hub reaches the SuperLink, which takes an operator's
+    word on its own machine only; "" for superlink
     """
 
     folder: Path
@@ -46,6 +49,8 @@ class HubConfig:
     behind_proxy: bool = False
     origins: tuple[str, ...] = ()
     webhook_networks: tuple[str, ...] = ()
+    metrics: str = "loopback"
+    superlink_here: str = ""
 
     @property
     def operator_key(self) -> str:
@@ -68,8 +73,9 @@ class HubConfig:
         return self.folder / "models"
 
 
-OPTIONAL = {"behind_proxy", "origins", "webhook_networks"}
+OPTIONAL = {"behind_proxy", "metrics", "origins", "superlink_here", "webhook_networks"}
 TEXTS = ("chain", "superlink", "superlink_folder", "database")
+METRICS = ("loopback", "anywhere")
 
 
 def write(folder: Path, **values: Any) -> HubConfig:
@@ -122,6 +128,10 @@ def _options(raw: dict[str, Any]) -> list[str]:
     problems = []
     if type(raw.get("behind_proxy", False)) is not bool:
         problems.append(f"behind_proxy={raw['behind_proxy']!r} must be true or false")
+    if raw.get("metrics", METRICS[0]) not in METRICS:
+        problems.append(f"metrics={raw['metrics']!r:.80} must be {' or '.join(METRICS)}")
+    if not isinstance(raw.get("superlink_here", ""), str):
+        problems.append(f"superlink_here={raw['superlink_here']!r:.80} must be text")
     for name, fits, what in (
         ("origins", _is_origin, "addresses like https://hub.example"),
         ("webhook_networks", _is_network, "networks like 10.0.0.0/8"),

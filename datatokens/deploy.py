@@ -118,7 +118,7 @@ def check(chain: Chain, expected: Deployment) -> None:
     addresses, and every value that the market was constructed with.
     """
     if chain.chain_id != expected.chain_id:
-        raise BankError(f"{chain.url} is chain {chain.chain_id}, not chain {expected.chain_id}")
+        raise BankError(f"{chain.host} is chain {chain.chain_id}, not chain {expected.chain_id}")
     found = verify(chain, expected.registry, expected.market)
     for name, value in asdict(expected).items():
         if getattr(found, name) != value:

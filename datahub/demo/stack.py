@@ -176,7 +176,7 @@ class Stack:
         self.processes.start(
             "hub", "datahub.cli", "hub", "start", str(self.folder / "hub"), "--port", port
         )
-        health = f"{self.hub_url}/health"
+        health = f"{self.hub_url}/healthz"
         wait_for("the hub", lambda: httpx.get(health, timeout=2).status_code == 200, self.processes)
 
     @property

@@ -9,6 +9,7 @@ says, are read from the contracts whenever an event has changed them.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,9 @@ class Indexer:
         self.nodes = self.events.nodes  # the node registry's address
         self.escrow, self.revenue = Escrow(chain, market), Revenue(chain, market)
         self._after = after  # in the same transaction as the rows
+        self.head = 0  # the newest block that counts, as this process last heard
+        self.block = 0  # up to which this process last found the tables
+        self.caught_up_at = 0.0  # unix seconds of when the tables last were up to it
 
     def catch_up(self) -> None:
         """Until everything up to the newest block that counts is in the tables. Raises
@@ -72,18 +76,25 @@ class Indexer:
         while True:
             try:
                 if self._turn():
+                    self.caught_up_at = time.time()
                     return
             except (IntegrityError, OperationalError):  # another worker was quicker, or is at it
                 failed += 1
                 if failed == TRIES:
                     raise
 
+    @property
+    def lag(self) -> int:
+        """Blocks between the tables and the newest one, as this process last found them."""
+        return max(0, self.head - self.block)
+
     def _turn(self) -> bool:
         """One step; whether it was the last."""
-        head = self.chain.block_number()
+        head = self.head = self.chain.block_number()
         with Session(self.engine) as session:
             seen = session.get(SeenRow, 1)
             blocks = self._blocks(session)
+            self.block = blocks[0].number if blocks else 0
             if seen is not None and seen.market == self.market and blocks:
                 if blocks[0].number == head:
                     return True
@@ -105,6 +116,7 @@ class Indexer:
             session.flush()
             self._after(session, self._refresh(session, touched))
             session.commit()
+        self.block = last
         return last == head
 
     def _begin(self, session: Session, seen: SeenRow | None) -> bool:

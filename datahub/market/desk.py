@@ -7,6 +7,7 @@ Knows nothing of HTTP and takes no decision.
 from __future__ import annotations
 
 import fcntl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Desk:
     superlink: SuperLink
     index: Indexer = field(init=False)  # what the chain says, in this database
     leases: Leases = field(init=False)
+    stopping: threading.Event = field(init=False)  # set when this process is told to end
     online: Seldom[set[int]] = field(init=False)  # the SuperLink's ids of connected nodes
     figures: Seldom[dict[str, int]] = field(init=False)  # of the home page
     shared: Seldom[dict[str, int]] = field(init=False)  # schema hash -> datasets, if several
@@ -57,6 +59,7 @@ class Desk:
                 self.engine, self.chain, config.registry, config.market, _entries_again
             ),
             "leases": Leases(self.engine),
+            "stopping": threading.Event(),
             "online": Seldom(lambda: self.superlink.online_nodes(), ONLINE_S),
             "figures": Seldom(self._figures, FIGURES_S),
             "shared": Seldom(self._shared, FIGURES_S),
@@ -122,7 +125,7 @@ def open_desk(config: HubConfig) -> Desk:
         escrow=Escrow(chain, config.market),
         revenue=Revenue(chain, config.market),
         superlink=SuperLink(
-            config.superlink,
+            config.superlink_here or config.superlink,
             config.superlink_folder / "ca.crt",
             operator_token(config.superlink_folder),
         ),

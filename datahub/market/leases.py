@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Collection
 
@@ -31,21 +32,36 @@ class Leases:
         self.me = f"{socket.gethostname()[:60]}-{os.getpid()}-{secrets.token_hex(4)}"
         self._mine: set[str] = set()
         self._renewed = time.time()
+        self._ended = False
+        self._lock = threading.RLock()  # one thread renews, another takes, a third ends
+
+    @property
+    def held(self) -> int:
+        """How many jobs are this process's, as it last knew."""
+        return sum(name.startswith("job:") for name in set(self._mine))
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything was given up: nothing is this process's any more."""
+        return self._ended
 
     def renew(self) -> None:
         """Say that this process lives, and keep what it holds: call it well within LIVES_S. What
         another has taken meanwhile is no longer held.
         """
-        now = time.time()
-        with Session(self.engine) as session:
-            session.exec(delete(LeaseRow).where(col(LeaseRow.until) < now - 60 * LIVES_S))
-            held = update(LeaseRow).where(col(LeaseRow.holder) == self.me)
-            session.execute(held.values(until=now + LIVES_S))
-            session.commit()
-            mine = select(LeaseRow.name).where(LeaseRow.holder == self.me)
-            self._mine = set(session.exec(mine).all())
-        self._renewed = now
-        self.take(WORKER + self.me)
+        with self._lock:
+            if self._ended:
+                return
+            now = time.time()
+            with Session(self.engine) as session:
+                session.exec(delete(LeaseRow).where(col(LeaseRow.until) < now - 60 * LIVES_S))
+                held = update(LeaseRow).where(col(LeaseRow.holder) == self.me)
+                session.execute(held.values(until=now + LIVES_S))
+                session.commit()
+                mine = select(LeaseRow.name).where(LeaseRow.holder == self.me)
+                self._mine = set(session.exec(mine).all())
+            self._renewed = now
+            self.take(WORKER + self.me)
 
     def workers(self) -> int:
         """How many processes live, this one included."""
@@ -55,6 +71,10 @@ class Leases:
 
     def take(self, name: str) -> bool:
         """Whether `name` is this process's now."""
+        with self._lock:
+            return not self._ended and self._take(name)
+
+    def _take(self, name: str) -> bool:
         now = time.time()
         if now > self._renewed + LIVES_S:  # this process has slept: what it held may be another's
             self._mine.clear()
@@ -100,8 +120,10 @@ class Leases:
             self._mine -= set(names)
 
     def end(self) -> None:
-        """Give up everything: this process stops."""
-        with Session(self.engine) as session:
-            session.exec(delete(LeaseRow).where(col(LeaseRow.holder) == self.me))
-            session.commit()
-        self._mine.clear()
+        """Give up everything, for good: this process stops."""
+        with self._lock:
+            self._ended = True
+            self._mine.clear()
+            with Session(self.engine) as session:
+                session.exec(delete(LeaseRow).where(col(LeaseRow.holder) == self.me))
+                session.commit()

@@ -12,6 +12,7 @@ import time
 
 from sqlmodel import Session, col, delete, func, select
 
+from datahub import logs
 from datahub.errors import Conflict
 from datahub.index.tables import EscrowRow
 from datahub.market import jobs, model_files, repeats
@@ -85,10 +86,11 @@ def take_up(desk: Desk, pauses: Pauses | None = None) -> None:
         if not pauses.over(row.job_id):
             continue
         pauses.note(row.job_id, failed=True)
-        try:
-            jobs.submit(desk, row.terms.encode())
-        except Conflict as error:
-            log.warning("job %s is not taken up: %s", row.job_id[:12], error)
-        else:
-            pauses.note(row.job_id, failed=False)
-            log.info("job %s is paid, and taken up", row.job_id[:12])
+        with logs.about(row.job_id):
+            try:
+                jobs.submit(desk, row.terms.encode())
+            except Conflict as error:
+                log.warning("job %s is not taken up: %s", row.job_id[:12], error)
+            else:
+                pauses.note(row.job_id, failed=False)
+                log.info("job %s is paid, and taken up", row.job_id[:12])

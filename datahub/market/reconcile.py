@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlmodel import col, select
 
+from datahub import logs
 from datahub.errors import Conflict, HubError
 from datahub.market import entries, jobs, quotes, webhooks
 from datahub.market.desk import Desk
@@ -124,32 +125,38 @@ def reconcile(desk: Desk, pauses: Pauses | None = None, shared: bool = False) ->
     online = cache(desk.superlink.online_nodes)  # asked once a look, if any job waits for it
     mine = desk.leases.share([f"job:{row.job_id}" for row in rows]) if shared else None
     for row in rows:
-        if not pauses.over(row.job_id) or (mine is not None and f"job:{row.job_id}" not in mine):
-            continue
-        failed = True
-        before = (row.state, row.reason, row.run_id, row.runs_started)
+        if desk.stopping.is_set():  # others take what is left
+            return
+        if pauses.over(row.job_id) and (mine is None or f"job:{row.job_id}" in mine):
+            with logs.about(row.job_id):
+                _look(desk, row, online, pauses)
+
+
+def _look(desk: Desk, row: JobRow, online: Callable[[], set[int]], pauses: Pauses) -> None:
+    failed = True
+    before = (row.state, row.reason, row.run_id, row.runs_started)
+    try:
+        step(desk, row, online)
+        failed = False
+    except (BankError, TheatreError, HubError) as error:
+        row.reason = str(error)
+        log.warning("job %s: %s", row.job_id[:12], error)
+    except Exception:
+        # rubbish in a file of this job, a full disk: never another job's trouble
+        row.reason = "the hub could not take this job's next step; its operator's log says why"
+        log.exception("job %s", row.job_id[:12])
+    pauses.note(row.job_id, failed)
+    if (row.state, row.reason, row.run_id, row.runs_started) != before:
         try:
-            step(desk, row, online)
-            failed = False
-        except (BankError, TheatreError, HubError) as error:
-            row.reason = str(error)
-            log.warning("job %s: %s", row.job_id[:12], error)
-        except Exception:
-            # rubbish in a file of this job, a full disk: never another job's trouble
-            row.reason = "the hub could not take this job's next step; its operator's log says why"
-            log.exception("job %s", row.job_id[:12])
-        pauses.note(row.job_id, failed)
-        if (row.state, row.reason, row.run_id, row.runs_started) != before:
-            try:
-                with desk.session() as session:
-                    session.merge(row)
-                    if row.state != before[0]:
-                        webhooks.note(session, row)
-                    session.commit()
-            except Exception:  # the next look takes the same step again
-                log.exception("job %s is not written down", row.job_id[:12])
-            said = "".join(c if c.isprintable() else " " for c in row.reason)
-            log.info("job %s is %s %s", row.job_id[:12], row.state, said)
+            with desk.session() as session:
+                session.merge(row)
+                if row.state != before[0]:
+                    webhooks.note(session, row)
+                session.commit()
+        except Exception:  # the next look takes the same step again
+            log.exception("job %s is not written down", row.job_id[:12])
+        said = "".join(c if c.isprintable() else " " for c in row.reason)
+        log.info("job %s is %s %s", row.job_id[:12], row.state, said)
 
 
 def step(desk: Desk, row: JobRow, online: Callable[[], set[int]]) -> None:

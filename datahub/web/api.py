@@ -38,7 +38,7 @@ from datahub.market.catalogue import MOST_ID
 from datahub.market.desk import Desk
 from datahub.market.entries import Asked
 from datahub.order import Order
-from datahub.web import account, live, metadata, pages, problems
+from datahub.web import account, live, metadata, operations, pages, problems
 from datahub.web.bodies import Body
 from datahub.web.bounds import Bounds
 from datahub.web.etags import ETags
@@ -284,16 +284,13 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
 
     app.add_middleware(ETags)
     app.add_middleware(Bounds, behind_proxy=desk.config.behind_proxy)
+    operations.install(app, desk)
 
     @app.exception_handler(HTTPException)
     async def _elsewhere(request: Request, error: HTTPException) -> Response:
         return _say(
             request, f"{request.method} {request.url.path[:80]}: {error.detail}", error.status_code
         )
-
-    @app.get("/health")
-    def health(desk: DeskDep) -> dict[str, Any]:
-        return {"status": "ok", "block_time": desk.chain.now()}
 
     @app.get("/api/v1/network")
     def network(desk: DeskDep) -> dict[str, Any]:

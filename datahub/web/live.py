@@ -23,8 +23,14 @@ EVENT = {
 LOOK_S = 0.5
 LIVES_S = 600.0  # then the browser asks again
 MOST_WATCHERS, AGAIN_MS = 200, 15_000
+SOON_MS = 1000  # when this process ends
 _watching: set[object] = set()
 QUIET_S = 15.0  # after so long a line that says nothing, or something between would hang up
+
+
+def watchers() -> int:
+    """How many streams this process sends now."""
+    return len(_watching)
 
 
 async def changes(desk: Desk, job_id: str) -> AsyncIterator[str]:
@@ -46,6 +52,9 @@ async def changes(desk: Desk, job_id: str) -> AsyncIterator[str]:
 async def _changes(desk: Desk, job_id: str) -> AsyncIterator[str]:
     last, said, end = "", time.monotonic(), time.monotonic() + LIVES_S
     while time.monotonic() < end:
+        if desk.stopping.is_set():  # the browser asks again, the next process or another one
+            yield f"retry: {SOON_MS}\n\n"
+            return
         job = await run_in_threadpool(lambda: jobs.describe(desk, jobs.job_row(desk, job_id)))
         text = json.dumps(job, default=str)
         if text != last:

@@ -239,7 +239,7 @@ class Escrow:
         attested = self.attested(job_id)
         if paid is None or attested is None:
             raise BankError(
-                f"job 0x{job_id.hex()} is settled, but the chain at {self.chain.url} has lost its "
+                f"job 0x{job_id.hex()} is settled, but the chain at {self.chain.host} has lost its "
                 "events"
             )
         money = paid["args"]

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urldefrag
+from urllib.parse import urldefrag, urlsplit
 
 import requests
 from eth_account import Account
@@ -57,6 +57,7 @@ class Chain:
 
     def __init__(self, url: str, key: str | None):
         self.url, fragment = urldefrag(url)
+        self.host = shown(url)
         settings = _settings(fragment)
         self.confirmations, self.log_range = settings["confirmations"], settings["log_range"]
         self.answered_at = 0.0  # unix seconds of the last answer that was no error
@@ -75,7 +76,7 @@ class Chain:
         found = self._web3.eth.chain_id
         if type(found) is not int:  # web3 passes on whatever came where a number should be
             raise ChainUnreachable(
-                f"no chain answers at {self.url}: its chain id is {str(found)[:40]!r}"
+                f"no chain answers at {self.host}: its chain id is {str(found)[:40]!r}"
             )
         return found
 
@@ -92,14 +93,14 @@ class Chain:
             ) from error
         except BadFunctionCallOutput as error:
             raise BankError(
-                f"the chain at {self.url} has no such contract at this address"
+                f"the chain at {self.host} has no such contract at this address"
             ) from error
         except TransactionNotFound:
             raise  # a Web3RPCError too, but an answer: not mined yet
         except Web3RPCError as error:
             said = (error.rpc_response or {}).get("error")
             raise NodeRefused(
-                f"the chain at {self.url} refused: {said['message'] if said else error}"
+                f"the chain at {self.host} refused: {said['message'] if said else error}"
             ) from error
         except (
             requests.RequestException,
@@ -108,7 +109,7 @@ class Chain:
             json.JSONDecodeError,
         ) as error:
             raise ChainUnreachable(
-                f"no chain answers at {self.url}: {type(error).__name__}"
+                f"no chain answers at {self.host}: {type(error).__name__}"
             ) from error
         self.answered_at = time.time()
         return answer
@@ -201,7 +202,7 @@ class Chain:
     def _sender(self) -> Any:
         if self.address is None:
             raise BankError(
-                f"sending to the chain at {self.url} needs a key; this connection has none"
+                f"sending to the chain at {self.host} needs a key; this connection has none"
             )
         return self.address
 
@@ -250,7 +251,7 @@ class Chain:
             if receipt is not None:
                 return receipt
         raise BankError(
-            f"the chain at {self.url} refused {NONCE_TRIES} nonces; is another program using "
+            f"the chain at {self.host} refused {NONCE_TRIES} nonces; is another program using "
             "this key?"
         )
 
@@ -417,7 +418,7 @@ class Chain:
             found = self._ask(lambda: self._web3.eth.get_transaction(transaction_hash))
         except TransactionNotFound as error:
             raise BankError(
-                f"the chain at {self.url} has lost transaction 0x{bytes(transaction_hash).hex()}"
+                f"the chain at {self.host} has lost transaction 0x{bytes(transaction_hash).hex()}"
             ) from error
         return bytes(found["input"])
 
@@ -427,7 +428,7 @@ class Chain:
             lambda: self._web3.provider.make_request(RPCEndpoint(method), list(params))
         )
         if "error" in answer:
-            raise NodeRefused(f"the chain at {self.url} refused: {answer['error'].get('message')}")
+            raise NodeRefused(f"the chain at {self.host} refused: {answer['error'].get('message')}")
         return answer.get("result")
 
 
@@ -451,6 +452,14 @@ def _settings(fragment: str) -> dict[str, int]:
             )
         found[name] = int(value)
     return found
+
+
+def shown(url: str) -> str:
+    """What of an endpoint may stand in a sentence that anybody reads: scheme, host and port. A
+    provider's key is in the path, a password before the host.
+    """
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def connect(url: str, key: str | bytes | None = None) -> Chain:

@@ -79,7 +79,13 @@ def test_whatever_is_sent__the_answer_is_a_documented_one(
 
 def test_specification__names_every_route(hub_url: str) -> None:
     paths = httpx.get(f"{hub_url}/openapi.json").json()["paths"]
-    assert {"/api/v1/quotes", "/api/v1/jobs", "/api/v1/claims/{account}", "/health"} <= set(paths)
+    assert {
+        "/api/v1/quotes",
+        "/api/v1/jobs",
+        "/api/v1/claims/{account}",
+        "/healthz",
+        "/readyz",
+    } <= set(paths)
     assert all("422" in answer["responses"] for one in paths.values() for answer in one.values())
 
 

@@ -361,4 +361,4 @@ def test_the_hubs_error_is_one_sentence_whatever_it_answers(
 ) -> None:
     with pytest.raises(HubError, match="does not answer"):
         Hub("http://127.0.0.1:9").get("/api/v1/datasets")
-    assert json.dumps(Hub(hub_url).get("/health"))
+    assert json.dumps(Hub(hub_url).get("/healthz"))

@@ -85,7 +85,7 @@ def test_more_bytes_than_a_route_takes__are_refused_while_they_arrive(client: ht
     assert bounds.limit("/api/v1/quotes") == bounds.MODEL_BYTES
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/api/v1/datasets", "/jobs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/", "/healthz", "/api/v1/datasets", "/jobs", "/openapi.json"])
 def test_head__answers_as_get_without_a_body(client: httpx.Client, path: str) -> None:
     answer = client.head(path)
     assert answer.status_code == client.get(path).status_code == 200 and answer.content == b""

@@ -393,7 +393,7 @@ def test_a_hub_with_endless_and_hanging_connections__holds_no_head_and_stops_at_
     with subprocess.Popen([*command, "--port", str(port)]) as process:
         for _ in range(300):
             try:
-                assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
+                assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=2).status_code == 200
                 break
             except httpx.HTTPError:
                 time.sleep(0.1)
@@ -402,7 +402,7 @@ def test_a_hub_with_endless_and_hanging_connections__holds_no_head_and_stops_at_
             socket.create_connection(("127.0.0.1", port)) as endless,
             contextlib.suppress(OSError),
         ):
-            for part in (b"GET /health HTTP/1.1\r\nx: ", *[b"x" * 2**20] * 48):
+            for part in (b"GET /healthz HTTP/1.1\r\nx: ", *[b"x" * 2**20] * 48):
                 endless.sendall(part)
         assert _held(process.pid) - before < 16  # a head has an end
         with socket.create_connection(("127.0.0.1", port)) as hanging:
