@@ -12,6 +12,7 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+BODY_S = 1.0  # for a body that is still coming when the server ends
 HEAD_S = 20.0  # for a connection's first request; the next ones have uvicorn's timeout_keep_alive
 
 
@@ -24,6 +25,15 @@ class Connection(H11Protocol):
         """As uvicorn's, with a clock."""
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(HEAD_S, self.timeout_keep_alive_handler)
+
+    def shutdown(self) -> None:
+        """As uvicorn's; who still sends a body is not waited for beyond BODY_S."""
+        super().shutdown()
+        self.loop.call_later(BODY_S, self._cut)
+
+    def _cut(self) -> None:
+        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's; the clock stops when the whole head is there."""

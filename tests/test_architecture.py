@@ -16,7 +16,17 @@ ALCOVES = {
     "datatokens": ["chain", "bindings"],
     "fl_client": ["data", "model", "privacy", "worker", "node", "office"],
     "fl_server": [],
-    "datahub": ["metadata", "index", "migrations", "market", "web", "buyer", "shell", "demo"],
+    "datahub": [
+        "metadata",
+        "index",
+        "migrations",
+        "market",
+        "web",
+        "operator",
+        "buyer",
+        "shell",
+        "demo",
+    ],
 }
 APART = {
     ("datahub", "buyer", "market"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
@@ -56,7 +56,7 @@ class Loop(threading.Thread):
         """Until stopped: each chore, every so many seconds."""
         chores = self.chores
         due = dict.fromkeys(chores, 0.0)
-        while not self.stopping.wait(TICK_S):
+        while not (self.stopping.wait(TICK_S) or self.desk.stopping.is_set()):
             self.turned_at = time.time()
             for chore in chores:
                 if time.monotonic() < due[chore]:
@@ -102,6 +102,19 @@ def tell(desk: Desk) -> None:
     """What buyers' webhooks are to be told, by one of several hub processes."""
     if desk.leases.take("webhooks"):
         webhooks.deliver(desk)
+
+
+def stop(desk: Desk, running: Sequence[Loop]) -> None:
+    """End the loops, and let others have what this process held: within some seconds, whatever
+    hangs. A step that waits for the chain may be cut off: each is taken again until it is done.
+    """
+    for loop in running:
+        loop.stopping.set()
+    for loop in running:
+        loop.join(timeout=0.5)
+    giving_up = threading.Thread(target=desk.leases.end, daemon=True)
+    giving_up.start()
+    giving_up.join(timeout=2.0)
 
 
 def forget_ended_offers(desk: Desk) -> None:

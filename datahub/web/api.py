@@ -230,12 +230,7 @@ def create_app(desk: Desk, *, drive: bool = True) -> FastAPI:
         for loop in app.state.loops:
             loop.start()
         yield
-        for loop in app.state.loops:
-            loop.stopping.set()
-        for loop in app.state.loops:
-            # a step that waits for the chain may be cut off: each is taken again until it is done
-            loop.join(timeout=0.5)
-        desk.leases.end()
+        reconcile.stop(desk, app.state.loops)
 
     app = FastAPI(
         title="datahub",
