@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from datahub.errors import ConfigError
+from datahub.operator.service import COMPOSE, SYSTEMD, compose, units
 from datatokens.terminal import Terminal
+from fl_client.office.backup_cli import Json, PassphraseFile, passphrase_of
+from fl_client.office.brief import utc
+
+if TYPE_CHECKING:
+    from datahub.config import HubConfig
 
 hub = typer.Typer(help="The operator's hub.", no_args_is_help=True)
 console = Terminal()
@@ -114,3 +124,109 @@ def hub_superlink(
     port = config.superlink.rsplit(":", 1)[1]
     arguments = ["--folder", str(config.superlink_folder), "--host", host, "--port", port]
     os.execv(sys.executable, [sys.executable, "-m", "fl_server.superlink", *arguments])  # noqa: S606 replaces us
+
+
+@hub.command("backup")
+def hub_backup(
+    folder: Folder,
+    file: Annotated[Path, typer.Argument(help="The backup; must not exist yet.")],
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Write everything the hub keeps into one file, encrypted to a passphrase; the hub may run. A
+    PostgreSQL database is not in it: what to run for it is printed.
+    """
+    from datahub.config import read
+    from datahub.operator import backup
+
+    config = read(folder)
+    made = backup.back_up(config, file, passphrase_of(passphrase_file, twice=True))
+    more = backup.how_to_copy(config)
+    if as_json:
+        typer.echo(json.dumps({"file": str(file), **asdict(made), "more": more}))
+        return
+    console.print(
+        f"{made.files} files of {folder}, {made.size} bytes, are in {file}; without the passphrase "
+        "nobody opens it, you included",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(more, end="", highlight=False, soft_wrap=True)
+
+
+@hub.command("restore")
+def hub_restore(
+    file: Annotated[Path, typer.Argument(help="The backup.")],
+    folder: Annotated[Path, typer.Argument(help="Where to; must be empty, or not exist yet.")],
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make a hub's folder of a backup. What has happened since, the hub reads from the chain."""
+    from datahub.config import read
+    from datahub.operator import backup
+
+    made = backup.restore(file, folder, passphrase_of(passphrase_file, twice=False))
+    more = backup.how_to_copy(read(folder))
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), **asdict(made), "more": more}))
+        return
+    console.print(
+        f"{folder} is the hub as it was on {utc(made.at)}, {made.files} files; make sure that the "
+        f"old one runs nowhere, then: datahub hub superlink {folder}; datahub hub start {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(more, end="", highlight=False, soft_wrap=True)
+
+
+class Kind(StrEnum):
+    """As what a hub can run."""
+
+    SYSTEMD = SYSTEMD
+    COMPOSE = COMPOSE
+
+
+@hub.command("service")
+def hub_service(
+    folder: Folder,
+    kind: Annotated[Kind, typer.Option(help="systemd units, or a Compose file.")] = Kind.SYSTEMD,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the files into this folder instead of printing them.")
+    ] = None,
+) -> None:
+    """Print what runs hub and SuperLink as services: two systemd units, or a Compose file with
+    PostgreSQL and nginx.
+    """
+    from datahub.config import read
+    from fl_client.node.job_folder import write_whole
+
+    config = read(folder)
+    files = _units(config) if kind is Kind.SYSTEMD else _compose(config)
+    if out is None:
+        for name, text in files.items():
+            typer.echo(f"# ---- {name}\n{text}", nl=False)
+        return
+    if not out.is_dir():
+        raise ConfigError(f"out={out} must be a folder that is there")
+    for name, text in files.items():
+        write_whole(out / name, text.encode())
+    console.print(f"{', '.join(files)} are in {out}; their first lines say what to do with them")
+
+
+def _units(config: HubConfig) -> Mapping[str, str]:
+    place = config.folder.resolve()
+    program = Path(sys.executable).with_name("datahub").absolute()
+    if not program.exists():
+        raise ConfigError(f"{program} is not there: install datahub into the Python that runs it")
+    try:
+        user = place.owner()
+    except KeyError:  # a number without a name
+        user = ""
+    return units(PurePosixPath(place), PurePosixPath(program), user, "0.0.0.0")  # noqa: S104 hospitals
+
+
+def _compose(config: HubConfig) -> Mapping[str, str]:
+    place = config.folder.resolve()
+    owner, version = place.stat(), sys.version_info
+    ids = owner.st_uid, owner.st_gid
+    return compose(PurePosixPath(place), ids, config.superlink, f"{version.major}.{version.minor}")

@@ -20,22 +20,14 @@ Tables themselves, which lie elsewhere, are not in it: jobs see snapshots, and t
 
 from __future__ import annotations
 
-import os
-import shutil
-import tarfile
-import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO
 
-from fl_client.data.shards import synced
 from fl_client.errors import BackupError
+from fl_client.node.archive import Backup, make_folder, opened, pack, write_file
 from fl_client.node.config import OWN
-from fl_client.node.job_folder import private_folder
-from fl_client.node.sealed import Opener, Sealer
 from fl_client.privacy.counter import RESTORED, Counter
 from fl_client.privacy.ledger_file import LedgerFile
 
@@ -45,18 +37,6 @@ BESIDE = {f"{LEDGER}-{what}" for what in ("wal", "shm", "journal")}  # SQLite's 
 LEFT_OUT = {COUNTER, "audit.mark"} | BESIDE
 TOGETHER = ("node.toml", "keys", "datasets")  # one of them says what another must hold
 TRIES = 5
-LEAST_PASSPHRASE = 12
-
-
-@dataclass(frozen=True)
-class Backup:
-    """What is in one: how many files, of how many bytes together, when it was made (unix
-    seconds).
-    """
-
-    files: int
-    size: int
-    at: int
 
 
 def back_up(folder: Path, file: Path, passphrase: str) -> Backup:
@@ -65,33 +45,9 @@ def back_up(folder: Path, file: Path, passphrase: str) -> Backup:
     """
     if not (folder / "node.toml").exists():
         raise BackupError(f"{folder} holds no node.toml: there is no node in it")
-    if len(passphrase) < LEAST_PASSPHRASE:
-        raise BackupError(
-            f"a passphrase of {len(passphrase)} characters is guessed too soon; {LEAST_PASSPHRASE} "
-            "are the least"
-        )
-    target = file.resolve()
-    if target.exists():
-        raise BackupError(f"{file} exists already; a backup takes no other file's place")
-    if target.is_relative_to(folder.resolve()):
-        raise BackupError(f"{file} is in the node's folder; put it on another disk")
-    beside = None
-    try:
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # 0600
-        beside = Path(name)
-        with os.fdopen(descriptor, "wb") as stream:
-            made = _write_unchanged(folder, stream, passphrase)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(target)
-        synced(target.parent)
-    except OSError as error:
-        where = error.filename or file
-        raise BackupError(f"{where}: {error.strerror or error}; no backup is made") from error
-    finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
-    return made
+    return write_file(
+        folder, file, passphrase, lambda stream: _write_unchanged(folder, stream, passphrase)
+    )
 
 
 def _write_unchanged(folder: Path, stream: BinaryIO, passphrase: str) -> Backup:
@@ -99,7 +55,7 @@ def _write_unchanged(folder: Path, stream: BinaryIO, passphrase: str) -> Backup:
         stream.seek(0)
         stream.truncate()
         before = _stamps(folder)
-        made = _write(folder, stream, passphrase)
+        made = pack(stream, passphrase, _contents(folder))
         if _stamps(folder) == before:
             return made
     raise BackupError(
@@ -108,35 +64,15 @@ def _write_unchanged(folder: Path, stream: BinaryIO, passphrase: str) -> Backup:
     )
 
 
-def _write(folder: Path, stream: BinaryIO, passphrase: str) -> Backup:
-    at, files, size = int(time.time()), 0, 0
-    with (
-        Sealer(stream, passphrase) as sealer,
-        tarfile.open(fileobj=cast(Any, sealer), mode="w|", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for name, content in _contents(folder):
-            info = tarfile.TarInfo(name)
-            info.size, info.mtime, info.mode = os.fstat(content.fileno()).st_size, at, 0o600
-            tar.addfile(info, content)  # so many bytes: what is added meanwhile is not in it
-            files, size = files + 1, size + info.size
-    return Backup(files, size, at)
-
-
 def _contents(folder: Path) -> Iterator[tuple[str, BinaryIO]]:
     for path in _paths(folder):
         name = path.relative_to(folder).as_posix()
         if not _kept(name) or name == LEDGER:
             continue
-        if path.is_symlink() or not (path.is_file() or path.is_dir() or not path.exists()):
-            raise BackupError(f"{path} is neither a file nor a folder; a backup holds no other")
-        if path.is_dir():
-            continue
-        try:
-            content = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
-        except FileNotFoundError:  # gone since, like a snapshot that nothing lists any more
-            continue
-        with content:
-            yield name, content
+        content = opened(path)
+        if content is not None:  # gone since, like a snapshot that nothing lists any more
+            with content:
+                yield name, content
     if (folder / LEDGER).exists():
         with LedgerFile(folder / LEDGER).copy() as copied:
             yield LEDGER, copied
@@ -177,55 +113,10 @@ def restore(file: Path, folder: Path, passphrase: str) -> Backup:
     """Make the node's folder of a backup. Raises BackupError, and leaves nothing behind, where
     there is a folder with something in it already, or where the backup is not whole.
     """
-    target = folder.resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise BackupError(f"{folder} is not empty; a backup is put back into a new folder only")
-    beside = None
-    try:
-        with file.open("rb") as stream:
-            private_folder(target.parent)
-            beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}.restoring-"))
-            try:
-                made = _read(stream, beside, passphrase)
-            except (BackupError, tarfile.TarError) as error:
-                raise BackupError(f"{file}: {error}") from error
-        Counter(beside / COUNTER).write(RESTORED)
-        beside.rename(target)  # fails where something has come to be in it
-        synced(target.parent)
-    except OSError as error:
-        raise BackupError(
-            f"{file} cannot be put back into {folder}: {error.strerror or error}"
-        ) from error
-    finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
-    return made
+    return make_folder(file, folder, passphrase, _kept, _finish)
 
 
-def _read(stream: BinaryIO, folder: Path, passphrase: str) -> Backup:
-    opener = Opener(stream, passphrase)
-    at, files, size = 0, 0, 0
-    with tarfile.open(fileobj=cast(Any, opener), mode="r|") as tar:
-        for member in tar:
-            if member.type != tarfile.REGTYPE or member.sparse or not _kept(member.name):
-                raise BackupError(f"it holds {member.name[:80]!r}, which no backup holds")
-            _write_file(folder / member.name, cast(BinaryIO, tar.extractfile(member)), member.size)
-            at, files, size = int(member.mtime), files + 1, size + member.size
-    while opener.read(1 << 20):  # to its end: only there is it known to be whole
-        pass
+def _finish(folder: Path) -> None:
     if not (folder / "node.toml").exists():
         raise BackupError("there is no node in it")
-    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        synced(path)
-    return Backup(files, size, at)
-
-
-def _write_file(path: Path, content: BinaryIO, size: int) -> None:
-    private_folder(path.parent)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        shutil.copyfileobj(content, file)
-        file.flush()
-        os.fsync(descriptor)
-        if os.fstat(descriptor).st_size != size:
-            raise BackupError(f"{path.name} is not of the length that was written")
+    Counter(folder / COUNTER).write(RESTORED)

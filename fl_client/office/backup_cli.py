@@ -38,7 +38,7 @@ def back_up(
     """
     from fl_client.node import backup
 
-    made = backup.back_up(folder, file, _passphrase(passphrase_file, twice=True))
+    made = backup.back_up(folder, file, passphrase_of(passphrase_file, twice=True))
     if as_json:
         typer.echo(json.dumps({"file": str(file), **asdict(made)}))
         return
@@ -61,7 +61,7 @@ def restore(
     """
     from fl_client.node import backup
 
-    made = backup.restore(file, folder, _passphrase(passphrase_file, twice=False))
+    made = backup.restore(file, folder, passphrase_of(passphrase_file, twice=False))
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), **asdict(made)}))
         return
@@ -74,7 +74,8 @@ def restore(
     )
 
 
-def _passphrase(file: Path | None, twice: bool) -> str:
+def passphrase_of(file: Path | None, twice: bool) -> str:
+    """The passphrase, read or asked for. Raises BackupError."""
     if file is None:
         typed: str = typer.prompt(
             "passphrase", hide_input=True, confirmation_prompt=twice, err=True

@@ -69,7 +69,7 @@ def test_network_add_and_synthetic__as_json__say_what_was_written(
 
 # what serves until it is stopped, what an operator does once, what prints a file as it is
 WITHOUT_JSON = """
-node start|node page|node service|hub init|hub start|hub superlink|demo
+node start|node page|node service|hub init|hub start|hub superlink|hub service|demo
 """
 
 

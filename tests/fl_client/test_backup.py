@@ -278,8 +278,8 @@ def test_backup__where_it_would_be_wrong__one_sentence_and_no_file(tmp_path: Pat
     there.write_text("something of mine")
     for file, passphrase, why in (
         (there, PASSPHRASE, "exists already"),
-        (folder / "b", PASSPHRASE, "in the node's folder"),
-        (folder / "keys" / "b", PASSPHRASE, "in the node's folder"),
+        (folder / "b", PASSPHRASE, "in the folder itself"),
+        (folder / "keys" / "b", PASSPHRASE, "in the folder itself"),
         (tmp_path / "b", "short", "of 5 characters is guessed too soon"),
         (tmp_path / "no" / "b", PASSPHRASE, "No such file or directory; no backup is made"),
     ):
