@@ -105,5 +105,22 @@ def test_every_command_in_the_operators_guide_exists() -> None:
     assert len(asked) > 20 and asked <= set(names())
 
 
+def test_every_command_and_metric_in_the_hubs_guide_exists() -> None:
+    guide = (ROOT / "datahub" / "OPERATING.md").read_text()
+    asked = {
+        " ".join(found) for found in re.findall(r"datahub (hub|chain|job|node) ([a-z]+)", guide)
+    }
+    assert len(asked) > 6 and asked <= {*names(), "chain start"}
+    code = "".join(
+        (ROOT / "datahub" / "web" / f"{n}.py").read_text() for n in ("figures", "counted")
+    )
+    metrics = set(re.findall(r'"((?:datahub|process)_[a-z_]+)"', code))
+    said = set(re.findall(r"`((?:datahub|process)_[a-z_]+)", guide))
+    assert said <= metrics and metrics - said <= {
+        "datahub_index_block",
+        "process_start_time_seconds",
+    }
+
+
 def test_the_table_of_attacks__names_forty_or_more() -> None:
     assert len(set(ATTACKS)) >= 40
