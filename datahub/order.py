@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from datahub.errors import BadRequest
@@ -68,6 +68,7 @@ class Order:
     quorum: int | None
     purpose_codes: tuple[str, ...] = ()
     answer_s: int | None = None
+    tiers: Mapping[int, int] = field(default_factory=dict)  # dataset -> tier; 0 where left out
 
     def body(self) -> dict[str, Any]:
         """The order as the hub's API takes it."""
@@ -83,7 +84,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Listed:
-    """A dataset as the chain has it, with the manifest whose hash is there."""
+    """A dataset as the chain has it, with the manifest whose hash is there; `price_units` is what a
+    job of the order's buyer by the order's tier pays.
+    """
 
     dataset_id: int
     node: str
@@ -110,8 +113,9 @@ def terms_of(
     """
     if not listed:
         raise BadRequest("datasets: name at least one dataset id")
-    if strangers := sorted(set(order.vouchers) - set(order.datasets)):
-        raise BadRequest(f"vouchers: dataset {strangers[0]} is not among the datasets ordered")
+    for name, named in (("vouchers", order.vouchers), ("tiers", order.tiers)):
+        if strangers := sorted(set(named) - set(order.datasets)):
+            raise BadRequest(f"{name}: dataset {strangers[0]} is not among the datasets ordered")
     if len({one.manifest.schema.hash for one in listed}) > 1:
         raise BadRequest(
             "datasets: they do not share one feature schema, so one model cannot be trained "
@@ -151,7 +155,7 @@ def _line(order: Order, one: Listed) -> DatasetTerm:
         one.node,
         0 if voucher else one.price_units,
         voucher,
-        0,
+        order.tiers.get(one.dataset_id, 0),
         rate,
         rate * order.compute_minutes,
     )

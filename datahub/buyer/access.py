@@ -124,7 +124,8 @@ def use(wallet: Wallet, dataset_id: int, tier: int) -> int:
     if wallet.registry.tier(dataset_id, tier).order_s == 0:
         raise OrderRefused(
             f"a datatoken of tier {tier} of dataset {dataset_id} is a voucher: use it with a job "
-            f"(datahub order new --voucher {dataset_id})"
+            f"(datahub order new --voucher {dataset_id}"
+            f"{f' --tier {dataset_id}={tier}' * bool(tier)})"
         )
     token = _enough(wallet, dataset_id, tier, 1)
     with job_store.sole_payer(str(wallet.chain.address)):

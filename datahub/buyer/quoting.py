@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from datahub.errors import OrderRefused
 from datahub.order import Listed, Order, Venue, differences, epsilon_of, terms_of
 from datatokens.bindings.registry import Registry, State
-from datatokens.errors import TermsError, TransactionRefused
+from datatokens.bindings.storefront import job_units
+from datatokens.errors import (
+    BankError,
+    ChainUnreachable,
+    NodeRefused,
+    TermsError,
+    TransactionRefused,
+)
 from datatokens.terms import DisputeTerms, JobTerms
 from fl_client.data.manifests import Manifest
 from fl_client.data.schemas import Schema
@@ -39,6 +46,14 @@ def dataset_ids(field: str, given: Any) -> tuple[int, ...]:
     return tuple(given)
 
 
+def tiers_of(given: Any) -> dict[int, int]:
+    """Dataset -> tier. Raises OrderRefused for what is none."""
+    whole = isinstance(given, Mapping) and all(type(n) is int for one in given.items() for n in one)
+    if not whole:
+        raise OrderRefused(f"tiers={str(given)[:60]} must name a tier for datasets, as {{1: 2}}")
+    return dict(given)
+
+
 def order_of(
     asked: Mapping[str, Any],
     files: tuple[bytes, bytes],
@@ -54,6 +69,7 @@ def order_of(
         given[name] = None if asked[name] is None else _number(name, asked[name])
     for name in ("datasets", "vouchers", "purpose_codes"):
         given[name] = tuple(asked[name])
+    given["tiers"] = {int(d): tier for d, tier in asked.get("tiers", {}).items()}
     delta, dispute = asked["delta"], asked["dispute"]
     usual = min(1e-5, *(1 / (10 * n) for n in persons))
     given |= {
@@ -73,10 +89,16 @@ def _number(name: str, value: Any) -> float:
 
 
 def listed(
-    registry: Registry, rows: Mapping[int, Any], dataset_id: int, buyer: str, market: str
+    registry: Registry,
+    rows: Mapping[int, Any],
+    dataset_id: int,
+    buyer: str,
+    market: str,
+    tier: int = 0,
+    voucher: bool = False,
 ) -> Listed:
-    """A dataset that `buyer` can buy now on `market`: facts from the chain, and the manifest in the
-    hub's `rows` if its hash is the one on the chain. Raises OrderRefused.
+    """A dataset that `buyer` can buy now on `market` by one of its tiers: facts from the chain, and
+    the manifest in the hub's `rows` if its hash is the one on the chain. Raises OrderRefused.
     """
     row = rows.get(dataset_id)
     if row is None or not isinstance(row.get("manifest"), Mapping):
@@ -96,7 +118,15 @@ def listed(
         raise OrderRefused(
             f"dataset {dataset_id}: the manifest that the hub shows is not the one on the chain"
         )
-    return Listed(dataset_id, found.node, found.price_units, manifest)
+    price = found.price_units
+    if tier:
+        try:
+            price = job_units(registry, dataset_id, tier, buyer, voucher)
+        except (ChainUnreachable, NodeRefused):
+            raise  # says nothing of the tier
+        except BankError as error:
+            raise OrderRefused(f"tiers: {error}") from error
+    return Listed(dataset_id, found.node, price, manifest)
 
 
 def model_files(

@@ -217,6 +217,7 @@ class Market:
         server_rates: Mapping[str, float] | None = None,
         reward_units: int = 0,
         vouchers: Sequence[int] = (),
+        tiers: Mapping[int, int] | None = None,
         compute_minutes: int = 10,
         dispute: DisputeTerms | None = None,
         deadline_s: int = USUAL_DEADLINE_S,
@@ -230,21 +231,25 @@ class Market:
         torch module; `loss` is the usual one of the datasets' target where it is not given.
 
         epsilon and delta are per hospital, for adding or removing one patient; delta defaults to
-        min(1e-5, 1 / (10 persons)). Where a hospital meters its compute, `compute_minutes` of it
-        are escrowed and what is not used comes back. `rounds`, `local_steps`, `learning_rate`,
-        `clip_norm`, `server_momentum` and `server_rates` follow from counts, inputs and epsilon
-        where they are not given (fl_client/privacy/defaults.py). The hub's fee is at most what the
-        network was pinned with, and at most `max_fee_units`. With `dispute`, payment waits for a
-        window in which an arbiter may be asked. Hospitals where a person decides have `answer_s`
-        seconds for it, three quarters of `deadline_s` where it is not given; `purpose_codes` are
-        what the job is for in codes of the Data Use Ontology, for hospitals that compare them.
+        min(1e-5, 1 / (10 persons)). `vouchers` are paid with one datatoken each, of the tier that
+        `tiers` names for the dataset (0 where it names none); without a voucher, a tier costs its
+        own price, and nothing while this wallet's access by it is open. Where a hospital meters its
+        compute, `compute_minutes` of it are escrowed and what is not used comes back. `rounds`,
+        `local_steps`, `learning_rate`, `clip_norm`, `server_momentum` and `server_rates` follow
+        from counts, inputs and epsilon where they are not given (fl_client/privacy/defaults.py).
+        The hub's fee is at most what the network was pinned with, and at most `max_fee_units`. With
+        `dispute`, payment waits for a window in which an arbiter may be asked. Hospitals where a
+        person decides have `answer_s` seconds for it, three quarters of `deadline_s` where it is
+        not given; `purpose_codes` are what the job is for in codes of the Data Use Ontology, for
+        hospitals that compare them.
         Raises HubError (the hub refused), OrderRefused (the order cannot be, or the quote is not
         it) or GraphRefused (the model cannot travel).
         """
         # torch is loaded here, where a model is touched, and by nothing else that a buyer does
         from datahub.buyer import quoting
 
-        ids, facts = self._facts(datasets)
+        by, spent = quoting.tiers_of(tiers or {}), quoting.dataset_ids("vouchers", vouchers)
+        ids, facts = self._facts(datasets, by, spent)
         schema = facts[0].manifest.schema
         loss = next(iter(schema.losses)) if loss is None else loss
         files = quoting.model_files(model, example, schema, loss, server_rates)
@@ -263,7 +268,8 @@ class Market:
             if isinstance(server_rates, Mapping)
             else server_rates,
             "reward_units": reward_units,
-            "vouchers": list(quoting.dataset_ids("vouchers", vouchers)),
+            "vouchers": list(spent),
+            "tiers": {str(dataset_id): tier for dataset_id, tier in by.items()},
             "compute_minutes": compute_minutes,
             "dispute": asdict(dispute) if dispute else None,
             "deadline_s": deadline_s,
@@ -274,8 +280,12 @@ class Market:
         }
         return self._proposed(facts, files, {"datasets": list(ids), **asked})
 
-    def _facts(self, datasets: Sequence[int | Dataset]) -> tuple[tuple[int, ...], list[Listed]]:
-        """The datasets' numbers, and what the chain says of each. Raises OrderRefused."""
+    def _facts(
+        self, datasets: Sequence[int | Dataset], tiers: Mapping[int, int], vouchers: Sequence[int]
+    ) -> tuple[tuple[int, ...], list[Listed]]:
+        """The datasets' numbers, and what the chain says of each by its tier. Raises
+        OrderRefused.
+        """
         from datahub.buyer import quoting
 
         market = self.network.deployment.market
@@ -283,7 +293,11 @@ class Market:
         if not ids:
             raise OrderRefused("datasets: name at least one dataset id")
         rows = {row["dataset_id"]: row for row in self.hub.get("/api/v1/datasets", id=ids)}
-        return ids, [quoting.listed(self.registry, rows, d, self.address, market) for d in ids]
+        who = (self.address, market)
+        return ids, [
+            quoting.listed(self.registry, rows, d, *who, tiers.get(d, 0), d in vouchers)
+            for d in ids
+        ]
 
     def _proposed(
         self, facts: Sequence[Listed], files: tuple[bytes, bytes], asked: Mapping[str, Any]
@@ -330,7 +344,8 @@ class Market:
                 f"job {job.id[:12]}: what was asked for is not kept on this disk, so it cannot be "
                 "repeated from here; order it anew with: datahub order new"
             )
-        _, facts = self._facts(asked["datasets"])
+        tiers = {int(dataset_id): tier for dataset_id, tier in asked.get("tiers", {}).items()}
+        _, facts = self._facts(asked["datasets"], tiers, asked["vouchers"])
         schema = facts[0].manifest.schema
         if schema.hash != JobSpec.from_dict(kept.terms.spec).schema_hash:
             raise OrderRefused(

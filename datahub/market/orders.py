@@ -17,6 +17,8 @@ from datahub.market import catalogue, offers, quotes
 from datahub.market.desk import Desk
 from datahub.market.tables import NodeRow
 from datahub.order import Listed, Order, Venue, epsilon_of, terms_of
+from datatokens.bindings.storefront import job_units
+from datatokens.errors import BankError, ChainUnreachable, NodeRefused
 from datatokens.terms import JobTerms
 from fl_client.errors import GraphRefused
 from fl_client.node.policy import BUILT_IN
@@ -31,7 +33,7 @@ def quote(desk: Desk, order: Order) -> tuple[JobTerms, float]:
     What was checked is kept with the model's files, so that the job can start as soon as it is
     paid. Raises BadRequest, NotFound or Conflict.
     """
-    listed = [_listed(desk, dataset_id) for dataset_id in order.datasets]
+    listed = [_listed(desk, dataset_id, order) for dataset_id in order.datasets]
     order = _with_model(order, listed)
     config = desk.config
     terms = terms_of(
@@ -69,13 +71,22 @@ def _with_model(order: Order, listed: Sequence[Listed]) -> Order:
     return replace(order, loss=loss, graph=graph, weights=weights)
 
 
-def _listed(desk: Desk, dataset_id: int) -> Listed:
+def _listed(desk: Desk, dataset_id: int, order: Order) -> Listed:
     row = catalogue.dataset_row(desk, dataset_id)
     manifest = catalogue.manifest_of(desk, row)
     with desk.session() as session:
         if session.get(NodeRow, row.node) is None:
             raise Conflict(f"dataset {dataset_id}: its node has not registered with this hub yet")
-    return Listed(dataset_id, row.node, int(row.price_units), manifest)
+    price, tier = int(row.price_units), order.tiers.get(dataset_id, 0)
+    if tier:
+        try:
+            voucher = dataset_id in order.vouchers
+            price = job_units(desk.registry, dataset_id, tier, order.buyer, voucher)
+        except (ChainUnreachable, NodeRefused):
+            raise  # passing
+        except BankError as error:
+            raise BadRequest(f"tiers: {error}") from error
+    return Listed(dataset_id, row.node, price, manifest)
 
 
 def as_json(terms: JobTerms, epsilon: float) -> dict[str, Any]:

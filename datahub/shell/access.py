@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 TierId = Annotated[int, typer.Option("--tier", help="The tier's id; 0 is a voucher for one job.")]
 Count = Annotated[int, typer.Option(help="How many datatokens.")]
 HOUR_S = 3600
-# a node takes a job whose terms name another tier; an order has no word for it
-NOT_YET = (
-    "orders use vouchers of tier 0 alone: no order names tier {} yet, though nodes would take it"
-)
 
 
 @data.command()
@@ -89,8 +85,6 @@ def buy_access(
     price = market.access_price(dataset_id, tier, count)
     what = f"{many(count, 'datatoken')} of tier {tier} of dataset {dataset_id}"
     complaints.print(f"{what}: {amount(price)}, fees included")
-    if tier != 0:
-        complaints.print(NOT_YET.format(tier), soft_wrap=True)
     if not yes:
         typer.confirm("Pay?", abort=True, err=True)
     with busy("the payment is sent, and its block waited for"):
@@ -150,7 +144,8 @@ def use_access(
     as_json: Json = False,
 ) -> None:
     """Use up one datatoken of a tier with hours: access begins, or goes on for so much longer. A
-    voucher for a job is used by `datahub order new --voucher ID`.
+    voucher for a job is used by `datahub order new --voucher ID`; jobs while access is open are
+    ordered with `--tier ID=TIER`.
     """
     until = market_of(network, key_file).use_access(dataset_id, tier)
     if as_json:

@@ -47,6 +47,14 @@ class Asked:
             help="Dataset id that is paid with one datatoken that you hold; repeat for each."
         ),
     ] = None
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATASET=TIER",
+            help="Pay for a dataset by another tier than 0: its price, its datatoken with "
+            "--voucher, or nothing while your access by it is open; repeat for each.",
+        ),
+    ] = None
     reward_units: Annotated[
         int, typer.Option(help="Reward pool, base units, split by patients.")
     ] = 0
@@ -101,6 +109,7 @@ class Asked:
             "purpose_codes": self.purpose_code or (),
             "delta": self.delta,
             "vouchers": self.voucher or (),
+            "tiers": dict(map(_tier, self.tier)) if self.tier else None,
             "reward_units": self.reward_units,
             "compute_minutes": self.compute_minutes,
             "max_fee_units": self.max_fee_units,
@@ -178,6 +187,14 @@ class Training(Asked):
         own["example"] = made_by("--example", self.example) if self.example else None
         own["server_rates"] = dict(map(_rate, self.server_rate)) if self.server_rate else None
         return super().settings() | own
+
+
+def _tier(given: str) -> tuple[int, int]:
+    dataset_id, _, tier = given.partition("=")
+    try:
+        return int(dataset_id), int(tier)
+    except ValueError:
+        raise OrderRefused(f"--tier {given!r:.60} must be DATASET=TIER, as in 3=1") from None
 
 
 def _rate(given: str) -> tuple[str, float]:

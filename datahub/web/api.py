@@ -120,6 +120,8 @@ class OrderIn(Body):
     buyer_public_key: str
     datasets: list[int] = Field(min_length=1, max_length=64)
     vouchers: list[int] = Field(default=[], max_length=64)
+    # dataset -> tier, 0 where left out; names in JSON are text
+    tiers: dict[Annotated[int, Field(strict=False)], int] = Field(default={}, max_length=64)
     compute_minutes: int = Field(default=10, ge=1, le=10_000)
     dispute: DisputeIn | None = None
     graph: str = ""

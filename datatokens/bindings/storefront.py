@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass
 
 from web3.logs import DISCARD
 
-from datatokens.bindings.registry import MAX_TIER, Token
+from datatokens.bindings.registry import MAX_TIER, Registry, Token
 from datatokens.chain.connection import Chain
 from datatokens.errors import BankError
 from datatokens.money import amount
@@ -169,6 +169,27 @@ class Storefront:
         if payment.allowance_units(account, self.contract.address) < most:
             payment.approve(self.contract.address, most)
         return dataset_id, _tier(tier_id), count, quote.market, most
+
+
+def job_units(
+    registry: Registry, dataset_id: int, tier_id: int, account: str, voucher: bool = False
+) -> int:
+    """What one job of `account` by a tier other than 0 pays for the dataset now, in base units:
+    nothing with one of its datatokens, or while access by it is open. Raises BankError for a tier
+    that is closed, or not sold where neither pays, TransactionRefused (UnknownTier).
+    """
+    tier = registry.tier(dataset_id, tier_id)
+    if tier.closed:
+        raise BankError(f"tier {tier_id} of dataset {dataset_id} is closed")
+    shop = Storefront(registry.chain, registry.storefront())
+    if voucher or shop.order_expiry(dataset_id, tier_id, account) > registry.chain.now():
+        return 0
+    if not tier.price_units:
+        raise BankError(
+            f"tier {tier_id} of dataset {dataset_id} is not sold, and {account} has no open access "
+            "by it: pay with one of its datatokens as a voucher, or use one up for access first"
+        )
+    return tier.price_units
 
 
 def _tier(tier_id: int) -> int:

@@ -13,10 +13,10 @@ from bank_world import PRICE
 from typer.testing import CliRunner
 
 from datahub import Market
-from datahub.buyer import networks
+from datahub.buyer import networks, quoting
 from datahub.buyer.access import Tier
 from datahub.cli import app
-from datahub.errors import OrderRefused
+from datahub.errors import HubError, OrderRefused
 from datahub.market import catalogue
 from datatokens.bindings.registry import Token
 from datatokens.bindings.storefront import Limits, Storefront
@@ -25,6 +25,7 @@ from datatokens.errors import BankError, TransactionRefused
 from tests.datahub.hub_world import FEE_BPS, HubWorld, manifest
 
 HOUR_S = 3600
+ORDER: dict[str, Any] = {"epsilon": 2.0, "purpose": "research", "rounds": 2}
 FRIEND = "0x" + "77" * 20
 
 
@@ -81,6 +82,56 @@ def test_voucher__bought_and_used_for_a_job__pays_for_its_dataset(
     assert line.voucher and line.price_units == 0
     job = quote.order()
     assert job.on_chain == "funded" and market.tiers(dataset_id)[0].held == 1
+
+
+def test_order__by_another_tier__pays_its_price_its_datatoken_or_nothing_while_access_is_open(
+    hub: HubWorld, market: Market, dataset_id: int
+) -> None:
+    registry = hub.bank.registry(hub.bank.hospitals[0])
+    tier = registry.add_tier(dataset_id, "DAY", 77, 24 * HOUR_S)
+
+    def order(vouchers: tuple[int, ...] = ()) -> tuple[int, bool, int]:
+        quote = market.quote([dataset_id], vouchers=vouchers, tiers={dataset_id: tier}, **ORDER)
+        assert quote.order().on_chain == "funded"
+        (line,) = quote.terms.datasets
+        assert line.tier == tier
+        return line.price_units, line.voucher, market.tiers(dataset_id)[tier].held
+
+    assert order() == (77, False, 0)
+    market.buy_access(dataset_id, tier, 2)
+    assert order((dataset_id,)) == (0, True, 1)
+    market.use_access(dataset_id, tier)
+    assert order() == (0, False, 0)
+    job = market.quote([dataset_id], tiers={dataset_id: tier}, **ORDER).keep()
+    (line,) = market.repeat(job.id).terms.datasets
+    assert (line.tier, line.price_units) == (tier, 0)
+
+
+def test_order__by_a_wrong_tier__is_one_sentence_of_the_buyers_own_and_of_the_hubs(
+    hub: HubWorld, market: Market, dataset_id: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = hub.bank.registry(hub.bank.hospitals[0])
+    given = registry.add_tier(dataset_id, "GIVEN", 0, HOUR_S)
+    closed = registry.add_tier(dataset_id, "CLOSED", 5, 0)
+    registry.close_tier(dataset_id, closed)
+    wrong = (
+        ({dataset_id: closed}, f"tiers: tier {closed} of dataset {dataset_id} is closed"),
+        ({dataset_id: given}, f"tiers: tier {given} of dataset {dataset_id} is not sold, and 0x"),
+        ({dataset_id: 9}, "tiers: .*tier 9"),
+        ({dataset_id: 256}, "tiers: tier_id=256 must be"),
+    )
+    for tiers, said in wrong:
+        with pytest.raises(OrderRefused, match=said):
+            market.quote([dataset_id], tiers=tiers, **ORDER)
+    with pytest.raises(OrderRefused, match=r"tiers=\{1: '2'\} must name a tier .*\{1: 2\}"):
+        market.quote([1], tiers={1: "2"}, **ORDER)  # type: ignore[dict-item]
+    with pytest.raises(HubError, match="tiers: dataset 2 is not among the datasets ordered"):
+        market.quote([1], tiers={2: 1}, **ORDER)
+    # what the hub says of itself, to whoever does not look
+    monkeypatch.setattr(quoting, "job_units", lambda *_: 0)
+    for tiers, said in wrong:
+        with pytest.raises(HubError, match=said):
+            market.quote([dataset_id], tiers=tiers, **ORDER)
 
 
 def test_buy_access__dearer_than_allowed_or_more_than_there_is__pays_nothing(
@@ -146,12 +197,18 @@ def test_shell__tiers_buy_give_take_and_use__do_the_same(
         *("--purpose", "research", "--rounds", 2, *key),
     )
     assert [line["voucher"] for line in quote["terms"]["datasets"]] == [True]
+    hourly = hub.bank.registry(hub.bank.hospitals[0]).add_tier(dataset_id, "PAID", 70, HOUR_S)
+    quote = shell(
+        *("order", "quote", "--dataset", dataset_id, "--tier", f"{dataset_id}={hourly}"),
+        *("--epsilon", 2, "--purpose", "research", "--rounds", 2, *key),
+    )
+    assert [(n["tier"], n["price_units"]) for n in quote["terms"]["datasets"]] == [(hourly, 70)]
     hospital = hub.bank.hospitals[0]
     registry = hub.bank.registry(hospital)
     day = registry.add_tier(dataset_id, "DAY", 7, 24 * HOUR_S)
     words = ["data", "buy-access", str(dataset_id), "--tier", str(day), *key]
     asked = CliRunner().invoke(app, words)  # nobody says yes
-    assert f"no order names tier {day} yet" in asked.stderr and asked.exit_code == 1
+    assert asked.exit_code == 1
     assert market.tiers(dataset_id)[day].held == 0
     tier = registry.add_tier(dataset_id, "HOUR", 0, HOUR_S)
     limits = Limits(True, False, 1, 1, 1)

@@ -26,6 +26,7 @@ from tests.datahub.hub_world import FEE_BPS, HubWorld
 FLAGS = {
     "datasets": {"--dataset"},
     "vouchers": {"--voucher"},
+    "tiers": {"--tier"},
     "purpose_codes": {"--purpose-code"},
     "server_rates": {"--server-rate"},
     "dispute": {
@@ -80,6 +81,7 @@ def test_settings__given__arrive() -> None:
         **ALL,
         purpose_code=["DUO:0000006"],
         voucher=[2],
+        tier=["2=1"],
         quorum=1,
         server_rate=["weight=0.5", "a=b=2"],
         dispute_arbiter=ARBITER,
@@ -88,6 +90,7 @@ def test_settings__given__arrive() -> None:
         dispute_silent_bps=5000,
     ).settings()
     assert given["purpose_codes"] == ["DUO:0000006"] and given["vouchers"] == [2]
+    assert given["tiers"] == {2: 1}
     assert given["server_rates"] == {"weight": 0.5, "a=b": 2.0} and given["quorum"] == 1
     assert given["dispute"] == DisputeTerms(60, ARBITER, 0, 5000)
 
@@ -95,6 +98,8 @@ def test_settings__given__arrive() -> None:
 def test_settings__half_a_dispute_or_a_rate_without_a_number__are_named() -> None:
     with pytest.raises(OrderRefused, match=r"--dispute-window-s, --dispute-bond-units, --disp"):
         Asked(**ALL, dispute_arbiter=ARBITER).settings()
+    with pytest.raises(OrderRefused, match="--tier '2' must be DATASET=TIER"):
+        Training(**ALL, tier=["2"]).settings()
     with pytest.raises(OrderRefused, match="--server-rate 'weight' must be NAME=NUMBER"):
         Training(**ALL, server_rate=["weight"]).settings()
 
