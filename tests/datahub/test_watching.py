@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
-from datahub import Market
+from datahub import Market, comparison, watching
 from datahub.buyer import changes, job_store, jobs, networks
 from datahub.buyer.hub_client import Hub
 from datahub.buyer.jobs import Job
@@ -24,7 +25,6 @@ from datahub.errors import HubError, NotFound, NotSettled, OrderRefused, Refunde
 from datahub.market.jobs import run_folder
 from datahub.market.reconcile import reconcile
 from datahub.market.tables import JobRow
-from datahub.shell import comparison, watching
 from datatokens.chain.rpc_server import accounts
 from tests.datahub.hub_world import FEE_BPS, HubWorld
 from tests.faults.crashes import hospitals_work
@@ -226,7 +226,7 @@ def test_show__by_its_first_digits__state_money_and_deadline(hub: HubWorld, mark
     assert said[0].startswith("settled") and "went to hospitals" in said[2]
 
 
-def test_compare__two_jobs__side_by_side(hub: HubWorld, market: Market) -> None:
+def test_compare__two_jobs__side_by_side(hub: HubWorld, hub_url: str, market: Market) -> None:
     one, other = ordered(market), ordered(market, rounds=3, purpose="care")
     say(hub, one, "round", number=1, **ROUND)
     settle(hub, one)
@@ -238,6 +238,11 @@ def test_compare__two_jobs__side_by_side(hub: HubWorld, market: Market) -> None:
     settlement = market.escrow.settlement(bytes.fromhex(one.id))
     assert settlement is not None
     assert found[0]["cost_units"] == one.terms.amount_units - settlement.change_units
+    shown = httpx.get(f"{hub_url}/compare", params={"job": [one.id, other.id]}).text
+    for words in ("0.500 ± 0.100", "1 of 2", "0 of 3", "Loss of", one.id[:12], other.id[:12]):
+        assert words in shown, shown
+    alone = httpx.get(f"{hub_url}/compare", params={"job": one.id})
+    assert alone.status_code == 422 and "choose 2 to 6 different jobs" in alone.text
     table = shell("job", "compare", one.id, other.id).output
     for words in ("0.500 ± 0.100", "1 of 2", "0 of 3", "care", "1, 2, 3", "base units)"):
         assert words in table, table
@@ -265,9 +270,7 @@ def test_compare__figures_of_the_report__with_their_intervals() -> None:
     assert (facts["epsilon"], facts["cost_units"], facts["seconds"]) == (1.25, 6, 2.5)
     bare = comparison.facts(status | {"evaluation": None, "settlement": None, "state": "refunded"})
     assert bare["evaluation"] == {} and bare["cost_units"] == 0
-    rows = list(
-        zip(*(column.cells for column in comparison.table([facts, bare]).columns), strict=True)
-    )
+    rows = [(name, *words) for name, words in comparison.rows([facts, bare])]
     assert ("accuracy (95 %)", "0.800 (0.700 to 0.900)", "none") in rows
     assert ("AUC (95 %)", "more noise than signal", "none") in rows
 
