@@ -16,7 +16,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from datahub import Market, comparison, watching
+from datahub import Market, comparison
 from datahub.buyer import changes, job_store, jobs, networks
 from datahub.buyer.hub_client import Hub
 from datahub.buyer.jobs import Job
