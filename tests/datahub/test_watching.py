@@ -25,6 +25,7 @@ from datahub.errors import HubError, NotFound, NotSettled, OrderRefused, Refunde
 from datahub.market.jobs import run_folder
 from datahub.market.reconcile import reconcile
 from datahub.market.tables import JobRow
+from datahub.shell import watching
 from datatokens.chain.rpc_server import accounts
 from tests.datahub.hub_world import FEE_BPS, HubWorld
 from tests.faults.crashes import hospitals_work
