@@ -86,12 +86,12 @@ def quoted(buyer: Market, **changes: Any) -> Any:
 
 
 def lying(monkeypatch: pytest.MonkeyPatch, path: str, change: Callable[[Any], Any]) -> None:
-    """Let the hub's answers at `path` be changed on their way."""
+    """Let the hub's answers at `path`, whatever is asked there, be changed on their way."""
     real = Hub.call
 
     def call(self: Hub, method: str, where: str, json: Any = None) -> Any:
         answer = real(self, method, where, json)
-        return Answer(change(answer.json())) if where == path else answer
+        return Answer(change(answer.json())) if where.partition("?")[0] == path else answer
 
     monkeypatch.setattr(Hub, "call", call)
 
