@@ -240,8 +240,11 @@ def test_commands__a_fifth_hospital_joins_sells_and_a_contributor_claims(
         "owner", "show", *as_owner
     )
     assert "offers: 2 cores" in datahub("node", "offer", node, "--hardware", "2 cores", *signed)
-    card = m.buyer.hub.get(f"/api/v1/hospitals/{shown['node']}")
-    assert (card["description"], card["datasets"][0]["settled"]) == ("2 cores", 1)
+    about = f"/api/v1/hospitals/{shown['node']}"
+    wait_for(
+        "the index", lambda: m.buyer.hub.get(about)["description"] == "2 cores", stack.processes
+    )
+    assert m.buyer.hub.get(about)["datasets"][0]["settled"] == 1
 
     stack.deployment.save(tmp_path / "deployment.json")
     rows = json.loads(
