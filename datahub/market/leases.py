@@ -21,7 +21,7 @@ from sqlmodel import Session, col, delete, func, or_, select, update
 from datahub.market.tables import LeaseRow
 
 LIVES_S = 10.0  # of a lease; clocks of several machines must agree to a few seconds
-WORKER = "worker:"
+WORKER, JOB = "worker:", "job:"
 
 
 class Leases:
@@ -102,7 +102,7 @@ class Leases:
         fair = -(-len(names) // self.workers())
         held = [name for name in names if name in self._mine and self.take(name)]
         mine = set(held[:fair])
-        self.give_up([one for one in self._mine if one not in mine and not one.startswith(WORKER)])
+        self.give_up([one for one in self._mine if one.startswith(JOB) and one not in mine])
         for name in names:
             if len(mine) == fair:
                 break

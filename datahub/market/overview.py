@@ -14,7 +14,7 @@ from sqlmodel import col, select
 from datahub.index.tables import BlockRow
 from datahub.market.desk import Desk
 from datahub.market.domain import FINAL, JobState
-from datahub.market.leases import WORKER
+from datahub.market.leases import JOB, WORKER
 from datahub.market.tables import DeliveryRow, JobRow, LeaseRow
 from datatokens.errors import BankError
 
@@ -57,7 +57,7 @@ def facts(desk: Desk) -> dict[str, Any]:
         head, chain, fees, gas = None, str(error), None, None
     workers = {row.holder: 0 for row in leases if row.name.startswith(WORKER)}
     for row in leases:
-        if row.name.startswith("job:") and row.holder in workers:
+        if row.name.startswith(JOB) and row.holder in workers:
             workers[row.holder] += 1
     return {
         "block": block,

@@ -22,7 +22,7 @@ from datahub.errors import Conflict, HubError
 from datahub.market import entries, jobs, quotes, webhooks
 from datahub.market.desk import Desk
 from datahub.market.domain import FINAL, JobState, advance
-from datahub.market.leases import LIVES_S
+from datahub.market.leases import JOB, LIVES_S
 from datahub.market.seldom import Pauses
 from datahub.market.tables import JobRow, NodeRow
 from datatokens.errors import BankError
@@ -136,7 +136,7 @@ def reconcile(desk: Desk, pauses: Pauses | None = None, shared: bool = False) ->
             )
         ).all()
     online = cache(desk.superlink.online_nodes)  # asked once a look, if any job waits for it
-    mine = desk.leases.share([f"job:{row.job_id}" for row in rows]) if shared else None
+    mine = desk.leases.share([JOB + row.job_id for row in rows]) if shared else None
     for row in rows:
         if desk.stopping.is_set():  # others take what is left
             return

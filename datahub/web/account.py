@@ -49,12 +49,7 @@ def origin(request: Request) -> str:
     """scheme://host of this hub as the browser sees it. Raises Forbidden where that is neither this
     machine nor one of hub.toml's: whoever signs in must know where.
     """
-    config = pages.desk_of(request).config
-    host = request.headers.get("host", "")
-    scheme = request.url.scheme
-    if config.behind_proxy:
-        scheme = request.headers.get("x-forwarded-proto", scheme).rsplit(",", 1)[-1].strip()
-    found = f"{scheme}://{host}"
+    config, found = pages.desk_of(request).config, pages.address_of(request)
     if pages.is_here(urlsplit(found).hostname or "") or found in config.origins:
         return found
     raise Forbidden(

@@ -67,7 +67,7 @@ def atom_feed(request: Request) -> Response:
 
 
 def _hub(request: Request) -> str:
-    return str(request.base_url).rstrip("/")
+    return pages.address_of(request)
 
 
 def _market(desk: Desk) -> str:

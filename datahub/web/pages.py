@@ -71,6 +71,14 @@ def desk_of(request: Request) -> Desk:
     return desk
 
 
+def address_of(request: Request) -> str:
+    """scheme://host under which a browser or a program has asked this hub."""
+    scheme, host = request.url.scheme, request.headers.get("host", request.url.netloc)
+    if desk_of(request).config.behind_proxy:
+        scheme = request.headers.get("x-forwarded-proto", scheme).rsplit(",", 1)[-1].strip()
+    return f"{scheme if scheme in ('http', 'https') else 'http'}://{host}"
+
+
 def is_here(host: str) -> bool:
     """Whether a host's name is this machine's for itself."""
     try:
@@ -95,7 +103,7 @@ def home_page(request: Request) -> HTMLResponse:
         "home.html",
         **desk.figures(),
         online=len(catalogue.online_nodes(desk)),
-        hub=str(request.base_url).rstrip("/"),
+        hub=address_of(request),
     )
 
 
@@ -176,7 +184,7 @@ def dataset_page(request: Request, dataset_id: DatasetId) -> HTMLResponse:
             "inputs": schema.width,
             "example": [_cut(row) for row in made_up(schema, EXAMPLES)] if schema.features else [],
         }
-    return page(request, "dataset.html", d=row, hub=str(request.base_url).rstrip("/"), **facts)
+    return page(request, "dataset.html", d=row, hub=address_of(request), **facts)
 
 
 @router.get("/datasets/{dataset_id}/made-up.csv")

@@ -94,10 +94,11 @@ def test_share__things_that_are_over__are_given_up(url: str) -> None:
     one = Leases(open_database(url))
     one.renew()
     one.share(["job:1", "job:2"])
+    assert one.take("webhooks")
     assert one.share(["job:2"]) == {"job:2"}
     with Session(one.engine) as session:
         names = set(session.exec(select(LeaseRow.name)).all())
-    assert names == {"job:2", leases.WORKER + one.me}
+    assert names == {"job:2", "webhooks", leases.WORKER + one.me}
 
 
 @needs_postgresql
