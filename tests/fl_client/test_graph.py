@@ -852,7 +852,7 @@ ELSEWHERE = set(
     (
         "config.py supernode.py bundle.py cli.py owner_cli.py listing.py job_folder.py entries.py "
         "counter.py table_cli.py album.py shards.py survey.py snapshots.py "
-        "backup.py sealed.py backup_cli.py "
+        "archive.py backup.py sealed.py backup_cli.py "
         # around what sees one: these start it and shut it in
         "workers.py zygote.py walls.py kernel.py probe.py machine_cli.py audit_log.py page.py "
         "pack.py "
