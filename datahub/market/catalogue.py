@@ -27,7 +27,7 @@ from fl_client.errors import DatasetError
 from fl_server.errors import SuperLinkError
 
 MOST_ID = 2**31 - 1  # of a dataset, as far as the database's whole numbers go
-PAGE, MOST_SHARING, MOST_GROUPS = 30, 64, 24
+PAGE, MOST_SHARING, MOST_GROUPS = 20, 64, 24
 STATES = ("active", "paused", "retired")
 
 

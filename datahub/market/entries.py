@@ -23,7 +23,7 @@ from datatokens.wire import parse
 MOST_WORDS, LONGEST_WORD = 500, 40  # of one dataset that are searched, the first ones
 MOST_ASKED = 8  # words of one search
 # a search whose words are rarer, and that so few datasets fit, names them all
-COMMON, FEW = 20_000, 2_000
+COMMON, FEW = 20_000, 500
 AFTER_ALL = "\U0010ffff"
 SORTS: dict[str, tuple[Any, bool]] = {  # name -> its column, whether it falls
     "name": (col(EntryRow.title), False),

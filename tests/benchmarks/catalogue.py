@@ -50,7 +50,7 @@ from fl_server.certificates import write_certificates
 from fl_server.superlink import operator_token
 from tests.conftest import terms as made_up_terms
 
-FULL = {"datasets": 100_000, "jobs": 1_000_000, "lines": 10_000_000, "seconds": 60.0}
+FULL = {"datasets": 100_000, "jobs": 1_000_000, "lines": 10_000_000, "seconds": 30.0}
 QUICK = {"datasets": 5_000, "jobs": 20_000, "lines": 100_000, "seconds": 10.0}
 RATE = 50  # requests a second
 LARGEST = 1_000_000  # entries of the one large contributor list (or all, if fewer)
@@ -218,6 +218,7 @@ def seed(engine: Engine, sizes: dict[str, Any], trees: Path) -> str:
                 "model_hash": "aa",
                 "report_hash": "bb",
                 "worked": "7",
+                "ended": number,
                 "paid_bps": 10_000,
                 "paid_units": "900000",
                 "change_units": "0",
@@ -265,7 +266,15 @@ def seed(engine: Engine, sizes: dict[str, Any], trees: Path) -> str:
         engine,
         EpochRow,
         iter(
-            [{"dataset_id": 1, "epoch": 1, "root": tree.root.hex(), "credited_units": str(10**12)}]
+            [
+                {
+                    "dataset_id": 1,
+                    "epoch": 1,
+                    "root": tree.root.hex(),
+                    "since": 0,
+                    "credited_units": str(10**12),
+                }
+            ]
         ),
     )
     with engine.begin() as connection:
