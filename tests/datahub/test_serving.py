@@ -125,7 +125,7 @@ def shared(hub: HubWorld, request: pytest.FixtureRequest) -> Iterator[Path]:
         yield folder
 
 
-def test_sigterm__another_hub_on_the_same_database__has_its_jobs_within_a_second(
+def test_sigterm__another_hub_on_the_same_database__has_its_jobs_at_once(
     shared: Path, started: list[Process]
 ) -> None:
     engine = open_database(config.read(shared).database)
@@ -134,7 +134,8 @@ def test_sigterm__another_hub_on_the_same_database__has_its_jobs_within_a_second
     first = started[0].running
     first.send_signal(signal.SIGTERM)
     took = until(lambda: list(holders(engine).values()) == [4], "the other has all four", LIVES_S)
-    assert took < 1.0 + 0.7  # of the promise, and of a busy machine
+    # a second on an idle machine; leases that nobody has given up end after more than this
+    assert took < LIVES_S / 2
     assert first.wait(timeout=STOP_S) == 0
     assert started[1].end() < STOP_S
     assert holders(engine) == {}
@@ -166,7 +167,7 @@ def test_sigterm__requests_under_way__are_answered_and_streams_told_to_come_agai
         answer = slow.recv(10_000)
     assert answer.startswith(b"HTTP/1.1 422"), answer
     assert process.running.wait(timeout=STOP_S) == 0
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < STOP_S
     watching.join(10)
     assert lines[0] == "event: job" and "retry: 1000" in lines[-2:]
     with pytest.raises(httpx.ConnectError):
