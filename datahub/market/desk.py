@@ -102,7 +102,8 @@ def open_database(url: str) -> Engine:
     """The engine, with tables as this version has them: an older hub's are brought up to it. SQLite
     is put into WAL mode so that pages never wait for the reconcile loop. Raises ConfigError.
     """
-    engine = create_engine(url)
+    # a connection for each thread that answers (40) and each loop: who waits for one is refused
+    engine = create_engine(url, max_overflow=45)
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
