@@ -75,7 +75,6 @@ PURE = [
     "fl_server/aggregation.py",
     "fl_server/report.py",
     "datahub/market/domain.py",
-    "datahub/money.py",
 ]
 MODULES = [p.relative_to(ROOT).as_posix().removesuffix(".py").replace("/", ".") for p in FILES]
 MODULES = sorted((m for m in MODULES if not m.endswith("__init__")), key=len, reverse=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import col, delete
+from sqlmodel import col, delete, select
 
 from datahub.errors import BadRequest
 from datahub.market.desk import Desk
@@ -19,6 +19,7 @@ from datahub.market.tables import RepeatRow
 from datatokens.wire import parse
 
 KEPT_S = 3600.0
+MOST = 10_000  # that are kept; one more pushes out the oldest, as with quotes
 LONGEST_KEY = 200
 
 
@@ -39,6 +40,10 @@ def once(desk: Desk, key: str, asked: Any, make: Callable[[], dict[str, Any]]) -
     with desk.session() as session:
         session.add(RepeatRow(name=name, asked=content, answer=json.dumps(answer), at=time.time()))
         try:
+            session.flush()
+            newest = select(RepeatRow.at).order_by(col(RepeatRow.at).desc()).offset(MOST).limit(1)
+            if (oldest := session.exec(newest).first()) is not None:
+                session.exec(delete(RepeatRow).where(col(RepeatRow.at) <= oldest))
             session.commit()
         except IntegrityError:  # the same request at the same moment: both get the first answer
             session.rollback()

@@ -25,9 +25,9 @@ from datahub.market.claims import claims_of, earned
 from datahub.market.desk import Desk
 from datahub.market.domain import FINAL, JobState
 from datahub.market.entries import SORTS, Asked
-from datahub.money import money
 from datahub.synthetic import made_up
 from datahub.web import charts, glossary
+from datatokens.money import money
 from datatokens.wire import parse
 from fl_client.data import words
 from fl_client.data.cells import as_number

@@ -12,8 +12,10 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlmodel import select
 
-from datahub.market.tables import EntryRow, QuoteRow
+from datahub.market import repeats
+from datahub.market.tables import EntryRow, QuoteRow, RepeatRow
 from datahub.web import rates
 from datahub.web.api import create_app
 from datahub.web.rates import Rate, client_of
@@ -151,6 +153,24 @@ def test_quote__named_and_sent_many_times_at_once__is_one_answer(
 
     with ThreadPoolExecutor(6) as pool:
         assert len(set(pool.map(ask, range(6)))) == 1
+
+
+def test_quotes_that_are_named__by_the_thousand__push_out_the_oldest(
+    hub: HubWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeats, "MOST", 3)
+    made: list[int] = []
+
+    def make() -> dict[str, Any]:
+        made.append(1)
+        return {"number": len(made)}
+
+    for n in range(8):
+        repeats.once(hub.desk, f"name {n}", {}, make)
+    with hub.desk.session() as session:
+        assert len(session.exec(select(RepeatRow)).all()) == 3
+    assert repeats.once(hub.desk, "name 7", {}, make) == {"number": 8}, "the newest is kept"
+    assert repeats.once(hub.desk, "name 0", {}, make) == {"number": 9}, "the oldest is asked anew"
 
 
 # -- limits ----------------------------------------------------------------------------------------
