@@ -192,7 +192,8 @@ def _walk(
     write(out, data, [first, second], claims, hospitals, status, result, seconds)
     console.print(
         f"\n{out}/ holds model.safetensors, graph.json, report.json, terms.json, schema.json, "
-        "summary.json, the model's card (README.md) and three charts (learning_curve.png, epsilon_meter.png, payouts.png)."
+        "summary.json, the model's card (README.md) and three charts (learning_curve.png, "
+        "epsilon_meter.png, payouts.png)."
     )
 
 
